@@ -1,0 +1,83 @@
+# Every target sets up .venv by itself, once. `make` alone lists the targets.
+#
+# Recipes call modules by `.venv/bin/python -m`, never the scripts beside it: a script's first line
+# holds the folder it was installed in and breaks when a checkout is moved.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+BENCH_INSTALLED := $(VENV)/.bench-installed
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+
+# A variable becomes a flag only when it is given, so every default stays in the experiment.
+omniglot_flags = \
+	$(if $(PROTOCOL),--protocol '$(PROTOCOL)') \
+	$(if $(STEPS),--steps '$(STEPS)') \
+	$(if $(SEED),--seed '$(SEED)') \
+	$(if $(N_WAY),--n-way '$(N_WAY)') \
+	$(if $(DATA),--data '$(DATA)') \
+	$(if $(OUT),--out '$(OUT)') \
+	$(if $(RESUME),--resume '$(RESUME)')
+common_flags = \
+	$(if $(STEPS),--steps '$(STEPS)') \
+	$(if $(SEED),--seed '$(SEED)') \
+	$(if $(OUT),--out '$(OUT)') \
+	$(if $(RESUME),--resume '$(RESUME)')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint omniglot sinusoid bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@echo
+	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
+	@echo "  PROTOCOL=fast|paper N_WAY= DATA=<folder with Omniglot's zips>; PYTHON= names the"
+	@echo "  interpreter (3.11 or newer) that .venv is made from."
+
+install: $(INSTALLED) ## set up .venv (every other target does it when needed)
+
+demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
+	$(RUN) -m experiments.demo $(common_flags)
+
+test: $(INSTALLED) ## run the tests and the docstrings' examples
+	$(RUN) -m pytest
+
+lint: $(INSTALLED) ## ruff and pyright
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's number
+	$(RUN) -m experiments.omniglot $(omniglot_flags)
+
+sinusoid: $(INSTALLED) ## MAML on sinusoid regression
+	$(RUN) -m experiments.sinusoid $(common_flags)
+
+bench: $(BENCH_INSTALLED) ## time the meta-step beside PyTorch and ordinary Flax convolutions
+	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')
+
+clean: ## remove .venv and the tools' caches (runs/ stays)
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so an interrupted installation starts again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v '$(PYTHON)' >/dev/null 2>&1 || { \
+		echo "make: no command '$(PYTHON)' was found. Install Python 3.11 or newer, or name" \
+			"one: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: metajax needs Python 3.11 or newer, and '$(PYTHON)' is" \
+			"$$('$(PYTHON)' --version 2>&1). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing metajax and its tools into $(VENV) (once; a few minutes) ..."
+	@'$(PYTHON)' -m venv $(VENV)
+	@$(PIP) install --upgrade 'pip>=25.1'  # the first that knows --group
+	@$(PIP) install -c constraints.txt -e . --group dev
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	@echo "Installing the benchmark's peers (PyTorch, higher) into $(VENV) (once) ..."
+	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@touch $@
