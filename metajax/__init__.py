@@ -1,0 +1,44 @@
+"""Meta-learning in JAX: adaptation as a pure function, and what stands on it."""
+
+from metajax import losses
+from metajax.adapt import AdaptInfo, adapt
+from metajax.evaluate import Scores, evaluate
+from metajax.interop import from_linen, from_nnx
+from metajax.learners import Learner, MetaSGDParams, anil, maml, meta_sgd, reptile
+from metajax.metagrad import meta_gradient
+from metajax.modes import GradientMode, first_order, mixed, rematerialised, unrolled
+from metajax.train import Trainer, TrainState, meta_trainer
+from metajax.trees import combine, partition
+from metajax.types import Batch, Episode, Sampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptInfo",
+    "Batch",
+    "Episode",
+    "GradientMode",
+    "Learner",
+    "MetaSGDParams",
+    "Sampler",
+    "Scores",
+    "TrainState",
+    "Trainer",
+    "adapt",
+    "anil",
+    "combine",
+    "evaluate",
+    "first_order",
+    "from_linen",
+    "from_nnx",
+    "losses",
+    "maml",
+    "meta_gradient",
+    "meta_sgd",
+    "meta_trainer",
+    "mixed",
+    "partition",
+    "rematerialised",
+    "reptile",
+    "unrolled",
+]

@@ -1,0 +1,38 @@
+"""Checks of static arguments: they fail when a thing is built, with the argument's name and value."""
+
+import math
+import operator
+from typing import Any
+
+
+def positive_int(name: str, value: Any, *, remedy: str = "") -> int:
+    """Returns ``value`` as an int, or raises a ValueError that names it."""
+    suffix = f" {remedy}" if remedy else ""
+    if isinstance(value, bool):
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.{suffix}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.{suffix}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}.{suffix}")
+    return number
+
+
+def positive_float(name: str, value: Any) -> float:
+    """Returns ``value`` as a float, or raises a ValueError that names it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a positive number, got {value!r}.") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+    return number
+
+
+def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    """Returns ``value`` if it is one of ``choices``, or raises a ValueError that names it."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+    return value

@@ -1,0 +1,123 @@
+"""Scores of a learner on held-out episodes, with confidence intervals."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import _checks
+from metajax.learners.base import Learner
+from metajax.metagrad import map_chunks
+from metajax.train import episode_keys, hoist_constants
+from metajax.types import Params, Sampler
+
+
+class Scores(NamedTuple):
+    """What ``evaluate`` measured; the names are ``"loss"`` and what the learner's loss reports.
+
+    Attributes:
+        episodes: how many episodes were drawn.
+        mean: the mean over episodes after the last inner step.
+        std: the standard deviation over episodes after the last inner step (with n − 1).
+        ci95: half the width of the 95 % confidence interval of ``mean``: 1.96 · std / √episodes.
+        curve: the means before the first and after every inner step, ``[steps + 1]``.
+        curve_ci95: half the widths of their 95 % confidence intervals, ``[steps + 1]``.
+        values: every episode's figures, ``[episodes, steps + 1]``.
+    """
+
+    episodes: int
+    mean: dict[str, float]
+    std: dict[str, float]
+    ci95: dict[str, float]
+    curve: dict[str, np.ndarray]
+    curve_ci95: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+
+
+@functools.lru_cache(maxsize=16)
+def _evaluator(learner: Learner, sample: Sampler, episodes: int, tasks_per_chunk: int | None):
+    """The compiled evaluation; cached, so that validating again and again compiles once."""
+    draw, constants = hoist_constants(sample)
+
+    @jax.jit
+    def values(params, key, constants):
+        def one_episode(episode_key):
+            episode = draw(constants, episode_key)
+
+            def outcome(adapted):
+                loss, metrics = learner.loss(adapted, episode)
+                return {"loss": loss, **metrics}
+
+            _, info = learner.adapt(params, episode.support, observe=outcome)
+            return info.observed
+
+        return map_chunks(
+            one_episode, episode_keys(key, 0, episodes), tasks_per_chunk=tasks_per_chunk
+        )
+
+    return lambda params, key: values(params, key, constants)
+
+
+def evaluate(
+    learner: Learner,
+    params: Params,
+    sample: Sampler,
+    key: jax.Array,
+    *,
+    episodes: int = 600,
+    tasks_per_chunk: int | None = None,
+) -> Scores:
+    """Adapts to episodes that ``sample`` draws, and scores their query sets.
+
+    Args:
+        learner: the algorithm; for another number of inner steps than in training, build it again
+            with that number.
+        params: the meta-parameters, as in ``TrainState.params``.
+        sample: ``sample(key) -> Episode``.
+        key: episode i is drawn from this key, folded with 0 and with i.
+        episodes: how many episodes, at least 2.
+        tasks_per_chunk: how many are computed together; see ``metajax.meta_gradient``.
+
+    Returns:
+        ``Scores``, on the host.
+
+    Raises:
+        ValueError: if ``episodes`` is less than 2 or ``tasks_per_chunk`` isn't a positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, metajax
+        >>> def sample(key):
+        ...     centre = jax.random.normal(key)
+        ...     return metajax.Episode(centre, centre)
+        >>> learner = metajax.maml(lambda p, c: (p - c) ** 2, optax.sgd(0.25), steps=1)
+        >>> scores = metajax.evaluate(learner, jnp.array(0.0), sample, jax.random.key(0))
+        >>> scores.episodes, bool(jnp.allclose(scores.curve["loss"][1] * 4, scores.curve["loss"][0]))
+        (600, True)
+    """
+    _checks.positive_int("episodes", episodes)
+    if episodes < 2:
+        raise ValueError(f"episodes must be at least 2 for a confidence interval, got {episodes}.")
+    if tasks_per_chunk is not None:
+        _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
+    values = _evaluator(learner, sample, episodes, tasks_per_chunk)(params, key)
+    return summarise(jax.device_get(values))
+
+
+def summarise(values: dict[str, np.ndarray]) -> Scores:
+    """Means, deviations and intervals of figures ``[episodes, steps + 1]``."""
+    values = {name: np.asarray(rows, np.float64) for name, rows in values.items()}
+    episodes = len(next(iter(values.values())))
+    curve = {name: rows.mean(axis=0) for name, rows in values.items()}
+    deviation = {name: rows.std(axis=0, ddof=1) for name, rows in values.items()}
+    interval = {name: 1.96 * rows / np.sqrt(episodes) for name, rows in deviation.items()}
+    return Scores(
+        episodes=episodes,
+        mean={name: float(rows[-1]) for name, rows in curve.items()},
+        std={name: float(rows[-1]) for name, rows in deviation.items()},
+        ci95={name: float(rows[-1]) for name, rows in interval.items()},
+        curve=curve,
+        curve_ci95=interval,
+        values=values,
+    )

@@ -1,0 +1,88 @@
+"""Flax modules as a pair of parameters and a pure apply function."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from metajax.types import Params
+
+if TYPE_CHECKING:
+    from flax import linen, nnx
+
+Apply = Callable[..., Any]
+
+
+def from_linen(module: "linen.Module", key: jax.Array, *inputs: Any) -> tuple[Params, Apply]:
+    """Initialises a Linen module and returns its parameters and a pure apply function.
+
+    Args:
+        module: any ``flax.linen.Module``.
+        key: the random key of the initialisation.
+        *inputs: example inputs, whose shapes the module is initialised for.
+
+    Returns:
+        ``(params, apply)``. ``params`` is the module's ``params`` collection; where it has others
+        (``batch_stats``), it is the dict of all collections. ``apply(params, *inputs, **kwargs)``
+        is the module's ``apply`` on that; with ``mutable=[...]`` it returns
+        ``(outputs, changed collections)`` as Linen's does.
+
+    Raises:
+        TypeError: if ``module`` isn't an unbound Linen module.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, flax.linen as nn
+        >>> params, apply = from_linen(nn.Dense(2), jax.random.key(0), jnp.zeros((1, 3)))
+        >>> params["kernel"].shape, apply(params, jnp.zeros((4, 3))).shape
+        ((3, 2), (4, 2))
+    """
+    from flax import linen
+
+    if not isinstance(module, linen.Module):
+        raise TypeError(f"module must be a flax.linen.Module, got {type(module).__name__}.")
+    variables = module.init(key, *inputs)
+    if set(variables) == {"params"}:
+        return variables["params"], lambda params, *args, **kwargs: module.apply(
+            {"params": params}, *args, **kwargs
+        )
+    return dict(variables), module.apply
+
+
+def from_nnx(module: "nnx.Module") -> tuple[Params, Apply]:
+    """Splits an NNX module into its parameters and a pure apply function.
+
+    Args:
+        module: any ``flax.nnx.Module`` that can be called. What isn't an ``nnx.Param`` (statistics,
+            random streams) is taken as it stands now and held constant.
+
+    Returns:
+        ``(params, apply)``: a dict of arrays, and ``apply(params, *inputs, **kwargs)``, which calls
+        the module with these parameters.
+
+    Raises:
+        TypeError: if ``module`` isn't an NNX module.
+        ValueError: if it has no parameters.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> params, apply = from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        >>> params["kernel"].shape, apply(params, jnp.zeros((4, 3))).shape
+        ((3, 2), (4, 2))
+    """
+    # Imported here alone: some pairs of jax and flax versions break nnx, but not linen.
+    from flax import nnx
+
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}.")
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    arrays = nnx.to_pure_dict(params)
+    if not jax.tree.leaves(arrays):
+        raise ValueError(f"module has no nnx.Param to learn: {type(module).__name__}.")
+
+    def apply(arrays: Params, *args: Any, **kwargs: Any) -> Any:
+        state = jax.tree.map(lambda leaf: leaf, params)
+        nnx.replace_by_pure_dict(state, arrays)
+        return nnx.merge(graph, state, rest, copy=True)(*args, **kwargs)
+
+    return arrays, apply

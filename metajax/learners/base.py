@@ -1,0 +1,61 @@
+"""What a meta-learning algorithm is: pure functions of one task."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+
+from metajax.adapt import AdaptInfo, value_and_aux
+from metajax.types import Episode, LossFn, Metrics, Params, PyTree
+
+
+class AdaptFn(Protocol):
+    """Adapts to one task's support set; ``observe`` as in ``metajax.adapt``."""
+
+    def __call__(
+        self,
+        params: Params,
+        support: PyTree,
+        *,
+        observe: Callable[[Params], PyTree] | None = None,
+    ) -> tuple[Params, AdaptInfo]: ...
+
+
+class Learner(NamedTuple):
+    """An algorithm: a factory such as ``maml`` returns one.
+
+    Attributes:
+        init: turns a model's parameters into the meta-parameters that the outer loop learns (the
+            same, or with learned rates beside them, say).
+        adapt: ``adapt(meta_params, support, observe=None) -> (adapted, info)``, of one task.
+        loss: ``loss(adapted, episode) -> (loss, metrics)``, what the outer loop minimises: usually
+            the query loss of the adapted parameters.
+        gradient: ``gradient(meta_params, episode) -> (gradient, metrics)`` of one task, for
+            algorithms whose update isn't the derivative of ``loss`` after ``adapt``; None for those
+            whose update is.
+    """
+
+    init: Callable[[Params], Params]
+    adapt: AdaptFn
+    loss: Callable[[Params, Episode], tuple[jax.Array, Metrics]]
+    gradient: Callable[[Params, Episode], tuple[Params, Metrics]] | None = None
+
+
+OuterLoss = Callable[[Params, Episode], jax.Array | tuple[jax.Array, Metrics]]
+"""``outer_loss(adapted, episode) -> scalar``, or ``(scalar, metrics)``."""
+
+
+def episode_loss(loss_fn: LossFn, outer_loss: OuterLoss | None):
+    """The ``loss`` of a Learner: ``outer_loss``, or else ``loss_fn`` on the query set."""
+
+    def loss(adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
+        if outer_loss is None:
+            output, name = loss_fn(adapted, episode.query), "loss_fn"
+        else:
+            output, name = outer_loss(adapted, episode), "outer_loss"
+        value, aux = value_and_aux(output, name=name)
+        if aux is None:
+            return value, {}
+        return value, dict(aux) if isinstance(aux, dict) else {"aux": aux}
+
+    return loss

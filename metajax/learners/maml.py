@@ -1,0 +1,70 @@
+"""Model-agnostic meta-learning, second and first order."""
+
+import optax
+
+from metajax import _checks
+from metajax.adapt import adapt
+from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax.modes import GradientMode
+from metajax.trees import Trainable
+from metajax.types import LossFn
+
+
+def maml(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    mode: GradientMode | None = None,
+    trainable: Trainable = None,
+    outer_loss: OuterLoss | None = None,
+) -> Learner:
+    """MAML: learns an initialisation from which few inner steps suffice.
+
+    The outer gradient is that of L_query(θ_K) with respect to θ_0, where
+    θ_{k+1} = θ_k − α ∇L_support(θ_k) for plain gradient descent. With
+    ``mode=metajax.first_order()`` it is FOMAML.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+        optimizer: the inner optimizer, any Optax transformation.
+        steps: how many inner steps.
+        mode: how to differentiate through them; see ``metajax.adapt``.
+        trainable: which leaves adapt; see ``metajax.adapt``. The others are learned by the outer
+            loop alone.
+        outer_loss: ``outer_loss(adapted, episode)``, where the outer loss isn't ``loss_fn`` on the
+            query set.
+
+    Returns:
+        A ``Learner`` whose meta-parameters are the parameters themselves.
+
+    Raises:
+        ValueError: if ``steps`` isn't a positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, metajax
+        >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
+        >>> learner = metajax.maml(loss_fn, optax.sgd(0.25), steps=1)
+        >>> gradient = metajax.meta_gradient(learner)
+        >>> tasks = metajax.Episode(support=jnp.array([1.0, 3.0]), query=jnp.array([1.0, 3.0]))
+        >>> gradient(jnp.array(0.0), tasks)[0]  # mean of (1 − 2α)² · 2 (θ − c) with α = 0.25
+        Array(-1., dtype=float32)
+
+    Source: Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks"
+    (arXiv 1703.03400).
+    """
+    _checks.positive_int("steps", steps)
+
+    def adapt_fn(params, support, *, observe=None):
+        return adapt(
+            loss_fn,
+            params,
+            support,
+            optimizer=optimizer,
+            steps=steps,
+            mode=mode,
+            trainable=trainable,
+            observe=observe,
+        )
+
+    return Learner(lambda params: params, adapt_fn, episode_loss(loss_fn, outer_loss))

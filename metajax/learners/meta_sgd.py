@@ -1,0 +1,110 @@
+"""Meta-SGD: the inner learning rate of every weight is learned too."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import _checks, trees
+from metajax.adapt import adapt
+from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax.modes import GradientMode
+from metajax.types import LossFn, Params, PyTree
+
+
+class MetaSGDParams(NamedTuple):
+    """The meta-parameters of Meta-SGD.
+
+    Attributes:
+        params: the initialisation.
+        rates: a learning rate for every element of every leaf that adapts, in the structure of
+            ``params``, with None at the leaves that don't.
+    """
+
+    params: Params
+    rates: PyTree
+
+
+def scale_by_rates(rates: PyTree) -> optax.GradientTransformation:
+    """Gradient descent with a rate for every element: the update is −rates · gradient.
+
+    Args:
+        rates: arrays of the structure and shapes of the gradient.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> descent = scale_by_rates(jnp.array([0.1, 1.0]))
+        >>> descent.update(jnp.array([2.0, 2.0]), descent.init(None))[0]
+        Array([-0.2, -2. ], dtype=float32)
+    """
+
+    def update(gradient, state, params=None):
+        del params
+        return jax.tree.map(lambda rate, g: -rate * g, rates, gradient), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def meta_sgd(
+    loss_fn: LossFn,
+    *,
+    learning_rate: float,
+    steps: int,
+    mode: GradientMode | None = None,
+    trainable: trees.Trainable = None,
+    outer_loss: OuterLoss | None = None,
+) -> Learner:
+    """Meta-SGD: learns the initialisation θ and the rates α of θ' = θ − α ∘ ∇L_support(θ).
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+        learning_rate: what every rate starts from.
+        steps: how many inner steps (the paper takes 1); the rates are the same in each.
+        mode: how to differentiate through them; see ``metajax.adapt``.
+        trainable: which leaves adapt; see ``metajax.adapt``.
+        outer_loss: as in ``metajax.maml``.
+
+    Returns:
+        A ``Learner`` whose meta-parameters are a ``MetaSGDParams``.
+
+    Raises:
+        ValueError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive.
+
+    Example:
+        >>> import jax.numpy as jnp, metajax
+        >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
+        >>> learner = metajax.meta_sgd(loss_fn, learning_rate=0.25, steps=1)
+        >>> meta_params = learner.init(jnp.zeros(2))
+        >>> learner.adapt(meta_params, jnp.array([1.0, 2.0]))[0].params
+        Array([0.5, 1. ], dtype=float32)
+
+    Source: Li et al. 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning"
+    (arXiv 1707.09835).
+    """
+    _checks.positive_int("steps", steps)
+    _checks.positive_float("learning_rate", learning_rate)
+    loss = episode_loss(loss_fn, outer_loss)
+
+    def init(params):
+        adapted, _ = trees.partition(params, trainable)
+        rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, learning_rate), adapted)
+        return MetaSGDParams(params, rates)
+
+    def adapt_fn(meta_params, support, *, observe=None):
+        def adapted_as_meta(params):
+            return MetaSGDParams(params, meta_params.rates)
+
+        adapted, info = adapt(
+            loss_fn,
+            meta_params.params,
+            support,
+            optimizer=scale_by_rates(meta_params.rates),
+            steps=steps,
+            mode=mode,
+            trainable=trainable,
+            observe=None if observe is None else lambda params: observe(adapted_as_meta(params)),
+        )
+        return adapted_as_meta(adapted), info
+
+    return Learner(init, adapt_fn, lambda adapted, episode: loss(adapted.params, episode))

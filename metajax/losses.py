@@ -1,0 +1,131 @@
+"""Losses of one task's batch, built from a model's apply function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax.types import Batch, Episode, Metrics, Params
+
+Apply = Callable[..., jax.Array]
+"""``apply(params, inputs) -> outputs``, as ``from_linen`` and ``from_nnx`` return."""
+
+
+def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            "cross_entropy needs logits [examples, classes] and targets [examples], got logits of "
+            f"shape {logits.shape} and targets of shape {targets.shape}."
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"targets must be integer class indices, got {targets.dtype}.")
+
+
+def classification_outcome(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Mean cross-entropy in nats and accuracy of logits ``[examples, classes]``.
+
+    Example:
+        >>> loss, metrics = classification_outcome(jnp.zeros((2, 4)), jnp.array([0, 3]))
+        >>> round(float(loss), 4), float(metrics["accuracy"])  # ln 4, and ties go to class 0
+        (1.3863, 0.5)
+    """
+    _check_logits(logits, targets)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return losses.mean(), {"accuracy": jnp.mean(logits.argmax(axis=-1) == targets)}
+
+
+def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tuple]:
+    """Mean softmax cross-entropy, with the accuracy beside it.
+
+    Args:
+        apply: ``apply(params, inputs, **kwargs)`` returns logits ``[examples, classes]``.
+        **kwargs: passed on to ``apply``, such as ``train=False``.
+
+    Returns:
+        ``loss_fn(params, batch) -> (loss, {"accuracy": ...})`` for a ``Batch`` (or a pair) of
+        inputs and integer targets ``[examples]``.
+
+    Raises:
+        ValueError: at trace time, if the shapes or the targets' type don't fit.
+
+    Example:
+        >>> loss_fn = cross_entropy(lambda params, inputs: inputs @ params)
+        >>> loss, _ = loss_fn(jnp.zeros((3, 2)), (jnp.ones((4, 3)), jnp.array([0, 1, 0, 1])))
+        >>> round(float(loss), 4)
+        0.6931
+    """
+
+    def loss_fn(params, batch):
+        inputs, targets = batch
+        return classification_outcome(apply(params, inputs, **kwargs), targets)
+
+    return loss_fn
+
+
+def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tuple]:
+    """Query cross-entropy with the normalisation statistics of the support set: not transductive.
+
+    Support and query go through the network together, and only the support rows enter the
+    statistics, so that a query example's prediction doesn't depend on the other queries.
+
+    Args:
+        apply: ``apply(params, inputs, reference=n)`` takes its statistics from the first n rows, as
+            metajax's models do with ``norm="support"``.
+
+    Returns:
+        ``outer_loss(params, episode) -> (loss, {"accuracy": ...})``, for ``outer_loss=`` of a
+        learner.
+
+    Example:
+        >>> centred = lambda params, x, reference: (x - x[:reference].mean(0)) @ params
+        >>> outer_loss = cross_entropy_given_support(centred)
+        >>> support = Batch(jnp.array([[1.0], [3.0]]), jnp.array([0, 1]))
+        >>> query = Batch(jnp.array([[2.0]]), jnp.array([1]))
+        >>> loss, _ = outer_loss(jnp.ones((1, 2)), Episode(support, query))
+        >>> round(float(loss), 4)
+        0.6931
+    """
+
+    def outer_loss(params, episode):
+        support_inputs, _ = episode.support
+        query_inputs, query_targets = episode.query
+        n_support = support_inputs.shape[0]
+        inputs = jnp.concatenate([support_inputs, query_inputs])
+        logits = apply(params, inputs, reference=n_support)[n_support:]
+        return classification_outcome(logits, query_targets)
+
+    return outer_loss
+
+
+def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], jax.Array]:
+    """Mean squared error over examples and outputs.
+
+    Args:
+        apply: ``apply(params, inputs, **kwargs)`` returns outputs of the targets' shape.
+        **kwargs: passed on to ``apply``.
+
+    Returns:
+        ``loss_fn(params, batch) -> loss`` for a ``Batch`` (or a pair) of inputs and targets.
+
+    Raises:
+        ValueError: at trace time, if outputs and targets differ in shape.
+
+    Example:
+        >>> loss_fn = mean_squared_error(lambda params, inputs: inputs * params)
+        >>> float(loss_fn(jnp.array(2.0), (jnp.ones((3, 1)), jnp.ones((3, 1)))))
+        1.0
+    """
+
+    def loss_fn(params, batch):
+        inputs, targets = batch
+        outputs = apply(params, inputs, **kwargs)
+        if outputs.shape != targets.shape:
+            raise ValueError(
+                f"mean_squared_error needs outputs of the targets' shape {targets.shape}, got "
+                f"{outputs.shape}."
+            )
+        return jnp.mean((outputs - targets) ** 2)
+
+    return loss_fn

@@ -1,0 +1,160 @@
+"""The meta-gradient: the mean over a batch of tasks, in chunks that suit the machine."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks, trees
+from metajax.learners.base import Learner
+from metajax.types import Episode, Metrics, Params, PyTree
+
+MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
+
+
+def default_tasks_per_chunk(n_tasks: int, backend: str | None = None) -> int:
+    """How many tasks at a time are fastest on a backend, by measurement.
+
+    On a CPU one: a task's working set then stays in cache. Elsewhere all of them, which is what
+    fills the device.
+
+    Example:
+        >>> default_tasks_per_chunk(32, backend="cpu")
+        1
+    """
+    backend = jax.default_backend() if backend is None else backend
+    return 1 if backend == "cpu" else n_tasks
+
+
+def map_chunks(
+    fn: Callable[[PyTree], PyTree], tasks: PyTree, *, tasks_per_chunk: int | None
+) -> PyTree:
+    """``vmap``s a function over the leading axis, ``tasks_per_chunk`` at a time.
+
+    Args:
+        fn: a function of one task.
+        tasks: pytree with a leading task axis.
+        tasks_per_chunk: how many are computed together; the backend's default if None.
+
+    Returns:
+        What ``jax.vmap(fn)(tasks)`` returns.
+    """
+    n_tasks = count_tasks(tasks)
+    chunk = _resolve(tasks_per_chunk, n_tasks)
+    if chunk == n_tasks:
+        return jax.vmap(fn)(tasks)
+    return jax.lax.map(fn, tasks, batch_size=None if chunk == 1 else chunk)
+
+
+def count_tasks(tasks: PyTree) -> int:
+    """The length of the leading axis that all leaves share; raises a ValueError otherwise."""
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tasks)}
+    if len(lengths) != 1 or None in lengths:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]
+        raise ValueError(f"episodes must share one leading task axis, got leaves of {shapes}.")
+    return _checks.positive_int("the number of episodes", lengths.pop())
+
+
+def _resolve(tasks_per_chunk: int | None, n_tasks: int) -> int:
+    if tasks_per_chunk is None:
+        tasks_per_chunk = default_tasks_per_chunk(n_tasks)
+    return min(tasks_per_chunk, n_tasks)
+
+
+def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> MetaGradient:
+    """The gradient of the mean over tasks of the loss after adaptation.
+
+    Within a chunk, tasks are ``vmap``ped and differentiated together; a ``scan`` runs over the
+    chunks and sums their gradients, so that memory is one chunk's whatever the number of tasks.
+    The result doesn't depend on the chunking beyond rounding.
+
+    Args:
+        learner: the algorithm.
+        tasks_per_chunk: how many tasks are computed together, at least 1; it need not divide their
+            number. The backend's default (see ``default_tasks_per_chunk``) if None.
+
+    Returns:
+        ``gradient_fn(params, episodes) -> (gradient, metrics)``: ``episodes`` is an ``Episode``
+        with a leading task axis ``[tasks, ...]``; ``metrics`` the means over tasks of ``"loss"``
+        and of what the learner's loss reports.
+
+    Raises:
+        ValueError: if ``tasks_per_chunk`` isn't a positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, metajax
+        >>> learner = metajax.maml(lambda p, x: jnp.sum((p - x) ** 2), optax.sgd(0.25), steps=1)
+        >>> episodes = metajax.Episode(jnp.ones(4), jnp.ones(4))
+        >>> gradient, metrics = metajax.meta_gradient(learner)(jnp.array(0.0), episodes)
+        >>> metrics["loss"]
+        Array(0.25, dtype=float32)
+    """
+    if tasks_per_chunk is not None:
+        _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
+
+    def outcome(params, episode):
+        adapted, _ = learner.adapt(params, episode.support)
+        loss, metrics = learner.loss(adapted, episode)
+        return loss, {"loss": loss, **metrics}
+
+    def mean(tree: PyTree) -> Any:
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
+
+    def chunk_gradient(params, episodes):
+        """Gradient and metrics of one chunk of tasks, their means."""
+        if learner.gradient is not None:
+            return mean(jax.vmap(learner.gradient, in_axes=(None, 0))(params, episodes))
+
+        def mean_outcome(params):
+            loss, metrics = jax.vmap(outcome, in_axes=(None, 0))(params, episodes)
+            return loss.mean(), mean(metrics)
+
+        return jax.grad(mean_outcome, has_aux=True)(params)
+
+    def one_gradient(params, episode):
+        if learner.gradient is not None:
+            return learner.gradient(params, episode)
+        return jax.grad(outcome, has_aux=True)(params, episode)
+
+    def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
+        _check_floating(params)
+        n_tasks = count_tasks(episodes)
+        chunk = _resolve(tasks_per_chunk, n_tasks)
+        if chunk == n_tasks:
+            return chunk_gradient(params, episodes)
+        n_chunks, remainder = divmod(n_tasks, chunk)
+        body = one_gradient if chunk == 1 else chunk_gradient
+        head = jax.tree.map(lambda leaf: leaf[: n_chunks * chunk], episodes)
+        if chunk > 1:
+            head = jax.tree.map(lambda leaf: leaf.reshape(n_chunks, chunk, *leaf.shape[1:]), head)
+
+        shapes = jax.eval_shape(body, params, jax.tree.map(lambda leaf: leaf[0], head))
+
+        def accumulate(total, episodes):
+            return jax.tree.map(jnp.add, total, body(params, episodes)), None
+
+        # Sums of many tasks are kept in float32 at least, whatever the parameters' type.
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
+        )
+        total, _ = jax.lax.scan(accumulate, zeros, head)
+        total = jax.tree.map(lambda leaf: leaf * (chunk / n_tasks), total)
+        if remainder:
+            tail = jax.tree.map(lambda leaf: leaf[n_chunks * chunk :], episodes)
+            rest = chunk_gradient(params, tail)
+            total = jax.tree.map(lambda a, b: a + b * (remainder / n_tasks), total, rest)
+        gradient, metrics = total
+        like = jax.tree.map(lambda leaf, p: leaf.astype(jnp.result_type(p)), gradient, params)
+        return like, metrics
+
+    return gradient_fn
+
+
+def _check_floating(params: Params) -> None:
+    for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if not trees.is_floating(leaf):
+            raise ValueError(
+                f"params: leaf {path!r} is {jnp.result_type(leaf)}, which has no gradient; the "
+                "outer loop learns floating-point leaves only. Let the loss close over the others."
+            )

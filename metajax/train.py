@@ -1,0 +1,152 @@
+"""The outer loop: sampling, meta-gradient and update as one program."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import _checks
+from metajax.learners.base import Learner
+from metajax.metagrad import meta_gradient
+from metajax.types import Episode, Metrics, Params, PyTree, Sampler
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on.
+
+    Attributes:
+        params: the learner's meta-parameters.
+        optimizer_state: the outer optimizer's state.
+        key: the run's random key (typed); it never changes, episodes are drawn from it by folding
+            in the step and the task.
+        step: how many outer steps were taken, int32 scalar.
+    """
+
+    params: Params
+    optimizer_state: PyTree
+    key: jax.Array
+    step: jax.Array
+
+
+class Trainer(NamedTuple):
+    """The outer loop as three functions.
+
+    Attributes:
+        init: ``init(params, key) -> TrainState``; copies the model's parameters.
+        step: ``step(state) -> (state, metrics)``, one outer step, compiled; ``state`` is donated.
+        run: ``run(state, steps) -> (state, metrics)``, many outer steps in one dispatch, every
+            metric ``[steps]``; ``state`` is donated. Compiled once for each value of ``steps``.
+    """
+
+    init: Callable[[Params, jax.Array], TrainState]
+    step: Callable[[TrainState], tuple[TrainState, Metrics]]
+    run: Callable[[TrainState, int], tuple[TrainState, Metrics]]
+
+
+def hoist_constants(sample: Sampler) -> tuple[Callable[[PyTree, jax.Array], Episode], PyTree]:
+    """Turns the arrays that a sampler closes over into an argument.
+
+    A data set that is a constant of the compiled program would be written into it, copied, and
+    perhaps folded at compile time.
+
+    Returns:
+        ``(function, constants)`` with ``function(constants, key)`` equal to ``sample(key)``.
+    """
+    jaxpr, shape = jax.make_jaxpr(sample, return_shape=True)(jax.random.key(0))
+    treedef = jax.tree.structure(shape)
+
+    def function(constants, key):
+        return treedef.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, constants, key))
+
+    return function, [jnp.asarray(constant) for constant in jaxpr.consts]
+
+
+def episode_keys(key: jax.Array, step: jax.Array | int, n_tasks: int) -> jax.Array:
+    """The keys of one step's episodes: that of episode i is ``key`` folded with step and with i."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(jnp.arange(n_tasks))
+
+
+def meta_trainer(
+    learner: Learner,
+    optimizer: optax.GradientTransformation,
+    sample: Sampler,
+    *,
+    meta_batch: int,
+    tasks_per_chunk: int | None = None,
+    carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
+) -> Trainer:
+    """Builds the outer loop of a learner.
+
+    One step draws ``meta_batch`` episodes, computes the meta-gradient and applies the optimizer,
+    all in one program.
+
+    Args:
+        learner: the algorithm.
+        optimizer: the outer optimizer, any Optax transformation.
+        sample: ``sample(key) -> Episode``, pure JAX. Arrays that it closes over, such as the data
+            set, stay on the device and are not copied into the program.
+        meta_batch: how many tasks an outer step takes.
+        tasks_per_chunk: how many of them are computed together; see ``metajax.meta_gradient``.
+        carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update, for what
+            is carried along without a gradient, such as running statistics that the loss returned
+            among its metrics (where they are means over tasks).
+
+    Returns:
+        A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
+        ``"grad_norm"``, the meta-gradient's global norm.
+
+    Raises:
+        ValueError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, metajax
+        >>> def sample(key):
+        ...     centre = jax.random.normal(key)
+        ...     return metajax.Episode(centre, centre)
+        >>> learner = metajax.maml(lambda p, c: (p - c) ** 2, optax.sgd(0.1), steps=1)
+        >>> trainer = metajax.meta_trainer(learner, optax.adam(0.1), sample, meta_batch=8)
+        >>> state = trainer.init(jnp.array(5.0), jax.random.key(0))
+        >>> state, metrics = trainer.run(state, 100)
+        >>> metrics["loss"].shape, bool(abs(state.params) < 0.5)
+        ((100,), True)
+    """
+    meta_batch = _checks.positive_int("meta_batch", meta_batch)
+    gradient_fn = meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
+    draw, constants = hoist_constants(sample)
+
+    def init(params: Params, key: jax.Array) -> TrainState:
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)
+        # Steps donate their state: what the caller passed must not be what they consume.
+        params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
+        params = learner.init(params)
+        return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+
+    def outer_step(state: TrainState, constants: PyTree) -> tuple[TrainState, Metrics]:
+        keys = episode_keys(state.key, state.step, meta_batch)
+        episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
+        gradient, metrics = gradient_fn(state.params, episodes)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        if carry is not None:
+            params, metrics = carry(params, metrics)
+        metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
+        return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
+
+    compiled_step = jax.jit(outer_step, donate_argnums=0)
+
+    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+    def compiled_run(state, constants, steps):
+        return jax.lax.scan(lambda s, _: outer_step(s, constants), state, length=steps)
+
+    def step(state: TrainState) -> tuple[TrainState, Metrics]:
+        return compiled_step(state, constants)
+
+    def run(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
+        return compiled_run(state, constants, _checks.positive_int("steps", steps))
+
+    return Trainer(init, step, run)

@@ -1,0 +1,106 @@
+"""Selecting the leaves of a pytree that adapt, and putting the two halves together again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax.types import Params, PyTree
+
+Trainable = Callable[[str], bool] | PyTree | None
+"""Which leaves adapt.
+
+``None`` for all floating-point leaves; a predicate of the leaf's path, such as
+``lambda path: path.startswith("params/head")``; or a pytree of bools that is a prefix of the
+parameters.
+"""
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf has a derivative: real or complex floating point."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def leaf_paths(tree: PyTree) -> list[str]:
+    """The path of every leaf, its keys joined by slashes.
+
+    Example:
+        >>> leaf_paths({"head": {"kernel": 1.0, "bias": 2.0}})
+        ['head/bias', 'head/kernel']
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def _selection(params: Params, trainable: Trainable) -> list[bool]:
+    leaves = jax.tree.leaves(params)
+    floating = [is_floating(leaf) for leaf in leaves]
+    if trainable is None:
+        return floating
+    paths = leaf_paths(params)
+    if callable(trainable):
+        selected = [bool(trainable(path)) for path in paths]
+    else:
+        try:
+            selected = jax.tree.leaves(jax.tree.broadcast(trainable, params))
+        except ValueError as error:
+            raise ValueError(
+                "trainable must be a predicate of a leaf's path or a pytree of bools that is a "
+                f"prefix of params, got {trainable!r}, which does not fit the structure of "
+                f"params: {error}"
+            ) from error
+        for flag in selected:
+            if not isinstance(flag, bool):
+                raise ValueError(f"trainable must hold bools only, got {flag!r} in it.")
+    for path, leaf, chosen, has_derivative in zip(paths, leaves, selected, floating, strict=True):
+        if chosen and not has_derivative:
+            raise ValueError(
+                f"trainable selects {path!r}, which is {jnp.result_type(leaf)} and has no "
+                "derivative; leave it out."
+            )
+    return selected
+
+
+def partition(params: Params, trainable: Trainable) -> tuple[Params, Params]:
+    """Splits parameters into the leaves that adapt and those that stay.
+
+    Args:
+        params: any pytree of arrays.
+        trainable: which leaves adapt; see ``Trainable``.
+
+    Returns:
+        ``(adapted, frozen)``, both of the structure of ``params``, with ``None`` where a leaf
+        belongs to the other. ``combine`` undoes it.
+
+    Raises:
+        ValueError: if nothing is selected, or a leaf without a derivative is.
+
+    Example:
+        >>> partition({"body": 1.0, "head": 2.0}, lambda path: path == "head")
+        ({'body': None, 'head': 2.0}, {'body': 1.0, 'head': None})
+    """
+    selected = _selection(params, trainable)
+    if not any(selected):
+        if trainable is None:
+            raise ValueError(f"params has no floating-point leaf to adapt: {leaf_paths(params)}.")
+        raise ValueError(
+            f"trainable selects no leaf of params ({trainable!r}); their paths are "
+            f"{leaf_paths(params)}."
+        )
+    leaves, treedef = jax.tree.flatten(params)
+    adapted = [leaf if chosen else None for leaf, chosen in zip(leaves, selected, strict=True)]
+    frozen = [None if chosen else leaf for leaf, chosen in zip(leaves, selected, strict=True)]
+    return treedef.unflatten(adapted), treedef.unflatten(frozen)
+
+
+def combine(adapted: Params, frozen: Params) -> Params:
+    """Puts the two halves of ``partition`` together.
+
+    Example:
+        >>> combine({"body": None, "head": 3.0}, {"body": 1.0, "head": None})
+        {'body': 1.0, 'head': 3.0}
+    """
+    return jax.tree.map(
+        lambda a, f: f if a is None else a, adapted, frozen, is_leaf=lambda leaf: leaf is None
+    )

@@ -1,0 +1,51 @@
+"""The vocabulary that every part of metajax shares."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+PyTree = Any
+"""Any nest of containers that JAX knows, with arrays at its leaves."""
+
+Params = PyTree
+"""What a loss is differentiated with respect to."""
+
+Metrics = dict[str, jax.Array]
+"""Named scalars of one task, such as ``{"accuracy": ...}``."""
+
+
+class Batch(NamedTuple):
+    """Labelled examples.
+
+    Attributes:
+        inputs: array ``[examples, ...]``.
+        targets: class indices ``[examples]`` (int32), or regression targets ``[examples, ...]``.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+
+
+class Episode(NamedTuple):
+    """One task: what is learnt from, and what is scored.
+
+    A meta-batch is an ``Episode`` whose leaves have one more, leading, task axis.
+
+    Attributes:
+        support: any pytree that the loss accepts as a batch; usually a ``Batch``.
+        query: the same, for scoring after adaptation.
+    """
+
+    support: PyTree
+    query: PyTree
+
+
+class Sampler(Protocol):
+    """Draws one episode; pure JAX, so that it can run inside the training program."""
+
+    def __call__(self, key: jax.Array, /) -> Episode: ...
+
+
+LossFn = Callable[..., Any]
+"""``loss_fn(params, batch) -> scalar``, or ``(scalar, aux)``."""
