@@ -1,0 +1,121 @@
+"""What every experiment can be told, and how a command line becomes a frozen config."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import tyro
+
+
+_ON_THE_SIDE = frozenset({"out", "resume", "tensorboard"})
+
+
+class RunError(ValueError):
+    """A run cannot start or go on; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The options that all experiments share; an experiment adds its own in a subclass."""
+
+    steps: int | None = None
+    """Outer updates (meta-steps); without it, the number of the experiment's own schedule."""
+    seed: int = 0
+    """Seed of the initial parameters and of the training tasks. Test tasks have a fixed seed."""
+    out: Path | None = None
+    """Run folder, new or empty; without it, a new numbered folder under runs/."""
+    resume: bool = False
+    """Go on from the last checkpoint in the run folder (without --out: in the newest one)."""
+    tensorboard: bool = False
+    """Write TensorBoard events too (needs the extra: pip install 'metajax[tensorboard]')."""
+    log_every: int = 100
+    """Meta-steps in one dispatch to the device, and in one line of metrics.jsonl."""
+    checkpoint_every: int = 1000
+    """Meta-steps between checkpoints; one is written at the end in any case."""
+
+    may_differ: ClassVar[frozenset[str]] = _ON_THE_SIDE
+    """The fields that do not change what is computed: a resumed run may set them anew."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "steps", "log_every", "checkpoint_every")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be between 0 and 2**32 - 1; got {self.seed}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raises ``ValueError`` for a named field that is set and is not above zero.
+
+    >>> check_positive(RunConfig(), "log_every")
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above zero; got {value}")
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def parse(kind: type[ConfigT], arguments: Sequence[str] | None, description: str) -> ConfigT:
+    """The config that a command line asks for; ``--help`` is made from its field docstrings.
+
+    A wrong value prints what is accepted and exits with status 2.
+
+    Args:
+        kind: a subclass of ``RunConfig``.
+        arguments: the words after the program's name; None takes ``sys.argv``'s.
+        description: the help's first paragraphs, usually the script's docstring.
+
+    >>> parse(RunConfig, ["--steps", "200"], "An experiment.").steps
+    200
+    """
+    return tyro.cli(
+        kind,
+        args=arguments,
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """The fields that make a run what it is, as JSON values.
+
+    >>> identity(RunConfig(steps=5, seed=1))["steps"]
+    5
+    """
+    return {
+        field.name: str(value) if isinstance(value, Path) else value
+        for field in dataclasses.fields(config)
+        if field.name not in config.may_differ
+        for value in [getattr(config, field.name)]
+    }
+
+
+def command(script: str, config: RunConfig) -> str:
+    """The command that makes this run again, without the options that name a machine's folders.
+
+    >>> command("experiments/demo.py", RunConfig(seed=3))
+    'python experiments/demo.py --seed 3'
+    """
+    words = ["python", script]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default or isinstance(value, Path) or field.name in _ON_THE_SIDE:
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def guard(main: Callable[[], None]) -> None:
+    """Runs a script's main function; errors a user can mend are shown without a traceback."""
+    try:
+        main()
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,192 @@
+"""The training loop around ``trainer.run``: progress, metrics, checkpoints, stopping, resuming."""
+
+import contextlib
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from metajax.runs.checkpoints import Checkpoints
+from metajax.runs.config import RunError
+from metajax.runs.folder import Run, create
+from metajax.runs.metrics import MetricsLog
+
+Validate = Callable[[Any], Mapping[str, float]]
+"""``validate(params)``: named scores; the same parameters must give the same scores."""
+
+
+class Fitted(NamedTuple):
+    """What a finished training run leaves.
+
+    Attributes:
+        state: the training state after the last meta-step.
+        metrics: the lines of ``metrics.jsonl``, from the first meta-step on.
+        seconds: time spent training, over all parts of a resumed run.
+    """
+
+    state: Any
+    metrics: list[dict[str, Any]]
+    seconds: float
+
+
+class NonFiniteError(RunError, FloatingPointError):
+    """Training produced a NaN or an infinity; the last good checkpoint is kept."""
+
+
+def fit(
+    run: Run,
+    trainer: Any,
+    state: Any,
+    *,
+    steps: int,
+    validate: Validate | None = None,
+    validate_every: int = 1000,
+) -> Fitted:
+    """Trains until ``steps`` meta-steps are done, from the run's last checkpoint if it resumes.
+
+    One dispatch is ``log_every`` meta-steps (the last one may be shorter), at the same boundaries
+    whether or not the run was interrupted: so that a killed and resumed run computes the very
+    numbers of one that was not. On Ctrl-C or SIGTERM the dispatch is finished, a checkpoint
+    written, and ``KeyboardInterrupt`` or ``SystemExit`` raised.
+
+    Args:
+        run: from ``open_run``.
+        trainer: has ``run(state, n) -> (state, metrics)``, ``metrics`` being a dictionary of
+            ``[n]`` arrays with ``"loss"`` among them.
+        state: the initial state, with ``params`` and ``step``; it is donated.
+        steps: meta-steps in all.
+        validate: scores the parameters now and then; written as ``validation_...``.
+        validate_every: meta-steps between validations.
+
+    Raises:
+        NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite.
+        RunError: a checkpoint cannot be used.
+    """
+    config = run.config
+    create(run)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
+        restored = checkpoints.restore(state) if config.resume else None
+        if restored is not None:
+            state = restored[0]
+        step = int(state.step)
+        log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
+        bar = stack.enter_context(_progress(run.name, step, steps))
+        stop = stack.enter_context(_stop_requests())
+        if restored is None:
+            checkpoints.save(step, state)
+
+        while step < steps:
+            before, started = step, time.perf_counter()
+            count = min(config.log_every - step % config.log_every, steps - step)
+            state, history = trainer.run(state, count)
+            history = {name: np.asarray(value) for name, value in jax.device_get(history).items()}
+            seconds = time.perf_counter() - started
+            _check_finite(history, before, checkpoints)
+            step += count
+
+            values = {name: float(value.mean()) for name, value in history.items()}
+            shown = {name: values[name] for name in ("loss", "accuracy") if name in values}
+            if validate is not None and _passes(before, step, validate_every, steps):
+                scores = {
+                    f"validation_{key}": float(v) for key, v in validate(state.params).items()
+                }
+                values |= scores
+            values["seconds"] = seconds
+            # Before the checkpoint: after a kill in between, the line is made again, not missing.
+            log.append(step, values)
+            if _passes(before, step, config.checkpoint_every, steps) or stop.received:
+                _check_parameters(state.params, step, checkpoints)
+                checkpoints.save(step, state)
+            bar.set_postfix({name: f"{v:.4g}" for name, v in shown.items()}, refresh=False)
+            bar.update(count)
+            if stop.received and step < steps:
+                bar.close()
+                _say(f"stopped after step {step}; --resume --out {run.path} goes on from there")
+                raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(143)
+        records = log.records
+    return Fitted(state, records, sum(record["seconds"] for record in records))
+
+
+def _passes(before: int, now: int, every: int, last: int) -> bool:
+    return now // every > before // every or now == last
+
+
+def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: Checkpoints) -> None:
+    for name in ("loss", "grad_norm"):
+        if name in history and not np.isfinite(history[name]).all():
+            index = int(np.argmin(np.isfinite(history[name])))
+            _stop_for(f"{name} is {history[name][index]}", before + index + 1, checkpoints)
+
+
+def _check_parameters(params: Any, step: int, checkpoints: Checkpoints) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+            name = jax.tree_util.keystr(path)
+            _stop_for(f"the parameter {name} is no longer finite", step, checkpoints)
+
+
+def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
+    good = checkpoints.latest()
+    kept = "there is no checkpoint" if good is None else f"kept: {checkpoints.path(good)}"
+    raise NonFiniteError(
+        f"training stopped at step {step}: {problem}. The last good checkpoint is of step {good},"
+        f" {kept}. Lower the inner or the outer learning rate, or clip the meta-gradient, in a new"
+        " run"
+    )
+
+
+def _progress(name: str, step: int, steps: int) -> Any:
+    # Into a log file, a line now and then; on a terminal, a bar that moves.
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    width = min(shutil.get_terminal_size().columns, 110)
+    return tqdm.tqdm(
+        total=steps, initial=step, desc=name, unit="step", mininterval=interval, ncols=width
+    )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class _Stop:
+    """The signal that asked the run to stop; None until one did."""
+
+    received: signal.Signals | None = None
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    """Turns the first Ctrl-C or SIGTERM into a request; the second acts at once.
+
+    The state is donated to the running program: an exception in the middle would lose it.
+    """
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def request(number: int, frame: Any) -> None:
+        stop.received = signal.Signals(number)
+        restore()
+        _say("stopping after this dispatch, with a checkpoint; again to stop at once")
+
+    for number in previous:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,134 @@
+"""A run's folder: where it is, whether it may be written to, and what it was made with.
+
+==================  ========================================================
+``config.json``     the experiment's name and the config that identifies the run
+``metrics.jsonl``   one line of JSON an interval
+``checkpoints/``    Orbax checkpoints, named by meta-step
+``result.json``     the numbers at the end; ``table.md`` shows them
+``*.png``           pictures
+==================  ========================================================
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from metajax.runs.config import RunConfig, RunError, identity
+
+ROOT = Path("runs")
+"""Where run folders go that the user did not name, relative to the working directory."""
+
+
+class Run(NamedTuple):
+    """One run of an experiment.
+
+    Attributes:
+        name: the experiment, such as ``"omniglot-fast-5way-1shot"``.
+        path: the run folder; it exists once ``create`` was called.
+        config: what the run was asked for.
+    """
+
+    name: str
+    path: Path
+    config: RunConfig
+
+
+def open_run(name: str, config: RunConfig) -> Run:
+    """Finds the run's folder and checks that the run may use it; writes nothing yet.
+
+    A resumed run must have the same config, the number of steps included, because a learning-rate
+    schedule may depend on it; only the fields in ``config.may_differ`` are free.
+
+    Args:
+        name: the experiment; also the folder's name where the user gave none.
+        config: the run's config.
+
+    Raises:
+        RunError: a new run in a folder that holds something, a resume of nothing, or a resume
+            with another config.
+    """
+    if config.resume:
+        path = config.out or _newest(name)
+        _check_same(name, path, config)
+    else:
+        path = config.out or _unused(name)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"out: {path} is already there and not empty. Add --resume to go on with the run"
+                " in it, name another folder with --out, or remove it"
+            )
+    return Run(name, path, config)
+
+
+def create(run: Run) -> None:
+    """Makes the run folder and writes ``config.json``, unless they are there already."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not (run.path / "config.json").exists():
+        content = {"experiment": run.name, "config": identity(run.config)}
+        write_atomically(run.path / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader, or a crash, sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _numbered(name: str) -> dict[int, Path]:
+    """The folders of this name under ``ROOT``: name, name-2, name-3, ... by their number."""
+    found = {}
+    for path in ROOT.glob(f"{name}*"):
+        match = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(name))
+        if match and path.is_dir() and any(path.iterdir()):
+            found[int(match[1] or 1)] = path
+    return found
+
+
+def _unused(name: str) -> Path:
+    number = max(_numbered(name), default=0) + 1
+    return ROOT / (name if number == 1 else f"{name}-{number}")
+
+
+def _newest(name: str) -> Path:
+    found = _numbered(name)
+    if not found:
+        raise RunError(
+            f"resume: there is no run under {ROOT / name} to go on with. Leave --resume out to"
+            " start one, or name the run's folder with --out"
+        )
+    return found[max(found)]
+
+
+def _check_same(name: str, path: Path, config: RunConfig) -> None:
+    file = path / "config.json"
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        before, experiment = dict(saved["config"]), saved["experiment"]
+    except FileNotFoundError:
+        raise RunError(
+            f"resume: {path} holds no run (no config.json). Leave --resume out to start one there"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"resume: {file} is not a run's config ({error}); start anew") from error
+    now = identity(config)
+    differing = [
+        f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if experiment != name and not differing:
+        differing = [f"the experiment was {experiment!r} and is now {name!r}"]
+    if differing:
+        raise RunError(
+            f"resume: the run in {path} was started with another config: {'; '.join(differing)}."
+            " Use the same options to go on, or start a new run with another --out"
+        )

@@ -1,0 +1,108 @@
+"""The metrics file of a run: JSON lines that stay consistent over kills and resumes."""
+
+import importlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from metajax.runs.config import RunError
+from metajax.runs.folder import write_atomically
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, in order; none where there is no file.
+
+    A last line that a kill cut short is left out.
+
+    Raises:
+        RunError: another line is not JSON with a ``step``.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    lines = text.split("\n")[:-1]  # what follows the last line break was never finished
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            int(record["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}, line {number}, is not a line of metrics. Remove the line, or start a new"
+                " run with another --out"
+            ) from error
+        records.append(record)
+    return records
+
+
+def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Removes the lines past ``step``, which a resumed run computes again; returns the rest."""
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    if path.exists():
+        write_atomically(path, "".join(_line(record) for record in kept))
+    return kept
+
+
+class MetricsLog:
+    """Appends to ``metrics.jsonl`` and, where asked, writes the same numbers for TensorBoard.
+
+    Args:
+        folder: the run folder.
+        step: the meta-step that the run goes on from; later lines are dropped.
+        tensorboard: write events into ``folder/tensorboard`` too.
+
+    Raises:
+        RunError: TensorBoard is asked for and ``tensorboardX`` is not installed.
+    """
+
+    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = False) -> None:
+        self._writer = _tensorboard_writer(folder, step) if tensorboard else None
+        path = folder / "metrics.jsonl"
+        self.records = drop_after(path, step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line; it is on its way to the disk when this returns."""
+        record = {"step": step, **values}
+        self.records.append(record)
+        self._file.write(_line(record))
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    # JSON has no NaN and no infinity
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _tensorboard_writer(folder: Path, step: int) -> Any:
+    try:
+        module = importlib.import_module("tensorboardX")
+    except ModuleNotFoundError as error:
+        raise RunError(
+            "tensorboard: tensorboardX is not installed. Install it with"
+            " pip install 'metajax[tensorboard]', or leave --tensorboard out"
+        ) from error
+    return module.SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
