@@ -1,4 +1,4 @@
-"""Checks of static arguments: they fail when a thing is built, with the argument's name and value."""
+"""Checks of static arguments: they fail at build, with the argument's name and value."""
 
 import math
 import operator

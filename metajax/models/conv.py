@@ -1,0 +1,123 @@
+"""A convolution that stays fast when it is ``vmap``ped over its weights."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks
+
+Padding = str | Sequence[tuple[int, int]]
+
+
+def _amounts(padding: Padding, sizes, kernel_size, strides) -> list[tuple[int, int]]:
+    if isinstance(padding, str):
+        return jax.lax.padtype_to_pads(sizes, kernel_size, strides, padding)
+    return [(low, high) for low, high in padding]
+
+
+def patches(
+    inputs: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], padding: Padding
+) -> jax.Array:
+    """The patches that a convolution sees, side by side.
+
+    Args:
+        inputs: images ``[examples, height, width, channels]``.
+        kernel_size: height and width of the kernel.
+        strides: vertical and horizontal stride.
+        padding: ``"SAME"``, ``"VALID"``, or (low, high) for each of the two dimensions.
+
+    Returns:
+        ``[examples, out_height, out_width, kernel_height · kernel_width · channels]``, in the order
+        of a kernel ``[height, width, channels, features]`` flattened to a matrix.
+
+    Example:
+        >>> patches(jnp.ones((1, 4, 4, 2)), (3, 3), (2, 2), "SAME").shape
+        (1, 2, 2, 18)
+    """
+    height, width = inputs.shape[1:3]
+    vertical, horizontal = _amounts(padding, (height, width), kernel_size, strides)
+    padded = jnp.pad(inputs, [(0, 0), vertical, horizontal, (0, 0)])
+    rows = (padded.shape[1] - kernel_size[0]) // strides[0] + 1
+    columns = (padded.shape[2] - kernel_size[1]) // strides[1] + 1
+    shifted = [
+        jax.lax.slice(
+            padded,
+            (0, i, j, 0),
+            (
+                padded.shape[0],
+                i + (rows - 1) * strides[0] + 1,
+                j + (columns - 1) * strides[1] + 1,
+                padded.shape[3],
+            ),
+            (1, strides[0], strides[1], 1),
+        )
+        for i, j in itertools.product(range(kernel_size[0]), range(kernel_size[1]))
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+class Conv(nn.Module):
+    """A 2-D convolution as patches times weights.
+
+    The parameters' names and shapes, and the output, are those of ``flax.linen.Conv``. A
+    convolution that is ``vmap``ped over its weights becomes a grouped convolution, which XLA runs
+    slowly (jax-ml/jax issue 13800); a product of matrices becomes a batched one, which is fast.
+
+    Attributes:
+        features: number of output channels.
+        kernel_size: height and width of the kernel.
+        strides: one stride for both dimensions, or one each.
+        padding: ``"SAME"``, ``"VALID"``, or (low, high) for each of the two dimensions.
+        use_bias: whether a bias is added.
+        kernel_init: initialiser of the kernel ``[height, width, channels, features]``.
+        bias_init: initialiser of the bias ``[features]``.
+        dtype: type of the computation; the promotion of inputs and parameters if None.
+        param_dtype: type of the parameters.
+
+    Example:
+        >>> module = Conv(features=8, kernel_size=(3, 3), strides=2)
+        >>> outputs, variables = module.init_with_output(jax.random.key(0), jnp.ones((5, 28, 28, 1)))
+        >>> outputs.shape, variables["params"]["kernel"].shape
+        ((5, 14, 14, 8), (3, 3, 1, 8))
+    """
+
+    features: int
+    kernel_size: Sequence[int] = (3, 3)
+    strides: int | Sequence[int] = 1
+    padding: Padding = "SAME"
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Convolves images ``[examples, height, width, channels]``."""
+        _checks.positive_int("features", self.features)
+        if inputs.ndim != 4:
+            raise ValueError(
+                "inputs must be images [examples, height, width, channels], got shape "
+                f"{inputs.shape}."
+            )
+        strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides)
+        channels = inputs.shape[-1]
+        kernel = self.param(
+            "kernel",
+            self.kernel_init,
+            (*self.kernel_size, channels, self.features),
+            self.param_dtype,
+        )
+        bias = (
+            self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+            if self.use_bias
+            else None
+        )
+        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        columns = patches(inputs, self.kernel_size, strides, self.padding)
+        outputs = columns @ kernel.reshape(-1, self.features)
+        return outputs if bias is None else outputs + bias

@@ -1,0 +1,95 @@
+"""The four-layer convolutional networks of few-shot learning, in both published forms."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from metajax import _checks
+from metajax.models.conv import Conv
+from metajax.models.normalization import Normalization, Policy
+
+Form = Literal["stride", "pool"]
+
+
+class Conv4(nn.Module):
+    """Four blocks of convolution, normalisation and ReLU, then a linear head.
+
+    Attributes:
+        n_classes: number of logits; None for the features themselves, without a head.
+        features: channels of every convolution.
+        form: ``"stride"``, as in MAML's Omniglot network: stride 2 in place of pooling and the mean
+            over positions; ``"pool"``, as in Prototypical Networks: 2×2 max-pooling, flattened.
+        norm: where the normalisation takes its statistics from; see ``Normalization``.
+        norm_scale: whether the normalisation learns a scale; None for the form's own habit: not
+            with ``"stride"``, and with ``"pool"``.
+        norm_epsilon: added to the variance; None for the form's own: 1e-3, and 1e-5 with
+            ``"pool"``.
+
+    Its parameters are ``conv_0`` to ``conv_3``, ``norm_0`` to ``norm_3`` and ``head``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> images = jnp.zeros((5, 28, 28, 1))
+        >>> variables = Conv4(n_classes=5).init(jax.random.key(0), images)
+        >>> sorted(variables["params"])[:2], Conv4(n_classes=5).apply(variables, images).shape
+        (['conv_0', 'conv_1'], (5, 5))
+
+    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.2, and its published code for
+    initialisation and normalisation; Snell et al. 2017 (arXiv 1703.05175), section 3.1.
+    """
+
+    n_classes: int | None
+    features: int = 64
+    form: Form = "stride"
+    norm: Policy = "batch"
+    norm_scale: bool | None = None
+    norm_epsilon: float | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, *, reference: int | None = None, train: bool = True
+    ) -> jax.Array:
+        """Logits ``[examples, n_classes]``, or features ``[examples, d]`` without a head.
+
+        Args:
+            inputs: images ``[examples, height, width, channels]``.
+            reference: how many of the first examples give the statistics (``norm="support"``).
+            train: whether ``norm="running"`` takes the batch's statistics.
+        """
+        _checks.one_of("form", self.form, ("stride", "pool"))
+        strided = self.form == "stride"
+        x = inputs
+        for block in range(4):
+            x = Conv(
+                self.features,
+                strides=2 if strided else 1,
+                kernel_init=nn.initializers.xavier_uniform(),
+                name=f"conv_{block}",
+            )(x)
+            x = Normalization(
+                self.norm,
+                use_scale=(not strided) if self.norm_scale is None else self.norm_scale,
+                epsilon=(1e-3 if strided else 1e-5)
+                if self.norm_epsilon is None
+                else self.norm_epsilon,
+                name=f"norm_{block}",
+            )(x, reference=reference, train=train)
+            x = nn.relu(x)
+            if not strided:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.mean(axis=(1, 2)) if strided else x.reshape(x.shape[0], -1)
+        if self.n_classes is None:
+            return x
+        _checks.positive_int("n_classes", self.n_classes)
+        return nn.Dense(self.n_classes, kernel_init=nn.initializers.normal(1.0), name="head")(x)
+
+
+def adapts_in_maml(path: str) -> bool:
+    """Whether MAML's published code adapts a leaf: all but the normalisation's shift and scale.
+
+    Example:
+        >>> adapts_in_maml("conv_0/kernel"), adapts_in_maml("norm_0/bias")
+        (True, False)
+    """
+    return not any(part.startswith("norm_") for part in path.split("/"))

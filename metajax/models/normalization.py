@@ -1,0 +1,108 @@
+"""Batch normalisation whose source of statistics is an explicit policy."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks
+
+Policy = Literal["batch", "support", "running", "none"]
+"""Where the mean and variance come from.
+
+``"batch"``: all examples that go through together (transductive, as in the MAML paper).
+``"support"``: the first ``reference`` of them, so that a query doesn't see other queries.
+``"running"``: the batch in training, averages carried along at test.
+``"none"``: no normalisation.
+"""
+
+POLICIES: tuple[Policy, ...] = ("batch", "support", "running", "none")
+
+
+class Normalization(nn.Module):
+    """Normalises every channel over examples and positions, then scales and shifts.
+
+    Attributes:
+        policy: where the statistics come from; see ``Policy``.
+        use_scale: whether a scale is learned.
+        use_bias: whether a shift is learned.
+        epsilon: added to the variance.
+        momentum: how much of the running statistics a training pass keeps (``"running"``).
+
+    Example:
+        >>> module = Normalization("support", use_scale=False)
+        >>> x = jnp.array([[1.0], [3.0], [9.0]])
+        >>> variables = module.init(jax.random.key(0), x)
+        >>> module.apply(variables, x, reference=2).round(2).ravel()
+        Array([-1.,  1.,  7.], dtype=float32)
+
+    Source: Ioffe and Szegedy 2015 (arXiv 1502.03167); the policies, Bronskill et al. 2020,
+    "TaskNorm" (arXiv 2003.03284).
+    """
+
+    policy: Policy
+    use_scale: bool = True
+    use_bias: bool = True
+    epsilon: float = 1e-3
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, *, reference: int | None = None, train: bool = True
+    ) -> jax.Array:
+        """Normalises ``[examples, ..., channels]``.
+
+        Args:
+            inputs: the activations.
+            reference: with ``"support"``, how many of the first examples give the statistics; all
+                of them if None.
+            train: with ``"running"``, whether the statistics are the batch's (and update the
+                averages, where ``batch_stats`` is mutable) or the averages.
+        """
+        _checks.one_of("norm", self.policy, POLICIES)
+        if self.policy == "none":
+            return inputs
+        if reference is not None:
+            if self.policy != "support":
+                raise ValueError(
+                    f"reference={reference} needs norm='support', but norm={self.policy!r}."
+                )
+            if not 1 <= reference <= inputs.shape[0]:
+                raise ValueError(
+                    f"reference must be between 1 and the {inputs.shape[0]} examples, got "
+                    f"{reference}."
+                )
+        channels = inputs.shape[-1]
+        if self.policy == "running":
+            mean, variance = self._running_statistics(inputs, train)
+        else:
+            mean, variance = _moments(inputs[:reference])
+        scale: Any = jax.lax.rsqrt(variance + self.epsilon)
+        if self.use_scale:
+            scale = scale * self.param("scale", nn.initializers.ones_init(), (channels,))
+        outputs = (inputs - mean) * scale
+        if self.use_bias:
+            outputs = outputs + self.param("bias", nn.initializers.zeros_init(), (channels,))
+        return outputs.astype(inputs.dtype)
+
+    def _running_statistics(self, inputs, train):
+        channels = inputs.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            return running_mean.value, running_variance.value
+        mean, variance = _moments(inputs)
+        if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_variance.value = keep * running_variance.value + (1 - keep) * variance
+        return mean, variance
+
+
+def _moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of every channel, in float32 at least."""
+    axes = tuple(range(inputs.ndim - 1))
+    inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+    mean = inputs.mean(axes)
+    return mean, jnp.mean((inputs - mean) ** 2, axes)
