@@ -1,0 +1,85 @@
+"""The cache of prepared images: written whole or not at all, and checked when it is read."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+
+
+class CacheError(ValueError):
+    """A file of the cache is not what metajax wrote. It was left as it is."""
+
+
+class Cached(NamedTuple):
+    """What a cache file holds.
+
+    Attributes:
+        images: uint8 array.
+        fingerprint: digest of the files that the images were made from.
+    """
+
+    images: np.ndarray
+    fingerprint: str
+
+
+def cache_folder() -> Path:
+    """``METAJAX_CACHE`` where it is set, else the user's own cache folder."""
+    return Path(os.environ.get("METAJAX_CACHE") or platformdirs.user_cache_dir("metajax"))
+
+
+def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
+    """Reads a cache file, or returns None where there is none.
+
+    Raises:
+        CacheError: if the file is damaged, or isn't one that ``write`` made with this shape.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            images, fingerprint = content["images"], str(content["fingerprint"])
+            checksum = str(content["checksum"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise _refusal(path, f"it cannot be read ({error})") from error
+    except (zlib.error, AttributeError, NotImplementedError) as error:
+        raise _refusal(path, f"it is damaged ({error})") from error
+    if images.shape != shape or images.dtype != np.uint8:
+        raise _refusal(path, f"it holds {images.dtype} {images.shape}, not uint8 {shape}")
+    if _checksum(images) != checksum:
+        raise _refusal(path, "its images do not have the checksum written with them")
+    return Cached(images, fingerprint)
+
+
+def write(path: Path, cached: Cached) -> None:
+    """Writes beside the target and renames, so that a reader sees all of the file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(
+                file,
+                images=cached.images,
+                fingerprint=np.array(cached.fingerprint),
+                checksum=np.array(_checksum(cached.images)),
+            )
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _checksum(images: np.ndarray) -> str:
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def _refusal(path: Path, reason: str) -> CacheError:
+    return CacheError(
+        f"The cache file {path} is not used: {reason}. Delete or move it and it will be made anew,"
+        " or set METAJAX_CACHE to another folder."
+    )

@@ -1,0 +1,220 @@
+"""Episodes drawn on the device from a class-major array, inside the training program."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax._checks import one_of, positive_int
+from metajax.types import Batch, Episode, Sampler
+
+Rotations = Literal["none", "per_class", "as_classes"]
+"""How an episode's classes are turned; see ``episode_sampler``."""
+
+
+class ClassData(NamedTuple):
+    """Examples grouped by class.
+
+    Attributes:
+        examples: array ``[classes, max_per_class, ...]``. uint8 means an image with values from 0
+            to 255; ``[classes, max_per_class, H, W]`` in uint8 is a grey image with one channel.
+        counts: int32 ``[classes]``, how many of ``max_per_class`` are real; the rest is padding
+            that no sampler ever draws.
+    """
+
+    examples: jax.Array | np.ndarray
+    counts: jax.Array | np.ndarray
+
+
+def episode_sampler(
+    data: ClassData,
+    *,
+    n_way: int,
+    k_shot: int,
+    query: int,
+    rotations: Rotations = "none",
+) -> Sampler:
+    """Builds ``sample(key) -> Episode``: one N-way K-shot classification task.
+
+    Classes are drawn uniformly without replacement, and so are the ``k_shot + query`` examples of
+    each, so support and query never share one. Labels run from 0 to ``n_way - 1`` in the order of
+    the draw, and examples lie class by class: ``targets`` is ``0, 0, ..., 1, 1, ...``.
+
+    Args:
+        data: the classes to draw from. uint8 examples leave the sampler as float32 in [0, 1] and
+            with a channel axis; floating-point ones as float32; other integers unchanged.
+        n_way: classes in an episode.
+        k_shot: support examples of each class.
+        query: query examples of each class.
+        rotations: ``"none"``; ``"per_class"``, one random multiple of 90 degrees for each class of
+            each episode, the same for support and query (MAML's protocol); ``"as_classes"``, the
+            four rotations of a class are four classes (Matching Networks' protocol).
+
+    Returns:
+        A pure function: a key to an episode with ``support.inputs`` ``[n_way * k_shot, ...]``,
+        ``query.inputs`` ``[n_way * query, ...]`` and int32 ``targets`` of the same lengths.
+
+    Raises:
+        ValueError: if an argument is not a positive integer, the data has too few classes or too
+            few examples in a class, its values are not finite, or images to rotate are not square.
+        TypeError: if the examples are not numbers.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax.data import ClassData, episode_sampler
+        >>> data = ClassData(jnp.zeros([20, 6, 28, 28], jnp.uint8), jnp.full([20], 6))
+        >>> sample = episode_sampler(data, n_way=5, k_shot=1, query=3, rotations="per_class")
+        >>> episode = sample(jax.random.key(0))
+        >>> episode.support.inputs.shape, episode.query.inputs.shape
+        ((5, 28, 28, 1), (15, 28, 28, 1))
+        >>> episode.support.targets.tolist()
+        [0, 1, 2, 3, 4]
+
+    References:
+        Vinyals et al., "Matching Networks for One Shot Learning", 2016, arXiv:1606.04080.
+        Finn et al., "Model-Agnostic Meta-Learning", 2017, arXiv:1703.03400.
+    """
+    n_way = positive_int("n_way", n_way)
+    k_shot = positive_int("k_shot", k_shot)
+    query = positive_int("query", query)
+    one_of("rotations", rotations, get_args(Rotations))
+    examples, counts = _checked(data)
+    turned = rotations != "none"
+    if turned and (examples.ndim != 5 or examples.shape[2] != examples.shape[3]):
+        raise ValueError(
+            f"rotations={rotations!r} needs square images [classes, max_per_class, H, H, channels],"
+            f" got examples of shape {tuple(examples.shape)}. Use rotations='none'."
+        )
+    n_classes = examples.shape[0] * (4 if rotations == "as_classes" else 1)
+    if n_way > n_classes:
+        raise ValueError(
+            f"n_way is {n_way}, but there are only {n_classes} classes to draw from."
+            " Lower n_way, or use a split with more classes."
+        )
+    per_class = k_shot + query
+    smallest = int(np.argmin(counts))
+    if per_class > counts[smallest]:
+        raise ValueError(
+            f"k_shot + query is {k_shot} + {query} = {per_class}, but class {smallest} has only"
+            f" {counts[smallest]} examples. Lower one of them, or drop the small classes with"
+            " metajax.data.select_classes."
+        )
+    sizes = jnp.asarray(counts)
+    to_label = lambda n: jnp.repeat(jnp.arange(n_way, dtype=jnp.int32), n)
+    support_targets, query_targets = to_label(k_shot), to_label(query)
+
+    def sample(key: jax.Array, /) -> Episode:
+        class_key, example_key, turn_key = jax.random.split(key, 3)
+        classes = _distinct(class_key, n_classes, n_way)
+        turns = jnp.zeros([n_way], jnp.int32)
+        if rotations == "as_classes":
+            classes, turns = classes // 4, classes % 4
+        elif rotations == "per_class":
+            turns = jax.random.randint(turn_key, [n_way], 0, 4)
+        # Two classes may be the same character in two rotations: each draws its own examples.
+        draw = lambda key, size: _distinct(key, size, per_class)
+        chosen = jax.vmap(draw)(jax.random.split(example_key, n_way), sizes[classes])
+        # Gathered and turned in the stored dtype: a quarter of the memory traffic of float32.
+        picked = examples[classes[:, None], chosen]
+        if turned:
+            picked = _turn(picked, turns)
+        picked = _to_model_dtype(picked)
+        flat = lambda part: part.reshape(-1, *part.shape[2:])
+        return Episode(
+            support=Batch(flat(picked[:, :k_shot]), support_targets),
+            query=Batch(flat(picked[:, k_shot:]), query_targets),
+        )
+
+    return sample
+
+
+def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
+    """The examples on the device, with a channel axis, and the counts on the host."""
+    examples = _as_numbers("data.examples", data.examples)
+    if examples.ndim < 2 or 0 in examples.shape:
+        raise ValueError(
+            "data.examples must be [classes, max_per_class, ...] and not empty, got shape"
+            f" {tuple(examples.shape)}."
+        )
+    counts = np.asarray(data.counts)
+    if counts.shape != examples.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(
+            f"data.counts must be integers of shape [{examples.shape[0]}], one for each class,"
+            f" got {counts.dtype} of shape {list(counts.shape)}."
+        )
+    if counts.min() < 1 or counts.max() > examples.shape[1]:
+        raise ValueError(
+            f"data.counts must lie between 1 and max_per_class = {examples.shape[1]}, got values"
+            f" from {counts.min()} to {counts.max()}."
+        )
+    if jnp.issubdtype(examples.dtype, jnp.floating) and not bool(jnp.isfinite(examples).all()):
+        raise ValueError(
+            "data.examples has NaN or infinite values. Remove or repair those examples (padding"
+            " beyond counts must be finite too)."
+        )
+    if examples.dtype == jnp.uint8 and examples.ndim == 4:
+        examples = examples[..., None]
+    return examples, counts.astype(np.int32)
+
+
+def _as_numbers(name: str, values: Any) -> jax.Array:
+    """``values`` as a JAX array, or a TypeError that names them."""
+    dtype = values.dtype if isinstance(values, jax.Array) else np.asarray(values).dtype
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(
+            f"{name} must be integers or floating-point numbers, got dtype {dtype}."
+            " Convert them first, for instance with astype(numpy.float32)."
+        )
+    return jnp.asarray(values)
+
+
+def _distinct(key: jax.Array, size: int | jax.Array, n: int) -> jax.Array:
+    """Draws ``n`` distinct integers below ``size``, every ordered choice equally likely.
+
+    The i-th draw is the r-th smallest of the ``size - i`` integers not yet drawn, with r uniform.
+    A permutation of all ``size`` would cost more than the rest of the sampler: ``size`` is
+    thousands, ``n`` tens.
+
+    Args:
+        key: a PRNG key.
+        size: how many integers there are; may be traced; at least ``n``.
+        n: how many to draw.
+
+    Returns:
+        int32 ``[n]``.
+    """
+    slots = jnp.arange(n, dtype=jnp.int32)
+    ranks = jax.random.randint(key, [n], 0, size - slots)
+
+    def draw(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        drawn, ordered = carry  # ordered: what was drawn, ascending, then sentinels
+        # ordered[j] - j free integers lie below ordered[j]: count the drawn ones to step over.
+        value = ranks[i] + jnp.sum(ordered - slots <= ranks[i], dtype=jnp.int32)
+        before = jnp.sum(ordered < value, dtype=jnp.int32)
+        shifted = jnp.where(slots > before, jnp.roll(ordered, 1), ordered)
+        return drawn.at[i].set(value), jnp.where(slots == before, value, shifted)
+
+    sentinel = jnp.iinfo(jnp.int32).max
+    start = (jnp.zeros([n], jnp.int32), jnp.full([n], sentinel, jnp.int32))
+    drawn, _ = jax.lax.fori_loop(0, n, draw, start)
+    return drawn
+
+
+def _turn(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Rotates ``images`` ``[classes, n, H, H, channels]`` by ``turns`` ``[classes]`` quarters.
+
+    A quarter turn is anticlockwise, as in ``numpy.rot90``.
+    """
+    turns = turns.reshape(-1, 1, 1, 1, 1)
+    images = jnp.where(turns % 2 == 1, images.swapaxes(2, 3), images)
+    images = jnp.where((turns == 1) | (turns == 2), images[:, :, ::-1], images)
+    return jnp.where(turns >= 2, images[:, :, :, ::-1], images)
+
+
+def _to_model_dtype(examples: jax.Array) -> jax.Array:
+    if examples.dtype == jnp.uint8:
+        return examples.astype(jnp.float32) / 255
+    if jnp.issubdtype(examples.dtype, jnp.floating):
+        return examples.astype(jnp.float32)
+    return examples
