@@ -100,21 +100,21 @@ def episode_sampler(
             f" {counts[smallest]} examples. Lower one of them, or drop the small classes with"
             " metajax.data.select_classes."
         )
-    sizes = jnp.asarray(counts)
+    sizes = jnp.asarray(counts, jnp.uint32)
     to_label = lambda n: jnp.repeat(jnp.arange(n_way, dtype=jnp.int32), n)
     support_targets, query_targets = to_label(k_shot), to_label(query)
 
     def sample(key: jax.Array, /) -> Episode:
-        class_key, example_key, turn_key = jax.random.split(key, 3)
-        classes = _distinct(class_key, n_classes, n_way)
+        # One call of the generator for the whole episode: each call costs more than its numbers.
+        bits = jax.random.bits(key, [n_way, 2 + per_class])
+        classes = _distinct(bits[:, 0], jnp.uint32(n_classes))
         turns = jnp.zeros([n_way], jnp.int32)
         if rotations == "as_classes":
+            # Two classes may be the same character in two rotations: each draws its own examples.
             classes, turns = classes // 4, classes % 4
         elif rotations == "per_class":
-            turns = jax.random.randint(turn_key, [n_way], 0, 4)
-        # Two classes may be the same character in two rotations: each draws its own examples.
-        draw = lambda key, size: _distinct(key, size, per_class)
-        chosen = jax.vmap(draw)(jax.random.split(example_key, n_way), sizes[classes])
+            turns = (bits[:, 1] % 4).astype(jnp.int32)
+        chosen = jax.vmap(_distinct)(bits[:, 2:], sizes[classes])
         # Gathered and turned in the stored dtype: a quarter of the memory traffic of float32.
         picked = examples[classes[:, None], chosen]
         if turned:
@@ -169,23 +169,24 @@ def _as_numbers(name: str, values: Any) -> jax.Array:
     return jnp.asarray(values)
 
 
-def _distinct(key: jax.Array, size: int | jax.Array, n: int) -> jax.Array:
-    """Draws ``n`` distinct integers below ``size``, every ordered choice equally likely.
+def _distinct(bits: jax.Array, size: jax.Array) -> jax.Array:
+    """Turns random bits into distinct integers below ``size``, in random order.
 
-    The i-th draw is the r-th smallest of the ``size - i`` integers not yet drawn, with r uniform.
-    A permutation of all ``size`` would cost more than the rest of the sampler: ``size`` is
-    thousands, ``n`` tens.
+    The i-th is the r-th smallest of the ``size - i`` integers not yet drawn, with r uniform. (A
+    permutation of all of them would cost more than the rest of the sampler: they are thousands,
+    and tens are drawn.)
 
     Args:
-        key: a PRNG key.
-        size: how many integers there are; may be traced; at least ``n``.
-        n: how many to draw.
+        bits: uint32 ``[n]``, independent and uniform.
+        size: how many integers there are, uint32 scalar, at least ``n``.
 
     Returns:
-        int32 ``[n]``.
+        int32 ``[n]``. Every ordered choice is equally likely, but for the remainder's bias of
+        less than ``size / 2**32``.
     """
+    n = bits.shape[0]
     slots = jnp.arange(n, dtype=jnp.int32)
-    ranks = jax.random.randint(key, [n], 0, size - slots)
+    ranks = (bits % (size - slots.astype(jnp.uint32))).astype(jnp.int32)
 
     def draw(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         drawn, ordered = carry  # ordered: what was drawn, ascending, then sentinels

@@ -13,6 +13,7 @@ from PIL import Image
 from metajax._checks import one_of
 from metajax.data import _cache, _omniglot_sources
 from metajax.data._omniglot_sources import DataNotFoundError, Drawings
+from metajax.data.arrays import fixed_order
 from metajax.data.episodes import ClassData
 
 Split = Literal["train", "validation", "test", "all"]
@@ -162,9 +163,7 @@ def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray
     if split == "all":
         return np.arange(len(CHARACTERS))
     if protocol == "maml":
-        # A shuffle by digest: no version of any library can change it.
-        digest = lambda index: hashlib.sha256(f"metajax omniglot {index}".encode()).digest()
-        order = sorted(range(len(CHARACTERS)), key=digest)
+        order = fixed_order(len(CHARACTERS), "metajax omniglot")
         parts = {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
     else:
         held_out = [CHARACTERS[i][0] in _VALIDATION_ALPHABETS for i in range(1200)]
