@@ -1,9 +1,9 @@
 """MAML on Omniglot, beside the numbers of Finn et al. 2017 (arXiv 1703.03400), table 1.
 
-python experiments/omniglot.py trains with our own faster schedule: 12,000 meta-steps, the four
+python -m experiments.omniglot trains with our own faster schedule: 12,000 meta-steps, the four
 rotations of a character as classes of their own, Adam with warm-up and cosine decay.
 
-python experiments/omniglot.py --protocol paper trains as the paper's published code does: 60,000
+python -m experiments.omniglot --protocol paper trains as the paper's published code does: 60,000
 meta-steps, one rotation per class and task, constant Adam.
 
 Both are evaluated by the paper's protocol, the 5-shot row from the 1-shot model included, and by
@@ -11,19 +11,18 @@ an honest one: normalised with the support set's statistics, 15 query images a c
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import optax
-from metajax.data.omniglot import omniglot
 
 import metajax
 from metajax import runs
 from metajax.data.episodes import ClassData, episode_sampler
-from metajax.runs import fewshot, plots
+from metajax.data.omniglot import omniglot
+from metajax.runs import fewshot
 
 # Accuracy in % by (n_way, k_shot), with the source.
 PUBLISHED = {
@@ -75,38 +74,14 @@ class Config(runs.RunConfig):
             raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
 
-class Schedule(NamedTuple):
-    """How the parameters are trained.
-
-    Attributes:
-        description: in words, for the table.
-        steps: meta-steps.
-        meta_batch: tasks in a meta-step.
-        inner_rate: inner learning rate, on the mean cross-entropy of the support set.
-        inner_steps: inner steps in training.
-        test_steps: inner steps at test.
-        rotations: how training tasks use rotation.
-        optimizer: the outer optimizer.
-    """
-
-    description: str
-    steps: int
-    meta_batch: int
-    inner_rate: float
-    inner_steps: int
-    test_steps: int
-    rotations: Literal["per_class", "as_classes"]
-    optimizer: optax.GradientTransformation
-
-
-def schedule_of(config: Config) -> Schedule:
+def schedule_of(config: Config) -> fewshot.Schedule:
     """The schedule that a config asks for."""
     many = config.n_way >= 20
     meta_batch, inner_steps, test_steps = (16, 5, 5) if many else (32, 1, 3)
     if config.protocol == "paper":
         # The published code sums the cross-entropy over the n_way classes, with the rate 0.4 for
         # 5-way and 0.1 for 20-way: both are a rate of 2.0 on the mean.
-        return Schedule(
+        return fewshot.Schedule(
             description="the paper's: constant Adam, one rotation per class and task",
             steps=config.steps or 60_000,
             meta_batch=meta_batch,
@@ -117,14 +92,7 @@ def schedule_of(config: Config) -> Schedule:
             optimizer=optax.adam(1e-3),
         )
     steps = config.steps or 12_000
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=2e-3,
-        warmup_steps=min(200, steps // 2),
-        decay_steps=steps,
-        end_value=1e-6,
-    )
-    return Schedule(
+    return fewshot.Schedule(
         description="ours: Adam with warm-up and cosine decay, rotations as classes of their own",
         steps=steps,
         meta_batch=meta_batch,
@@ -132,12 +100,12 @@ def schedule_of(config: Config) -> Schedule:
         inner_steps=inner_steps,
         test_steps=test_steps,
         rotations="as_classes",
-        optimizer=optax.adam(rate),
+        optimizer=fewshot.warmup_cosine(2e-3, steps),
     )
 
 
 def evaluations(
-    config: Config, schedule: Schedule, network: fewshot.Network, data: ClassData
+    config: Config, schedule: fewshot.Schedule, network: fewshot.Network, data: ClassData
 ) -> list[fewshot.Evaluation]:
     """The rows of the table: the paper's evaluation and the honest one, 1-shot and 5-shot."""
     learner = {
@@ -152,13 +120,15 @@ def evaluations(
     for k_shot in sorted({config.k_shot, 5}):
         # Ten inner steps take their time with many images: for the curve they are taken once.
         steps = fewshot.CURVE_STEPS if k_shot == config.k_shot else schedule.test_steps
-        for protocol, transductive, rotations, query, inner, paper in (
+        paper = published.get((config.n_way, k_shot))
+        protocols: list[tuple[str, bool, Rotations, int, int, str | None]] = [
             ("paper's: transductive, rotated test classes", True, "per_class", k_shot, steps,
-             published.get((config.n_way, k_shot))),
+             paper),
             ("transductive, unrotated test classes", True, "none", k_shot, steps, None),
             ("honest: not transductive, rotated test classes", False, "per_class", HONEST_QUERY,
              schedule.test_steps, None),
-        ):  # fmt: skip
+        ]  # fmt: skip
+        for protocol, transductive, rotations, query, steps, figure in protocols:
             sample = episode_sampler(
                 data, n_way=config.n_way, k_shot=k_shot, query=query, rotations=rotations
             )
@@ -166,11 +136,11 @@ def evaluations(
                 fewshot.Evaluation(
                     task=f"{config.n_way}-way {k_shot}-shot",
                     protocol=protocol,
-                    learner=learner[transductive, inner],
+                    learner=learner[transductive, steps],
                     sample=sample,
                     inner_steps=schedule.test_steps,
                     query=query,
-                    paper=paper,
+                    paper=figure,
                 )
             )
     return rows
@@ -186,78 +156,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = runs.open_run(name, config)
 
     data = {split: omniglot(split, folder=config.data) for split in ("train", "validation", "test")}
-    task = {"n_way": config.n_way, "k_shot": config.k_shot, "query": config.k_shot}
-    key_params, key_tasks, key_validation = jax.random.split(jax.random.key(config.seed), 3)
-    network = fewshot.conv4(config.n_way, key_params)
+    network = fewshot.conv4(config.n_way, jax.random.key(config.seed))
     rows = evaluations(config, schedule, network, data["test"])
-    learner = fewshot.maml_learner(
+    picture = episode_sampler(
+        data["test"], n_way=config.n_way, k_shot=config.k_shot, query=5, rotations="per_class"
+    )
+    fitted = fewshot.train(
+        run,
         network,
-        inner_rate=schedule.inner_rate,
-        steps=schedule.inner_steps,
+        schedule,
+        data["train"],
+        data["validation"],
+        n_way=config.n_way,
+        k_shot=config.k_shot,
+        validate_every=config.validate_every,
         transductive=config.norm == "batch",
         mode=metajax.first_order() if config.gradient == "first" else None,
-    )
-    trainer = metajax.meta_trainer(
-        learner,
-        schedule.optimizer,
-        episode_sampler(data["train"], **task, rotations=schedule.rotations),
-        meta_batch=schedule.meta_batch,
         tasks_per_chunk=config.tasks_per_chunk,
     )
-    test_learner = fewshot.maml_learner(
-        network,
-        inner_rate=schedule.inner_rate,
-        steps=schedule.test_steps,
-        transductive=config.norm == "batch",
-    )
-    sample_validation = episode_sampler(data["validation"], **task, rotations="per_class")
-
-    def validate(params):
-        return metajax.evaluate(
-            test_learner, params, sample_validation, key_validation, episodes=200
-        ).mean
-
-    fitted = runs.fit(
+    table = fewshot.publish(
         run,
-        trainer,
-        trainer.init(network.params, key_tasks),
-        steps=schedule.steps,
-        validate=validate,
-        validate_every=config.validate_every,
-    )
-
-    started = time.perf_counter()
-    params = fitted.state.params
-    table, curves = fewshot.measure(params, rows, episodes=config.test_episodes)
-    report = runs.Report(
+        network,
+        schedule,
+        fitted,
+        rows,
+        picture=picture,
+        episodes=config.test_episodes,
         title=f"MAML on Omniglot, {config.n_way}-way",
-        metric="accuracy in % ± 95 % CI",
         source=PUBLISHED[config.gradient][0],
-        schedule=schedule.description,
         training={
-            "steps": schedule.steps,
-            "meta-batch": schedule.meta_batch,
             "shots": config.k_shot,
-            "inner steps": schedule.inner_steps,
-            "inner rate": schedule.inner_rate,
             "gradient": f"{config.gradient} order",
             "normalisation": config.norm,
             "seed": config.seed,
         },
-        rows=table,
-        seconds={"training": fitted.seconds, "evaluation": time.perf_counter() - started},
-        command=runs.command("experiments/omniglot.py", config),
-        environment=runs.environment(),
-        curves=curves,
+        module="experiments.omniglot",
     )
-    text = runs.write_report(run.path, report)
-    plots.training_curve(run.path / "training.png", fitted.metrics)
-    plots.inner_steps(run.path / "inner_steps.png", curves, ylabel="accuracy in %")
-    sample_picture = episode_sampler(
-        data["test"], n_way=config.n_way, k_shot=config.k_shot, query=5, rotations="per_class"
-    )
-    fewshot.draw_episode(run.path / "episode.png", network, params, test_learner, sample_picture)
-    print(f"\n{text}\nEverything is in {run.path}.")
+    print(f"\n{table}\nEverything is in {run.path}.")
 
 
 if __name__ == "__main__":

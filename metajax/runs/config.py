@@ -9,6 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 import tyro
 
+from metajax.data import DataNotFoundError
+from metajax.data._cache import CacheError
 
 _ON_THE_SIDE = frozenset({"out", "resume", "tensorboard"})
 
@@ -94,13 +96,13 @@ def identity(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def command(script: str, config: RunConfig) -> str:
+def command(module: str, config: RunConfig) -> str:
     """The command that makes this run again, without the options that name a machine's folders.
 
-    >>> command("experiments/demo.py", RunConfig(seed=3))
-    'python experiments/demo.py --seed 3'
+    >>> command("experiments.demo", RunConfig(seed=3))
+    'python -m experiments.demo --seed 3'
     """
-    words = ["python", script]
+    words = ["python", "-m", module]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == field.default or isinstance(value, Path) or field.name in _ON_THE_SIDE:
@@ -115,7 +117,7 @@ def guard(main: Callable[[], None]) -> None:
     """Runs a script's main function; errors a user can mend are shown without a traceback."""
     try:
         main()
-    except RunError as error:
+    except (RunError, DataNotFoundError, CacheError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

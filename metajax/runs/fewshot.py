@@ -1,8 +1,8 @@
-"""What experiments in few-shot image classification share: learners, test protocols, pictures."""
+"""What experiments in few-shot image classification share: training, test protocols, pictures."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,14 @@ import optax
 
 import metajax
 from metajax import losses, models
+from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.learners import Learner
 from metajax.modes import GradientMode
 from metajax.runs import plots
-from metajax.runs.report import Row
+from metajax.runs.config import command
+from metajax.runs.fit import Fitted, fit
+from metajax.runs.folder import Run
+from metajax.runs.report import Report, Row, environment, write_report
 from metajax.types import Batch, Params, Sampler
 
 TEST_SEED = 2017
@@ -78,6 +82,94 @@ def maml_learner(
     )
 
 
+class Schedule(NamedTuple):
+    """How the parameters are trained.
+
+    Attributes:
+        description: in words, for the table.
+        steps: meta-steps.
+        meta_batch: tasks in a meta-step.
+        inner_rate: inner learning rate, on the mean cross-entropy of the support set.
+        inner_steps: inner steps in training.
+        test_steps: inner steps at test.
+        rotations: how training tasks turn their classes.
+        optimizer: the outer optimizer.
+    """
+
+    description: str
+    steps: int
+    meta_batch: int
+    inner_rate: float
+    inner_steps: int
+    test_steps: int
+    rotations: Rotations
+    optimizer: optax.GradientTransformation
+
+
+def warmup_cosine(peak: float, steps: int) -> optax.GradientTransformation:
+    """Adam, its rate rising over 200 steps and falling on a cosine to 1e-6 at the last."""
+    warmup = min(200, steps // 2)
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end_value=1e-6))
+
+
+def train(
+    run: Run,
+    network: Network,
+    schedule: Schedule,
+    data: ClassData,
+    validation: ClassData,
+    *,
+    n_way: int,
+    k_shot: int,
+    validate_every: int,
+    transductive: bool = True,
+    mode: GradientMode | None = None,
+    tasks_per_chunk: int | None = None,
+) -> Fitted:
+    """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
+    key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
+    learner = maml_learner(
+        network,
+        inner_rate=schedule.inner_rate,
+        steps=schedule.inner_steps,
+        transductive=transductive,
+        mode=mode,
+    )
+    sampler = lambda data, rotations: episode_sampler(
+        data, n_way=n_way, k_shot=k_shot, query=k_shot, rotations=rotations
+    )
+    trainer = metajax.meta_trainer(
+        learner,
+        schedule.optimizer,
+        sampler(data, schedule.rotations),
+        meta_batch=schedule.meta_batch,
+        tasks_per_chunk=tasks_per_chunk,
+    )
+    test_learner = maml_learner(
+        network,
+        inner_rate=schedule.inner_rate,
+        steps=schedule.test_steps,
+        transductive=transductive,
+    )
+    # As at test: the paper turns each class of a test task too.
+    turned: Rotations = "none" if schedule.rotations == "none" else "per_class"
+    sample_validation = sampler(validation, turned)
+
+    def validate(params: Params) -> Mapping[str, float]:
+        return metajax.evaluate(
+            test_learner, params, sample_validation, key_validation, episodes=200
+        ).mean
+
+    return fit(
+        run,
+        trainer,
+        trainer.init(network.params, key_tasks),
+        steps=schedule.steps,
+        validate=validate,
+        validate_every=validate_every,
+    )
+
+
 class Evaluation(NamedTuple):
     """One row of the table, before it is measured.
 
@@ -129,15 +221,71 @@ def measure(
     return rows, curves
 
 
-def draw_episode(
-    path: Path, network: Network, params: Params, learner: Learner, sample: Sampler
-) -> None:
-    """Adapts to one test episode and draws it with the (transductive) predictions."""
-    episode = sample(jax.random.key(TEST_SEED))
-    adapted, _ = learner.adapt(params, episode.support)
+def publish(
+    run: Run,
+    network: Network,
+    schedule: Schedule,
+    fitted: Fitted,
+    evaluations: Sequence[Evaluation],
+    *,
+    picture: Sampler,
+    episodes: int,
+    title: str,
+    source: str,
+    training: Mapping[str, Any],
+    module: str,
+) -> str:
+    """Evaluates, and writes the table, ``result.json`` and the pictures; returns the table.
+
+    Args:
+        run: the run.
+        network: the network that was trained.
+        schedule: how.
+        fitted: the outcome.
+        evaluations: the table's rows.
+        picture: draws the test task of the picture.
+        episodes: test tasks in each row.
+        title: the table's heading.
+        source: where the published figures are from.
+        training: what the table says of the training beside the schedule.
+        module: the experiment, as ``python -m`` knows it.
+    """
+    started = time.perf_counter()
+    params = fitted.state.params
+    rows, curves = measure(params, evaluations, episodes=episodes)
+    report = Report(
+        title=title,
+        metric="accuracy in % ± 95 % CI",
+        source=source,
+        schedule=schedule.description,
+        training={
+            "steps": schedule.steps,
+            "meta-batch": schedule.meta_batch,
+            "inner steps": schedule.inner_steps,
+            "inner rate": schedule.inner_rate,
+            **training,
+        },
+        rows=rows,
+        seconds={"training": fitted.seconds, "evaluation": time.perf_counter() - started},
+        command=command(module, run.config),
+        environment=environment(),
+        curves=curves,
+    )
+    table = write_report(run.path, report)
+    plots.training_curve(run.path / "training.png", fitted.metrics)
+    plots.inner_steps(run.path / "inner_steps.png", curves, ylabel="accuracy in %")
+
+    learner = maml_learner(network, inner_rate=schedule.inner_rate, steps=schedule.test_steps)
+    episode = picture(jax.random.key(TEST_SEED))
+    adapted, _ = jax.jit(learner.adapt)(params, episode.support)
     logits = network.apply(adapted, episode.query.inputs)
-    support, query = _arrays(episode.support), _arrays(episode.query)
-    plots.episode_grid(path, support, query, np.asarray(logits.argmax(axis=-1)))
+    plots.episode_grid(
+        run.path / "episode.png",
+        _arrays(episode.support),
+        _arrays(episode.query),
+        np.asarray(logits.argmax(axis=-1)),
+    )
+    return table
 
 
 def _arrays(batch: Batch) -> tuple[np.ndarray, np.ndarray]:

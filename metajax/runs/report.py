@@ -26,7 +26,7 @@ class Row(NamedTuple):
         paper: the published figure for this evaluation, as printed; None where there is none.
         episodes: how many test tasks.
         inner_steps: how many inner steps at test.
-        query: query examples a class (or a task, in regression).
+        query: query examples, of each class or of the task (see ``Report.query``).
     """
 
     task: str
@@ -52,6 +52,7 @@ class Report(NamedTuple):
         seconds: duration by phase: ``{"training": ..., "evaluation": ...}``.
         command: what makes this run again.
         environment: machine, versions and commit; from ``environment``.
+        query: what the rows count in ``query``.
         curves: scores after each inner step, if they are worth keeping.
     """
 
@@ -64,6 +65,7 @@ class Report(NamedTuple):
     seconds: Mapping[str, float]
     command: str
     environment: Mapping[str, Any]
+    query: str = "query per class"
     curves: Sequence[Curve] = ()
 
 
@@ -86,14 +88,21 @@ def environment() -> dict[str, Any]:
 
 def format_table(report: Report) -> str:
     """The report as Markdown: the table, then what made it."""
-    head = ("task", "evaluation", f"ours, {report.metric}", f"paper ({report.source})",
-            "episodes", "inner steps", "query a class")  # fmt: skip
-    digits = 2 if max((row.mean for row in report.rows), default=0) >= 1 else 4
-    rows = [
-        (row.task, row.evaluation, f"{row.mean:.{digits}f} ± {row.ci95:.{digits}f}",
-         row.paper or "–", str(row.episodes), str(row.inner_steps), str(row.query))
-        for row in report.rows
-    ]  # fmt: skip
+    digits = 2 if max((row.mean for row in report.rows), default=0) >= 10 else 3
+    columns = {
+        "task": [row.task for row in report.rows],
+        "evaluation": [row.evaluation for row in report.rows],
+        f"ours, {report.metric}": [
+            f"{row.mean:.{digits}f} ± {row.ci95:.{digits}f}" for row in report.rows
+        ],
+        f"paper ({report.source})": [row.paper or "–" for row in report.rows],
+        "episodes": [str(row.episodes) for row in report.rows],
+        "inner steps": [str(row.inner_steps) for row in report.rows],
+        report.query: [str(row.query) for row in report.rows],
+    }
+    if all(row.paper is None for row in report.rows):
+        del columns[f"paper ({report.source})"]
+    head, rows = list(columns), list(zip(*columns.values(), strict=True))
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     lines = [_line(head, widths), _line(["-" * width for width in widths], widths)]
     lines += [_line(row, widths) for row in rows]
