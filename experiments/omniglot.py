@@ -20,8 +20,8 @@ import optax
 
 import metajax
 from metajax import runs
-from metajax.data.episodes import ClassData, episode_sampler
-from metajax.data.omniglot import omniglot
+from metajax.data import ClassData, episode_sampler, omniglot
+from metajax.data.episodes import Rotations
 from metajax.runs import fewshot
 
 # Accuracy in % by (n_way, k_shot), with the source.

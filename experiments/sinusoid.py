@@ -130,10 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             learner, params, sample, key, episodes=config.test_episodes, tasks_per_chunk=100
         )
 
-    tuned = {
-        rate: test(learner(TEST_STEPS, rate), joint.state.params, key=key_tune).mean["loss"]
-        for rate in FINE_TUNING_RATES
-    }
+    with np.errstate(invalid="ignore"):  # too high a rate diverges, and is not chosen
+        tuned = {
+            rate: test(learner(TEST_STEPS, rate), joint.state.params, key=key_tune).mean["loss"]
+            for rate in FINE_TUNING_RATES
+        }
     rate = min(tuned, key=lambda rate: tuned[rate] if np.isfinite(tuned[rate]) else np.inf)
     scores = {
         "MAML": test(learner(TEST_STEPS), maml.state.params),
