@@ -18,12 +18,12 @@ omniglot_flags = \
 	$(if $(N_WAY),--n-way '$(N_WAY)') \
 	$(if $(DATA),--data '$(DATA)') \
 	$(if $(OUT),--out '$(OUT)') \
-	$(if $(RESUME),--resume '$(RESUME)')
+	$(if $(filter-out 0 no false,$(RESUME)),--resume)
 common_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
 	$(if $(OUT),--out '$(OUT)') \
-	$(if $(RESUME),--resume '$(RESUME)')
+	$(if $(filter-out 0 no false,$(RESUME)),--resume)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -34,8 +34,8 @@ help: ## list the targets
 		| awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
-	@echo "  PROTOCOL=fast|paper N_WAY= DATA=<folder with Omniglot's zips>; PYTHON= names the"
-	@echo "  interpreter (3.11 or newer) that .venv is made from."
+	@echo "  PROTOCOL=fast|paper N_WAY= DATA=<folder with Omniglot's zips>. RESUME=1 goes on from"
+	@echo "  the last checkpoint. PYTHON= names the interpreter (3.11 or newer) for .venv."
 
 install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 

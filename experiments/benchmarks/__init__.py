@@ -1,0 +1,1 @@
+"""Timings of metajax beside other programs that compute the same thing."""

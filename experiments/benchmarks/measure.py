@@ -1,0 +1,121 @@
+"""Measurements of programs beside each other, in one process."""
+
+import ctypes
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.workload import Program, relative_error
+from metajax import runs
+
+PAUSE = 0.02
+"""Seconds between two programs' turns, in which the last one's idle threads stop spinning."""
+
+
+def check_agreement(
+    programs: Sequence[Program], reference: Program, *, tolerance: float
+) -> dict[str, float]:
+    """That all programs compute the same meta-gradient and loss, before any is timed.
+
+    Args:
+        programs: what to check.
+        reference: what to check them against.
+        tolerance: the largest relative Euclidean error of the gradient, all leaves together.
+
+    Returns:
+        The relative error of each program's gradient, by name.
+
+    Raises:
+        RunError: if one differs by more, or isn't finite.
+    """
+    gradient, loss = reference.gradient()
+    errors = {}
+    for program in programs:
+        own_gradient, own_loss = program.gradient()
+        error = relative_error(own_gradient, gradient)
+        loss_error = abs(own_loss - loss) / abs(loss)
+        # Written so that NaN fails.
+        if not (error <= tolerance and loss_error <= tolerance):
+            raise runs.RunError(
+                f"{program.name!r} and {reference.name!r} do not compute the same meta-step: the "
+                f"gradient differs by {error:.1e} and the loss by {loss_error:.1e}, relatively; "
+                f"at most {tolerance:.1e} is accepted. Nothing was timed."
+            )
+        errors[program.name] = error
+    return errors
+
+
+def peak_memory_increase(run: Callable[[], object]) -> int | None:
+    """Bytes by which the process's resident memory peaks above its level before ``run``.
+
+    None where the system doesn't tell: Linux with the GNU C library does.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work freed would serve unseen
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        before = _status_bytes("VmRSS")
+        run()
+        return max(_status_bytes("VmHWM") - before, 0)
+    except (OSError, AttributeError):
+        run()
+        return None
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def interleaved(
+    programs: Sequence[Program], *, rounds: int, steps_per_turn: int
+) -> tuple[dict[str, list[float]], dict[str, int | None]]:
+    """Times meta-steps in turns, A B C A B C ..., so that the machine's moods meet all alike.
+
+    Args:
+        programs: what to time.
+        rounds: turns of each program.
+        steps_per_turn: timed meta-steps in a turn.
+
+    Returns:
+        Seconds of each meta-step by program, and the peak memory increase of its first two
+        meta-steps, which aren't timed.
+    """
+    states, memory = {}, {}
+    for program in programs:
+
+        def warm_up(program=program):
+            state = program.init()
+            for _ in range(2):
+                state = program.step(state)
+            states[program.name] = state
+
+        memory[program.name] = peak_memory_increase(warm_up)
+    seconds: dict[str, list[float]] = {program.name: [] for program in programs}
+    for _ in range(rounds):
+        for program in programs:
+            time.sleep(PAUSE)
+            state = states[program.name]
+            for _ in range(steps_per_turn):
+                start = time.perf_counter()
+                state = program.step(state)
+                seconds[program.name].append(time.perf_counter() - start)
+            states[program.name] = state
+    return seconds, memory
+
+
+def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:
+    """The most GFLOP/s that a float32 matrix product reached in XLA: what the machine can do."""
+    matrix = jnp.asarray(np.random.default_rng(0).random((size, size), np.float32))
+    product = jax.jit(jnp.matmul).lower(matrix, matrix).compile()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
