@@ -107,19 +107,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def learner(steps: int, rate: float = config.inner_rate, loss: Any = loss_fn) -> Learner:
         return metajax.maml(loss, optax.sgd(rate), steps=steps)
 
-    def train(name: str, learner: Learner, sample: metajax.Sampler, params: Any) -> runs.Fitted:
+    def train(run: runs.Run, learner: Learner, sample: metajax.Sampler, params: Any) -> runs.Fitted:
         trainer = metajax.meta_trainer(
             learner, optax.adam(1e-3), sample, meta_batch=META_BATCH, tasks_per_chunk=META_BATCH
         )
-        path = run.path if name == "MAML" else run.path / name
-        state = trainer.init(params, key_tasks)
-        return runs.fit(run._replace(name=name, path=path), trainer, state, steps=config.steps)
+        return runs.fit(run, trainer, trainer.init(params, key_tasks), steps=config.steps)
 
-    maml = train("MAML", learner(1), sample, params)
-    joint = train("pretrained", pooled(learner(1), loss_fn), sample, params)
-    sample_oracle = with_parameters(sample)
-    oracle_learner = learner(1, loss=oracle_loss)
-    oracle = train("oracle", pooled(oracle_learner, oracle_loss), sample_oracle, oracle_params)
+    def part(name: str) -> runs.Run:
+        return run._replace(name=name, path=run.path / name)
+
+    maml = train(run, learner(1), sample, params)
+    joint = train(part("pretrained"), pooled(learner(1), loss_fn), sample, params)
+    sample_oracle, oracle_learner = with_parameters(sample), learner(1, loss=oracle_loss)
+    oracle = train(
+        part("oracle"), pooled(oracle_learner, oracle_loss), sample_oracle, oracle_params
+    )
 
     started = time.perf_counter()
     key_tune, key_test = jax.random.split(jax.random.key(TEST_SEED))
