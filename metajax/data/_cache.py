@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import tempfile
-import zipfile
-import zlib
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,13 +40,12 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here: where np.load fails, it leaves a file that it opened itself open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             images, fingerprint = content["images"], str(content["fingerprint"])
             checksum = str(content["checksum"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on damaged files, NumPy and zipfile raise of a dozen types
         raise _refusal(path, f"it cannot be read ({error})") from error
-    except (zlib.error, AttributeError, NotImplementedError) as error:
-        raise _refusal(path, f"it is damaged ({error})") from error
     if images.shape != shape or images.dtype != np.uint8:
         raise _refusal(path, f"it holds {images.dtype} {images.shape}, not uint8 {shape}")
     if _checksum(images) != checksum:
@@ -59,9 +56,10 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
 def write(path: Path, cached: Cached) -> None:
     """Writes beside the target and renames, so that a reader sees all of the file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    # Not tempfile's: that only its owner may read, and a cache may be shared.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             np.savez_compressed(
                 file,
                 images=cached.images,
@@ -70,7 +68,7 @@ def write(path: Path, cached: Cached) -> None:
             )
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
