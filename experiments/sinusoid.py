@@ -220,8 +220,12 @@ def draw_fit(
     for name, (learner, params) in learners.items():
         _, info = learner.adapt(params, episode.support, observe=lambda p: apply(p, grid)[:, 0])
         fits[name] = [
-            (f"after {steps} steps" if steps else "before adaptation", info.observed[steps])
-            for steps in (0, 1, TEST_STEPS)
+            (label, info.observed[steps])
+            for label, steps in (
+                ("before adaptation", 0),
+                ("after 1 step", 1),
+                (f"after {TEST_STEPS} steps", TEST_STEPS),
+            )
         ]
     plots.regression_fit(
         run.path / "fit.png",

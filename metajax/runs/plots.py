@@ -72,7 +72,8 @@ def inner_steps(path: Path, curves: Sequence[Curve], *, ylabel: str, log: bool =
     if log:
         axes.set_yscale("log")
     axes.set(xlabel="inner steps", ylabel=ylabel)
-    axes.legend()
+    # Above the axes: a long label would hide the curves.
+    figure.legend(loc="outside upper center", fontsize=8)
     axes.grid(alpha=0.3)
     _save(figure, path)
 
@@ -103,7 +104,8 @@ def episode_grid(
     rows = np.unique(support[1])[:classes]
     shots = min(per_class, max(int((support[1] == label).sum()) for label in rows))
     queries = min(per_class, max(int((query[1] == label).sum()) for label in rows))
-    figure = Figure(figsize=(0.85 * (shots + queries) + 0.8, 0.95 * len(rows) + 0.6), dpi=90)
+    size = (0.85 * (shots + queries) + 0.8, 0.95 * len(rows) + 0.6)
+    figure = Figure(figsize=size, dpi=90, layout="constrained")
     grid = figure.subplots(
         len(rows),
         shots + queries + 1,  # the empty column in between separates support from query
@@ -144,7 +146,7 @@ def regression_fit(
         support: inputs and targets learnt from, ``[k_shot]`` each.
         fits: for each panel's title, named curves ``[points]``, least adapted first.
     """
-    figure = Figure(figsize=(4.2 * len(fits), 3.6), dpi=90)
+    figure = Figure(figsize=(4.2 * len(fits), 3.6), dpi=90, layout="constrained")
     panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
     for axes, (title, curves) in zip(panels, fits.items(), strict=True):
         axes.plot(inputs, truth, color="black", linewidth=1.5, label="truth")
@@ -157,12 +159,13 @@ def regression_fit(
         axes.plot(*support, "v", color="tab:red", label="support")
         axes.set(title=title, xlabel="x")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
     _save(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=100)
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     return figure, figure.subplots()
 
 
@@ -178,5 +181,4 @@ def _image(axes: Any, image: np.ndarray, frame: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure).print_png(str(path))
