@@ -47,12 +47,13 @@ def value_and_aux(output: Any, *, name: str) -> tuple[jax.Array, PyTree]:
 
 @functools.lru_cache(maxsize=256)
 def _has_finite_derivative(optimizer: optax.GradientTransformation, treedef: Any, ranks) -> bool:
-    """Whether the update has a finite derivative where the gradient is zero.
+    """Whether the update has a finite derivative where an element of the gradient is zero.
 
-    Probed on arrays of one element: sqrt(v) in Adam's denominator has none at v = 0, and a
-    rectified unit that is off makes just that gradient.
+    Probed on two elements a leaf, one of them zero: sqrt(v) in Adam's denominator has no finite
+    derivative at v = 0, and a rectified unit that is off makes just that gradient. (A gradient that
+    is zero throughout, where clipping by norm has none either, doesn't come up.)
     """
-    leaves = [jnp.zeros((1,) * rank) for rank in ranks]
+    leaves = [jnp.array([0.0, 1.0]).reshape(2, *(1,) * (rank - 1)) for rank in ranks]
     params = treedef.unflatten(leaves)
 
     def total_update(gradient):

@@ -1,9 +1,10 @@
 """Model-agnostic meta-learning, second and first order."""
 
+import jax.numpy as jnp
 import optax
 
 from metajax import _checks
-from metajax.adapt import adapt
+from metajax.adapt import adapt, check_differentiable
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.modes import GradientMode
 from metajax.trees import Trainable
@@ -39,7 +40,8 @@ def maml(
         A ``Learner`` whose meta-parameters are the parameters themselves.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer.
+        ValueError: if ``steps`` isn't a positive integer, or the optimizer's update has no finite
+            derivative under a mode that needs it (Adam's with ``eps_root=0``).
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -54,6 +56,8 @@ def maml(
     (arXiv 1703.03400).
     """
     _checks.positive_int("steps", steps)
+    if mode is None or mode.differentiates_update:
+        check_differentiable(optimizer, jnp.zeros(2))
 
     def adapt_fn(params, support, *, observe=None):
         return adapt(

@@ -39,11 +39,15 @@ def scale_by_rates(rates: PyTree) -> optax.GradientTransformation:
         Array([-0.2, -2. ], dtype=float32)
     """
 
-    def update(gradient, state, params=None):
+    def init(params):
         del params
-        return jax.tree.map(lambda rate, g: -rate * g, rates, gradient), state
+        return optax.EmptyState()
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    def update(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda rate, gradient: -rate * gradient, rates, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def meta_sgd(
@@ -91,20 +95,18 @@ def meta_sgd(
         rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, learning_rate), adapted)
         return MetaSGDParams(params, rates)
 
-    def adapt_fn(meta_params, support, *, observe=None):
-        def adapted_as_meta(params):
-            return MetaSGDParams(params, meta_params.rates)
-
+    def adapt_fn(params, support, *, observe=None):
+        initial, rates = params
         adapted, info = adapt(
             loss_fn,
-            meta_params.params,
+            initial,
             support,
-            optimizer=scale_by_rates(meta_params.rates),
+            optimizer=scale_by_rates(rates),
             steps=steps,
             mode=mode,
             trainable=trainable,
-            observe=None if observe is None else lambda params: observe(adapted_as_meta(params)),
+            observe=None if observe is None else lambda p: observe(MetaSGDParams(p, rates)),
         )
-        return adapted_as_meta(adapted), info
+        return MetaSGDParams(adapted, rates), info
 
     return Learner(init, adapt_fn, lambda adapted, episode: loss(adapted.params, episode))

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from metajax import _checks
 
@@ -79,8 +80,8 @@ class Conv(nn.Module):
         param_dtype: type of the parameters.
 
     Example:
-        >>> module = Conv(features=8, kernel_size=(3, 3), strides=2)
-        >>> outputs, variables = module.init_with_output(jax.random.key(0), jnp.ones((5, 28, 28, 1)))
+        >>> images = jnp.ones((5, 28, 28, 1))
+        >>> outputs, variables = Conv(8, strides=2).init_with_output(jax.random.key(0), images)
         >>> outputs.shape, variables["params"]["kernel"].shape
         ((5, 14, 14, 8), (3, 3, 1, 8))
     """
@@ -117,7 +118,7 @@ class Conv(nn.Module):
             if self.use_bias
             else None
         )
-        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         columns = patches(inputs, self.kernel_size, strides, self.padding)
         outputs = columns @ kernel.reshape(-1, self.features)
         return outputs if bias is None else outputs + bias

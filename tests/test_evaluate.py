@@ -1,0 +1,106 @@
+"""Scores against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from compilations import no_compilation
+
+import metajax
+from metajax.evaluate import summarise
+
+
+def learner():
+    return metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=3)
+
+
+@pytest.mark.parametrize("tasks_per_chunk", [1, 8, 20])
+def test_scores_are_those_of_adapting_to_each_episode(tasks_per_chunk):
+    key, sample, params = jax.random.key(2), toy.make_sampler(), toy.init_params()
+    scores = metajax.evaluate(
+        learner(), params, sample, key, episodes=20, tasks_per_chunk=tasks_per_chunk
+    )
+    losses = []
+    for i in range(20):
+        episode = sample(jax.random.fold_in(jax.random.fold_in(key, 0), i))
+        per_step = [toy.loss_fn(params, episode.query)[0]]
+        for steps in (1, 2, 3):
+            adapted, _ = metajax.adapt(
+                toy.loss_fn, params, episode.support, optimizer=optax.sgd(0.1), steps=steps
+            )
+            per_step.append(toy.loss_fn(adapted, episode.query)[0])
+        losses.append(per_step)
+    losses = np.asarray(losses)
+    np.testing.assert_allclose(scores.values["loss"], losses, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(scores.curve["loss"], losses.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(scores.mean["loss"], losses[:, -1].mean(), rtol=1e-4)
+    np.testing.assert_allclose(scores.std["loss"], losses[:, -1].std(ddof=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        scores.ci95["loss"], 1.96 * losses[:, -1].std(ddof=1) / np.sqrt(20), rtol=1e-4
+    )
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(3.0, 2.0, size=(2000, 400))
+    covered = [
+        abs(scores.mean["x"] - 3.0) < scores.ci95["x"]
+        for scores in (summarise({"x": row[:, None]}) for row in draws)
+    ]
+    assert 0.935 < np.mean(covered) < 0.965
+
+
+def test_evaluating_again_with_other_parameters_compiles_nothing():
+    built, sample, key = learner(), toy.make_sampler(), jax.random.key(0)
+    first = metajax.evaluate(built, toy.init_params(), sample, key, episodes=4)
+    other = jax.tree.map(lambda leaf: leaf + 0.1, toy.init_params())
+    with no_compilation():
+        second = metajax.evaluate(built, other, sample, key, episodes=4)
+    assert first.mean["loss"] != second.mean["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"episodes": 1}, "episodes must be at least 2 for a confidence interval, got 1"),
+        ({"episodes": 2.5}, "episodes must be a positive integer, got 2.5"),
+        ({"tasks_per_chunk": 0}, "tasks_per_chunk must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        metajax.evaluate(
+            learner(), toy.init_params(), toy.make_sampler(), jax.random.key(0), **options
+        )
+
+
+def test_classification_losses_against_numpy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(6, 4)), np.array([0, 1, 2, 3, 0, 1])
+    loss, metrics = metajax.losses.cross_entropy(lambda p, x: x)(
+        None, (jnp.asarray(logits), jnp.asarray(targets))
+    )
+    log_softmax = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(loss, -log_softmax[np.arange(6), targets].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(1) == targets).mean())
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (jnp.zeros((3, 2)), jnp.zeros(4, int), r"targets of shape \(4,\)"),
+        (jnp.zeros(3), jnp.zeros(3, int), r"logits of shape \(3,\)"),
+        (jnp.zeros((3, 2)), jnp.zeros(3), "targets must be integer class indices, got float32"),
+    ],
+)
+def test_shapes_fail_at_trace(logits, targets, message):
+    with pytest.raises(ValueError, match=message):
+        metajax.losses.cross_entropy(lambda p, x: x)(None, (logits, targets))
+
+
+def test_squared_error_refuses_to_broadcast():
+    with pytest.raises(ValueError, match="outputs of the targets' shape"):
+        metajax.losses.mean_squared_error(lambda p, x: x)(None, (jnp.ones((4, 1)), jnp.ones(4)))

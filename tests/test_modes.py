@@ -1,0 +1,179 @@
+"""Gradient modes: each against closed forms, finite differences and each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+
+import metajax
+
+EXACT = [metajax.unrolled(), metajax.rematerialised(), metajax.mixed()]
+exact_parameter = pytest.mark.parametrize("mode", EXACT, ids=lambda mode: mode.name)
+
+
+def quadratic(params, batch):
+    matrix, optimum = batch
+    difference = params - optimum
+    return 0.5 * difference @ matrix @ difference
+
+
+def quadratic_task(seed, size=5):
+    rng = np.random.default_rng(seed)
+    roots = rng.normal(size=(2, size, size))
+    matrices = np.einsum("kij,klj->kil", roots, roots) / size
+    optima = rng.normal(size=(2, size))
+    support, query = (
+        (jnp.asarray(m), jnp.asarray(c)) for m, c in zip(matrices, optima, strict=True)
+    )
+    return metajax.Episode(support, query)
+
+
+def meta_gradient_of(learner, params, episode):
+    batched = jax.tree.map(lambda leaf: leaf[None], episode)
+    return metajax.meta_gradient(learner)(params, batched)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_quadratic_closed_forms(x64, steps):
+    """With S = (I − αA)^K: MAML S A_q(θ_K − c_q), FOMAML A_q(θ_K − c_q), Reptile (I − S)(θ − c)."""
+    rate, episode, start = 0.1, quadratic_task(0), jnp.ones(5)
+    (matrix, optimum), (query_matrix, query_optimum) = jax.tree.map(np.asarray, tuple(episode))
+    shrink = np.linalg.matrix_power(np.eye(5) - rate * matrix, steps)
+    final = optimum + shrink @ (np.ones(5) - optimum)
+    first_order = query_matrix @ (final - query_optimum)
+
+    for mode in EXACT:
+        learner = metajax.maml(quadratic, optax.sgd(rate), steps=steps, mode=mode)
+        gradient = meta_gradient_of(learner, start, episode)
+        np.testing.assert_allclose(gradient, shrink @ first_order, rtol=1e-11, err_msg=mode.name)
+
+    learner = metajax.maml(quadratic, optax.sgd(rate), steps=steps, mode=metajax.first_order())
+    np.testing.assert_allclose(meta_gradient_of(learner, start, episode), first_order, rtol=1e-11)
+
+    learner = metajax.reptile(quadratic, optax.sgd(rate), steps=steps)
+    expected = (np.eye(5) - shrink) @ (np.ones(5) - optimum)
+    np.testing.assert_allclose(meta_gradient_of(learner, start, episode), expected, rtol=1e-11)
+
+
+def network_loss(params, batch):
+    inputs, targets, weight = batch
+    hidden = jnp.tanh(inputs @ params["w1"] + params["shift"])
+    outputs = hidden @ params["w2"]
+    loss = jnp.mean(weight * (outputs[:, 0] - jnp.sin(targets)) ** 2)
+    return loss, {"spread": jnp.std(outputs), "rows": jnp.array(inputs.shape[0])}
+
+
+def network_task():
+    rng = np.random.default_rng(1)
+    params = {
+        "w1": jnp.asarray(rng.normal(size=(3, 6))),
+        "shift": jnp.asarray(rng.normal(size=6)),
+        "w2": jnp.asarray(rng.normal(size=(6, 1))),
+    }
+    batch = tuple(jnp.asarray(rng.normal(size=shape)) for shape in ((4, 3), (4,), (4,)))
+    return params, (batch[0], jnp.arange(4), batch[2] ** 2)
+
+
+@exact_parameter
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.1, momentum=0.9), optax.adam(0.05, eps_root=1e-6)],
+    ids=["momentum", "adam"],
+)
+def test_every_differentiable_input_against_finite_differences(x64, mode, optimizer):
+    """Adapted and frozen parameters, support data, a closed-over weight, and the info's outputs."""
+    params, batch = network_task()
+
+    def outer(params, inputs, decay):
+        def loss_fn(params, batch):  # closes over decay, which is differentiated
+            loss, aux = network_loss(params, batch)
+            return loss + decay * jnp.sum(params["w1"] ** 2), aux
+
+        adapted, info = metajax.adapt(
+            loss_fn,
+            params,
+            (inputs, *batch[1:]),
+            optimizer=optimizer,
+            steps=3,
+            mode=mode,
+            trainable=lambda path: path != "shift",
+        )
+        final, _ = network_loss(adapted, batch)
+        return final + 0.3 * info.loss.sum() + 0.2 * (info.aux["spread"] ** 2).sum()
+
+    check_grads(outer, (params, batch[0], 0.1), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_exact_modes_agree_under_jit_and_vmap(x64):
+    params, batch = network_task()
+    scales = jnp.array([0.5, 1.0, 2.0])
+
+    def gradients(mode):
+        def outer(params, scale):
+            support = (batch[0] * scale, *batch[1:])
+            adapted, _ = metajax.adapt(
+                network_loss, params, support, optimizer=optax.sgd(0.1), steps=5, mode=mode
+            )
+            return network_loss(adapted, batch)[0]
+
+        return jax.jit(jax.vmap(jax.grad(outer), in_axes=(None, 0)))(params, scales)
+
+    reference, *others = map(gradients, EXACT)
+    for other in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), reference, other)
+
+
+def test_mixed_mode_keeps_less_than_unrolling():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network_task()[0])
+    inputs = jnp.ones((256, 3))
+    batch = (inputs, jnp.arange(256), jnp.ones(256))
+
+    def memory(mode):
+        def outer(params):
+            adapted, _ = metajax.adapt(
+                network_loss, params, batch, optimizer=optax.sgd(0.1), steps=32, mode=mode
+            )
+            return network_loss(adapted, batch)[0]
+
+        analysis = jax.jit(jax.grad(outer)).lower(params).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    unrolled, rematerialised, mixed = map(memory, EXACT)
+    assert mixed < 0.5 * unrolled
+    assert rematerialised < 0.5 * unrolled
+
+
+def test_compiled_program_does_not_grow_with_the_steps():
+    params, batch = network_task()
+
+    def program(steps, mode):
+        def outer(params):
+            adapted, _ = metajax.adapt(
+                network_loss, params, batch, optimizer=optax.sgd(0.1), steps=steps, mode=mode
+            )
+            return network_loss(adapted, batch)[0]
+
+        return len(jax.jit(jax.grad(outer)).lower(params).as_text())
+
+    for mode in EXACT:
+        assert program(32, mode) < 1.1 * program(2, mode)
+
+
+@exact_parameter
+def test_random_keys_may_ride_in_the_support_set(mode):
+    def noisy(params, batch):
+        key, target = batch
+        return jnp.sum((params - target + 0.1 * jax.random.normal(key)) ** 2)
+
+    def outer(params, support):
+        adapted, _ = metajax.adapt(
+            noisy, params, support, optimizer=optax.sgd(0.1), steps=2, mode=mode
+        )
+        return jnp.sum(adapted**2)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    gradient = jax.vmap(jax.grad(outer), in_axes=(None, 0))(jnp.ones(2), (keys, jnp.ones(3)))
+    assert gradient.shape == (3, 2)
+    np.testing.assert_allclose(gradient[0], gradient[0][0])
