@@ -61,7 +61,8 @@ class Checkpoints:
     def restore(self, template: StateT) -> tuple[StateT, int] | None:
         """The newest state that can be read, and its meta-step; None where there is none.
 
-        A damaged checkpoint is passed over with a warning that names it, for the one before.
+        A damaged checkpoint is passed over with a warning that names it, for the one before, and
+        set aside as ``damaged-...``.
 
         Args:
             template: a state of the same structure, shapes and dtypes.
@@ -85,7 +86,8 @@ class Checkpoints:
             state = self._unflatten(template, stored, step)
             # Steps past the restored one are damaged, and would be in the way of new ones.
             for later in steps[: steps.index(step)]:
-                self._manager.delete(later)
+                self.path(later).rename(self.folder / f"damaged-{later}")
+            self._manager.reload()
             return state, step
         raise RunError(
             f"resume: none of the checkpoints in {self.folder} can be read (steps {steps})."

@@ -1,0 +1,170 @@
+"""The Omniglot experiment: its schedules against the published facts, and one tiny run."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import omniglot as experiment
+from metajax import runs
+from metajax.runs import fewshot
+
+ARTEFACTS = ("config.json", "metrics.jsonl", "result.json", "table.md", "checkpoints",
+             "training.png", "inner_steps.png", "episode.png")  # fmt: skip
+
+
+def rates(optimizer, steps):
+    """The learning rate that Adam uses at each step: the size of its update of a constant slope."""
+
+    def one(state, _):
+        update, state = optimizer.update(1.0, state)
+        return state, -update
+
+    return np.asarray(jax.lax.scan(one, optimizer.init(0.0), length=steps)[1])
+
+
+@pytest.mark.parametrize(
+    ("n_way", "meta_batch", "inner_steps", "test_steps"), [(5, 32, 1, 3), (20, 16, 5, 5)]
+)
+def test_the_papers_schedule(n_way, meta_batch, inner_steps, test_steps):
+    schedule = experiment.schedule_of(experiment.Config(protocol="paper", n_way=n_way))
+    assert schedule.steps == 60_000
+    assert schedule.inner_rate == 2.0
+    assert schedule.rotations == "per_class"
+    assert (schedule.meta_batch, schedule.inner_steps) == (meta_batch, inner_steps)
+    assert schedule.test_steps == test_steps
+    np.testing.assert_allclose(rates(schedule.optimizer, 50), 1e-3, rtol=1e-4)
+
+
+def test_the_fast_schedule_follows_the_number_of_steps():
+    assert experiment.schedule_of(experiment.Config()).steps == 12_000
+    schedule = experiment.schedule_of(experiment.Config(steps=1000))
+    assert schedule.inner_rate == 1.0
+    assert schedule.rotations == "as_classes"
+    used = rates(schedule.optimizer, 1001)
+    assert used[0] == 0
+    np.testing.assert_allclose(used[100], 1e-3, rtol=1e-3)
+    np.testing.assert_allclose(used[200], 2e-3, rtol=1e-3)
+    np.testing.assert_allclose(used[600], (2e-3 + 1e-6) / 2, rtol=1e-3)
+    np.testing.assert_allclose(used[1000], 1e-6, rtol=1e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 150])
+def test_short_schedules_are_finite(steps):
+    assert np.isfinite(rates(fewshot.warmup_cosine(2e-3, steps), steps)).all()
+
+
+def test_rows_of_the_table(small_data):
+    config = experiment.Config(protocol="paper")
+    network = fewshot.conv4(5, jax.random.key(0), features=2)
+    schedule = experiment.schedule_of(config)
+    rows = experiment.evaluations(config, schedule, network, small_data("test"))
+    found = [(row.task, row.query, row.inner_steps, row.paper) for row in rows]
+    assert found == [
+        ("5-way 1-shot", 1, 3, "98.7 ± 0.4"),
+        ("5-way 1-shot", 1, 3, None),
+        ("5-way 1-shot", 15, 3, None),
+        ("5-way 5-shot", 5, 3, "99.9 ± 0.1"),
+        ("5-way 5-shot", 5, 3, None),
+        ("5-way 5-shot", 15, 3, None),
+    ]
+    for row, shots in zip(rows, (1, 1, 1, 5, 5, 5), strict=True):
+        episode = jax.eval_shape(row.sample, jax.random.key(0))
+        assert len(episode.support.targets) == 5 * shots
+        assert len(episode.query.targets) == 5 * row.query
+
+
+def test_only_the_honest_rows_ignore_the_other_queries(small_data):
+    config = experiment.Config()
+    network = fewshot.conv4(5, jax.random.key(0), features=4)
+    rows = experiment.evaluations(
+        config, experiment.schedule_of(config), network, small_data("test")
+    )
+    paper, _, honest = rows[:3]
+    episode = jax.jit(honest.sample)(jax.random.key(0))
+    first = jax.tree.map(lambda leaf: leaf[:1], episode.query)
+    others = jax.tree.map(lambda leaf: leaf[1:2], episode.query)
+
+    def loss(row, query):
+        score = jax.jit(row.learner.loss)
+        return float(score(network.params, episode._replace(query=query))[0])
+
+    both = jax.tree.map(lambda leaf: leaf[:2], episode.query)
+    alone = (loss(honest, first) + loss(honest, others)) / 2
+    assert loss(honest, both) == pytest.approx(alone, rel=1e-5)
+    alone = (loss(paper, first) + loss(paper, others)) / 2
+    assert abs(loss(paper, both) - alone) > 1e-3
+
+
+def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
+    network = fewshot.conv4(5, jax.random.key(0), features=4)
+    config = experiment.Config()
+    row, *_ = experiment.evaluations(
+        config, experiment.schedule_of(config), network, small_data("test")
+    )
+    episode = jax.jit(row.sample)(jax.random.key(0))
+    adapted, _ = jax.jit(row.learner.adapt)(network.params, episode.support)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), adapted, network.params)
+    assert not changed["norm_0"]["bias"]
+    assert changed["conv_0"]["kernel"]
+    assert changed["head"]["kernel"]
+
+    def outer(params):
+        return row.learner.loss(row.learner.adapt(params, episode.support)[0], episode)[0]
+
+    gradient = jax.jit(jax.grad(outer))(network.params)
+    assert optax.tree.norm(gradient["norm_0"]) > 0
+
+
+def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, small_network):
+    monkeypatch.setattr(experiment, "omniglot", small_data)
+    out = tmp_path / "run"
+    # 5-shot training: half the rows to compile
+    arguments = ["--n-way", "5", "--k-shot", "5", "--steps", "2", "--test-episodes", "2"]
+    experiment.main([*arguments, "--out", str(out)])
+    printed = capsys.readouterr().out
+    for name in ARTEFACTS:
+        assert (out / name).exists(), name
+    for picture in out.glob("*.png"):
+        # the episode is of noise here, which PNG cannot compress
+        assert picture.stat().st_size < 100_000 or picture.name == "episode.png"
+    table = (out / "table.md").read_text()
+    assert table in printed
+    assert "99.9 ± 0.1" in table
+    assert "ours: Adam with warm-up" in table
+    result = json.loads((out / "result.json").read_text())
+    assert len(result["rows"]) == 3
+    assert result["training"]["steps"] == 2
+    assert len(result["curves"][0]["mean"]) == 11
+    lines = runs.read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2]
+    assert 0 <= lines[0]["validation_accuracy"] <= 1
+
+    with pytest.raises(runs.RunError, match="gradient was 'second' and is now 'first'"):
+        experiment.main([*arguments, "--out", str(out), "--resume", "--gradient", "first"])
+    with pytest.raises(runs.RunError, match="already there"):
+        experiment.main([*arguments, "--out", str(out)])
+    assert (out / "table.md").read_text() == table
+
+
+def test_bad_input_leaves_no_run_folder(tmp_path, monkeypatch, small_data):
+    monkeypatch.setattr(experiment, "omniglot", small_data)
+    for arguments, message in (
+        (["--n-way", "21"], "n_way is 21"),
+        (["--k-shot", "11"], r"k_shot \+ query"),
+        (["--tasks-per-chunk", "0"], "2"),  # the exit status of a wrong command line
+    ):
+        with pytest.raises((ValueError, SystemExit), match=message):
+            experiment.main([*arguments, "--protocol", "paper", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment.main(["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stop.value.code == 0
+    for words in ("--protocol {fast,paper}", "--n-way", "MAML on Omniglot", "images_background"):
+        assert words in text

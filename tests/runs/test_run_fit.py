@@ -1,0 +1,167 @@
+"""The training loop: metrics, stopping, and going on bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from toy_trainer import ToyConfig, ToyTrainer, toy_state, toy_trainer
+
+from metajax import runs
+
+
+def fit(config, trainer=None, **options):
+    trainer = trainer or toy_trainer()
+    run = runs.open_run("toy", config)
+    return runs.fit(run, trainer, toy_state(config.seed), steps=config.steps, **options)
+
+
+def assert_same(fitted, expected):
+    for ours, theirs in zip(
+        jax.tree.leaves(fitted.state._replace(key=0)),
+        jax.tree.leaves(expected.state._replace(key=0)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    drop_time = lambda lines: [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    assert drop_time(fitted.metrics) == drop_time(expected.metrics)
+
+
+def interrupting(number, *, at):
+    """A trainer during whose dispatch the process gets a signal."""
+    trainer = toy_trainer()
+
+    def run(state, steps):
+        if int(state.step) == at:
+            os.kill(os.getpid(), number)
+        return trainer.run(state, steps)
+
+    return ToyTrainer(run)
+
+
+def test_one_line_a_dispatch_and_a_shorter_last_one(tmp_path):
+    calls = []
+    trainer = toy_trainer()
+
+    def run(state, steps):
+        calls.append(steps)
+        return trainer.run(state, steps)
+
+    fitted = fit(ToyConfig(out=tmp_path / "a", steps=25), ToyTrainer(run))
+    assert calls == [10, 10, 5]
+    assert [line["step"] for line in fitted.metrics] == [10, 20, 25]
+    assert fitted.metrics == runs.read_metrics(tmp_path / "a" / "metrics.jsonl")
+    assert fitted.seconds == pytest.approx(sum(line["seconds"] for line in fitted.metrics))
+    expected = toy_trainer().run(toy_state(), 10)[1]["loss"].mean()
+    assert fitted.metrics[0]["loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert sorted(p.name for p in (tmp_path / "a" / "checkpoints").iterdir()) == ["20", "25"]
+
+
+def test_validation(tmp_path):
+    fitted = fit(
+        ToyConfig(out=tmp_path / "a", steps=50),
+        validate=lambda params: {"bias": float(params["b"])},
+        validate_every=20,
+    )
+    scored = [line["step"] for line in fitted.metrics if "validation_bias" in line]
+    assert scored == [20, 40, 50]
+    assert fitted.metrics[-1]["validation_bias"] == float(fitted.state.params["b"])
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, number, error, capsys):
+    expected = fit(ToyConfig(out=tmp_path / "whole", steps=60))
+    config = ToyConfig(out=tmp_path / "halves", steps=60)
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        fit(config, interrupting(number, at=30))
+    assert signal.getsignal(number) is before
+    assert "--resume --out" in capsys.readouterr().err
+    assert runs.read_metrics(tmp_path / "halves" / "metrics.jsonl")[-1]["step"] == 40
+    resumed = ToyConfig(out=tmp_path / "halves", steps=60, resume=True)
+    assert_same(fit(resumed), expected)
+    assert_same(fit(resumed), expected)  # and a finished run has nothing left to do
+
+
+def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
+    script = Path(__file__).with_name("toy_trainer.py")
+    command = [sys.executable, str(script), "--out", str(tmp_path / "killed")]
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(runs.read_metrics(metrics)) < 5:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert runs.read_metrics(metrics)[-1]["step"] < 200
+    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+
+    expected = fit(ToyConfig(out=tmp_path / "whole"))
+    assert_same(fit(ToyConfig(out=tmp_path / "killed", resume=True)), expected)
+
+
+def test_killed_before_the_first_checkpoint(tmp_path):
+    config = ToyConfig(out=tmp_path / "a", resume=True)
+    runs.create(runs.Run("toy", tmp_path / "a", config))
+    assert fit(config).metrics[0]["step"] == 10
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_killed_between_metrics_and_checkpoint(tmp_path, monkeypatch, saved):
+    expected = fit(ToyConfig(out=tmp_path / "whole", steps=60))
+    save = runs.Checkpoints.save
+
+    def killed(self, step, state):
+        if step != 40 or saved:
+            save(self, step, state)
+        if step == 40:
+            raise MemoryError
+
+    monkeypatch.setattr(runs.Checkpoints, "save", killed)
+    with pytest.raises(MemoryError):
+        fit(ToyConfig(out=tmp_path / "a", steps=60))
+    monkeypatch.undo()
+    assert_same(fit(ToyConfig(out=tmp_path / "a", steps=60, resume=True)), expected)
+
+
+def test_nan_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
+    config = ToyConfig(out=tmp_path / "a")
+    with pytest.raises(runs.NonFiniteError) as error:
+        fit(config, toy_trainer(bad_loss_at=57))
+    good = tmp_path / "a" / "checkpoints" / "40"
+    message = str(error.value)
+    assert "step 57: loss is nan" in message
+    assert str(good) in message
+    assert good.exists()
+    with runs.Checkpoints(good.parent) as checkpoints:
+        state, step = checkpoints.restore(toy_state())
+    assert step == 40
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert runs.read_metrics(tmp_path / "a" / "metrics.jsonl")[-1]["step"] == 50
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+    # The loss of step 20 is of the parameters before its update, so all losses are finite.
+    with pytest.raises(runs.NonFiniteError, match=r"step 20.*\['b'\].*step 0"):
+        fit(ToyConfig(out=tmp_path / "a"), toy_trainer(bad_update_at=20))
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["0"]
+
+
+def test_resume_from_another_models_checkpoint(tmp_path):
+    fit(ToyConfig(out=tmp_path / "a", steps=20))
+    config = ToyConfig(out=tmp_path / "a", steps=20, resume=True)
+    before = (tmp_path / "a" / "metrics.jsonl").read_text()
+    with pytest.raises(runs.RunError, match="another model or optimizer"):
+        runs.fit(runs.open_run("toy", config), toy_trainer(), toy_state(size=9), steps=20)
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == before
