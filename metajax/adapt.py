@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks, trees
-from metajax.modes import GradientMode, unrolled
+from metajax.modes import GradientMode, default_mode
 from metajax.types import LossFn, Params, PyTree
 
 
@@ -104,7 +104,7 @@ def adapt(
         support: the task's batch, any pytree that ``loss_fn`` accepts.
         optimizer: any Optax transformation; its state starts afresh for the task.
         steps: how many steps, at least 1.
-        mode: how the outer gradient passes through the loop; ``unrolled()`` if None.
+        mode: how the outer gradient passes through the loop; ``mixed()`` if None.
         trainable: which leaves adapt: a predicate of a leaf's path (its keys joined by slashes), or
             a pytree of bools that is a prefix of ``params``; all floating-point leaves if None.
             Only these are differentiated in the inner loop and held once per task.
@@ -135,7 +135,7 @@ def adapt(
     Source: Finn et al. 2017, "Model-Agnostic Meta-Learning" (arXiv 1703.03400), equation 1.
     """
     steps = _checks.positive_int("steps", steps)
-    mode = unrolled() if mode is None else mode
+    mode = default_mode() if mode is None else mode
     if not isinstance(mode, GradientMode):
         raise TypeError(f"mode must be a GradientMode such as metajax.mixed(), got {mode!r}.")
     adapted, frozen = trees.partition(params, trainable)

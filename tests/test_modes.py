@@ -177,3 +177,39 @@ def test_random_keys_may_ride_in_the_support_set(mode):
     gradient = jax.vmap(jax.grad(outer), in_axes=(None, 0))(jnp.ones(2), (keys, jnp.ones(3)))
     assert gradient.shape == (3, 2)
     np.testing.assert_allclose(gradient[0], gradient[0][0])
+
+
+@exact_parameter
+def test_a_loss_may_have_a_custom_vjp(mode):
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (x**2, x), lambda x, bar: (2 * x * bar,))
+
+    def outer(params):
+        arguments = {"optimizer": optax.sgd(0.25), "steps": 1, "mode": mode}
+        return metajax.adapt(lambda p, _: square(p), params, None, **arguments)[0]
+
+    np.testing.assert_allclose(jax.grad(outer)(1.0), 0.5)
+
+
+def test_adaptation_inside_the_loss_of_an_adaptation(x64):
+    """Third derivatives: the modes agree where one inner loop differentiates another."""
+
+    def outer(params, mode):
+        arguments = {"optimizer": optax.sgd(0.1), "steps": 2, "mode": mode}
+
+        def loss_fn(params, batch):
+            inner, _ = metajax.adapt(
+                lambda p, b: jnp.sum(jnp.cos(p * b)), params, batch, **arguments
+            )
+            return jnp.sum(inner**2)
+
+        adapted, _ = metajax.adapt(loss_fn, params, 0.7, **arguments)
+        return jnp.sum(adapted**3)
+
+    start = jnp.array([0.5, -1.0])
+    reference = jax.grad(outer)(start, EXACT[0])
+    for mode in EXACT[1:]:
+        np.testing.assert_allclose(jax.grad(outer)(start, mode), reference, rtol=1e-10)

@@ -6,7 +6,7 @@ import optax
 from metajax import _checks
 from metajax.adapt import adapt, check_differentiable
 from metajax.learners.base import Learner, OuterLoss, episode_loss
-from metajax.modes import GradientMode
+from metajax.modes import GradientMode, default_mode
 from metajax.trees import Trainable
 from metajax.types import LossFn
 
@@ -56,7 +56,7 @@ def maml(
     (arXiv 1703.03400).
     """
     _checks.positive_int("steps", steps)
-    if mode is None or mode.differentiates_update:
+    if (default_mode() if mode is None else mode).differentiates_update:
         check_differentiable(optimizer, jnp.zeros(2))
 
     def adapt_fn(params, support, *, observe=None):
