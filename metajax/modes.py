@@ -113,9 +113,18 @@ def _forward_over_reverse_gradient(loss: InnerLoss) -> InnerGradient:
                 return transpose(output_bars)
 
             ones = [jnp.ones_like(value_bar), *map(jnp.zeros_like, output_bars[1:])]
-            _, (adapted_bar, smooth_bar) = jax.jvp(
-                pull_back, (adapted_leaves, ones), (direction, output_bars)
-            )
+            try:
+                _, (adapted_bar, smooth_bar) = jax.jvp(
+                    pull_back, (adapted_leaves, ones), (direction, output_bars)
+                )
+            except TypeError as error:
+                if "custom_vjp" not in str(error):
+                    raise
+                raise TypeError(
+                    "mode: the loss contains what mixed() can't differentiate forward, such as "
+                    "another adaptation in that mode; pass mode=metajax.rematerialised() or "
+                    "mode=metajax.unrolled()."
+                ) from error
             return adapted_bar, smooth_bar, None
 
         gradient_fn.defvjp(forward, backward)
@@ -157,9 +166,9 @@ def mixed() -> GradientMode:
     """Exact: forward over reverse, the inner gradient's pull-back as one ``jvp`` of it.
 
     Keeps each step's parameters and optimizer state only. Where the loss has a ``jax.custom_vjp``
-    of its own, that function's rules must admit forward-mode differentiation; and a caller who
-    differentiates adaptation itself in forward mode (``jax.jvp``, ``jax.jacfwd``) needs another
-    mode.
+    of its own, that function's rules must admit forward-mode differentiation. Another mode is
+    needed where adaptation is itself differentiated forward (``jax.jvp``) or more than once, as
+    by another adaptation around it.
 
     Source: Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation"
     (arXiv 2505.00793).

@@ -195,21 +195,23 @@ def test_a_loss_may_have_a_custom_vjp(mode):
 
 
 def test_adaptation_inside_the_loss_of_an_adaptation(x64):
-    """Third derivatives: the modes agree where one inner loop differentiates another."""
+    """One inner loop differentiates another; mixed mode is for the outer one only."""
 
-    def outer(params, mode):
-        arguments = {"optimizer": optax.sgd(0.1), "steps": 2, "mode": mode}
+    def outer(params, outer_mode, inner_mode):
+        arguments = {"optimizer": optax.sgd(0.1), "steps": 2}
 
         def loss_fn(params, batch):
-            inner, _ = metajax.adapt(
-                lambda p, b: jnp.sum(jnp.cos(p * b)), params, batch, **arguments
-            )
+            inner_loss = lambda p, b: jnp.sum(jnp.cos(p * b))
+            inner, _ = metajax.adapt(inner_loss, params, batch, mode=inner_mode, **arguments)
             return jnp.sum(inner**2)
 
-        adapted, _ = metajax.adapt(loss_fn, params, 0.7, **arguments)
+        adapted, _ = metajax.adapt(loss_fn, params, 0.7, mode=outer_mode, **arguments)
         return jnp.sum(adapted**3)
 
     start = jnp.array([0.5, -1.0])
-    reference = jax.grad(outer)(start, EXACT[0])
-    for mode in EXACT[1:]:
-        np.testing.assert_allclose(jax.grad(outer)(start, mode), reference, rtol=1e-10)
+    unrolled, rematerialised, mixed = EXACT
+    reference = jax.grad(outer)(start, unrolled, unrolled)
+    for modes in ((unrolled, rematerialised), (mixed, unrolled)):
+        np.testing.assert_allclose(jax.grad(outer)(start, *modes), reference, rtol=1e-10)
+    with pytest.raises(TypeError, match=r"mode=metajax.rematerialised\(\)"):
+        jax.grad(outer)(start, mixed, mixed)
