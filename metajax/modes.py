@@ -113,18 +113,9 @@ def _forward_over_reverse_gradient(loss: InnerLoss) -> InnerGradient:
                 return transpose(output_bars)
 
             ones = [jnp.ones_like(value_bar), *map(jnp.zeros_like, output_bars[1:])]
-            try:
-                _, (adapted_bar, smooth_bar) = jax.jvp(
-                    pull_back, (adapted_leaves, ones), (direction, output_bars)
-                )
-            except TypeError as error:
-                if "custom_vjp" not in str(error):
-                    raise
-                raise TypeError(
-                    "mode: the loss contains what mixed() can't differentiate forward, such as "
-                    "another adaptation in that mode; pass mode=metajax.rematerialised() or "
-                    "mode=metajax.unrolled()."
-                ) from error
+            _, (adapted_bar, smooth_bar) = jax.jvp(
+                pull_back, (adapted_leaves, ones), (direction, output_bars)
+            )
             return adapted_bar, smooth_bar, None
 
         gradient_fn.defvjp(forward, backward)
