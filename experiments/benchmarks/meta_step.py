@@ -4,7 +4,8 @@
 
 On the CPU, in one process, on the same random episodes and initial weights. The programs' meta-
 gradients are compared first, and nothing is timed unless they agree. PyTorch and higher are
-optional (the extra ``bench``); one that is missing is reported as such.
+optional (the extra ``bench``); one that is missing is reported as such. It takes three minutes
+on two idle cores; on busy ones the ratios mean little, since the programs suffer unequally.
 """
 
 import contextlib
