@@ -12,6 +12,23 @@ from metajax.models.normalization import Normalization, Policy
 Form = Literal["stride", "pool"]
 
 
+def max_pool(inputs: jax.Array) -> jax.Array:
+    """The maximum of every 2×2 window of ``[examples, height, width, channels]``.
+
+    An odd last row or column is left out. Unlike a ``reduce_window``, its second derivatives and
+    its ``vmap`` are as cheap as itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel()
+        Array([ 5.,  7., 13., 15.], dtype=float32)
+    """
+    examples, height, width, channels = inputs.shape
+    rows, columns = height // 2, width // 2
+    windows = inputs[:, : 2 * rows, : 2 * columns].reshape(examples, rows, 2, columns, 2, channels)
+    return windows.max(axis=(2, 4))
+
+
 class Conv4(nn.Module):
     """Four blocks of convolution, normalisation and ReLU, then a linear head.
 
@@ -77,7 +94,7 @@ class Conv4(nn.Module):
             )(x, reference=reference, train=train)
             x = nn.relu(x)
             if not strided:
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x)
         x = x.mean(axis=(1, 2)) if strided else x.reshape(x.shape[0], -1)
         if self.n_classes is None:
             return x

@@ -1,0 +1,78 @@
+"""The convolution against ``flax.linen.Conv``: parameters, values, first and second derivatives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.models import Conv
+
+CASES = [
+    {"features": 4},
+    {"features": 4, "strides": 2},
+    {"features": 3, "strides": (2, 1), "kernel_size": (3, 2)},
+    {"features": 4, "padding": "VALID", "use_bias": False},
+    {"features": 2, "padding": [(1, 1), (0, 2)], "strides": 2},
+    {"features": 5, "kernel_size": (1, 1)},
+]
+every_case = pytest.mark.parametrize("options", CASES)
+
+
+def pair(options):
+    ours = Conv(**options)
+    theirs = nn.Conv(**({"kernel_size": (3, 3)} | options))
+    inputs = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    params = theirs.init(jax.random.key(1), inputs)
+    if options.get("use_bias", True):
+        params["params"]["bias"] = jax.random.normal(jax.random.key(2), (options["features"],))
+    return ours, theirs, params, inputs
+
+
+@every_case
+def test_parameters_are_those_of_linen(options):
+    ours, theirs, _, inputs = pair(options)
+    key = jax.random.key(3)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(key, inputs), theirs.init(key, inputs))
+
+
+@every_case
+def test_values_and_derivatives_are_those_of_linen(x64, options):
+    ours, theirs, params, inputs = pair(options)
+    params, inputs = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, inputs))
+    direction = jax.tree.map(jnp.cos, (params, inputs))
+
+    def outcomes(module):
+        output = lambda args: module.apply(*args)
+        loss = lambda args: jnp.sum(jnp.sin(output(args)))
+        gradient = jax.grad(loss)
+        hessian_product = lambda args: jax.jvp(gradient, (args,), (direction,))[1]
+        arguments = (params, inputs)
+        return output(arguments), gradient(arguments), hessian_product(arguments)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12),
+        outcomes(ours),
+        outcomes(theirs),
+    )
+
+
+def test_vmap_over_weights_makes_no_convolution():
+    ours, theirs, params, inputs = pair({"features": 4})
+    many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    both = jax.jit(jax.vmap(ours.apply, in_axes=(0, None)))
+    expected = jax.vmap(theirs.apply, in_axes=(0, None))(many, inputs)
+    np.testing.assert_allclose(both(many, inputs), expected, rtol=1e-4, atol=1e-5)
+    assert "stablehlo.convolution" not in both.lower(many, inputs).as_text()
+
+
+@pytest.mark.parametrize(
+    ("features", "shape", "message"),
+    [
+        (4, (7, 6, 3), r"inputs must be images .* got shape \(7, 6, 3\)"),
+        (0, (2, 7, 6, 3), "features must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(features, shape, message):
+    with pytest.raises(ValueError, match=message):
+        Conv(features).init(jax.random.key(0), jnp.zeros(shape))
