@@ -43,7 +43,7 @@ demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.demo $(common_flags)
 
 test: $(INSTALLED) ## run the tests and the docstrings' examples
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m ruff check .
