@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         inner_rate=1.0,
         inner_steps=1,
         test_steps=3,
+        head_std=0.0,
         rotations="none",
         optimizer=fewshot.warmup_cosine(3e-3, config.steps),
     )
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = ", ".join(f"{len(part.counts)} for {split}" for split, part in data.items())
     print(f"Classes: {sizes}. A task is {N_WAY} of them, {K_SHOT} image each.", flush=True)
 
-    network = fewshot.conv4(N_WAY, jax.random.key(config.seed))
+    network = fewshot.conv4(N_WAY, jax.random.key(config.seed), head_std=schedule.head_std)
     test_tasks = lambda query: episode_sampler(
         data["test"], n_way=N_WAY, k_shot=K_SHOT, query=query
     )

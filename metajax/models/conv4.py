@@ -42,6 +42,7 @@ class Conv4(nn.Module):
             with ``"stride"``, and with ``"pool"``.
         norm_epsilon: added to the variance; None for the form's own: 1e-3, and 1e-5 with
             ``"pool"``.
+        head_init: initialiser of the head's kernel; N(0, 1), as in MAML's published code.
 
     Its parameters are ``conv_0`` to ``conv_3``, ``norm_0`` to ``norm_3`` and ``head``.
 
@@ -62,6 +63,7 @@ class Conv4(nn.Module):
     norm: Policy = "batch"
     norm_scale: bool | None = None
     norm_epsilon: float | None = None
+    head_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
     @nn.compact
     def __call__(
@@ -99,7 +101,7 @@ class Conv4(nn.Module):
         if self.n_classes is None:
             return x
         _checks.positive_int("n_classes", self.n_classes)
-        return nn.Dense(self.n_classes, kernel_init=nn.initializers.normal(1.0), name="head")(x)
+        return nn.Dense(self.n_classes, kernel_init=self.head_init, name="head")(x)
 
 
 def adapts_in_maml(path: str) -> bool:

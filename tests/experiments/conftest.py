@@ -1,5 +1,7 @@
 """Small data in place of Omniglot and the glyphs, so that the experiments' tests are quick."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -25,4 +27,4 @@ def small_network(monkeypatch):
     from metajax.runs import fewshot
 
     conv4 = fewshot.conv4
-    monkeypatch.setattr(fewshot, "conv4", lambda n_way, key: conv4(n_way, key, features=4))
+    monkeypatch.setattr(fewshot, "conv4", functools.partial(conv4, features=4))
