@@ -95,7 +95,7 @@ def schedule_of(config: Config) -> fewshot.Schedule:
         )
     steps = config.steps or 7_000
     return fewshot.Schedule(
-        description="ours: head from zero, Adam with warm-up and cosine decay, rotations as classes",
+        description="ours: head from zero, Adam with warm-up and cosine, rotations as classes",
         steps=steps,
         meta_batch=meta_batch,
         inner_rate=1.0,
