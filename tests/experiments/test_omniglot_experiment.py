@@ -39,7 +39,7 @@ def test_the_papers_schedule(n_way, meta_batch, inner_steps, test_steps):
 
 
 def test_the_fast_schedule_follows_the_number_of_steps():
-    assert experiment.schedule_of(experiment.Config()).steps == 7_000
+    assert experiment.schedule_of(experiment.Config()).steps == 12_000
     schedule = experiment.schedule_of(experiment.Config(steps=1000))
     assert schedule.inner_rate == 1.0
     assert schedule.rotations == "as_classes"
@@ -133,7 +133,7 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     table = (out / "table.md").read_text()
     assert table in printed
     assert "99.9 ± 0.1" in table
-    assert "ours: head from zero" in table
+    assert "ours: Adam with warm-up" in table
     result = json.loads((out / "result.json").read_text())
     assert len(result["rows"]) == 3
     assert result["training"]["steps"] == 2
