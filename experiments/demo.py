@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import jax
 
+import metajax
 from metajax import runs
 from metajax.data import episode_sampler, glyphs
 from metajax.runs import fewshot
@@ -40,6 +41,7 @@ class Config(runs.RunConfig):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the characters, meta-trains, tests, and leaves everything in the run folder."""
+    metajax.use_every_core()
     config = runs.parse(Config, arguments, __doc__ or "")
     schedule = fewshot.Schedule(
         description="Adam with warm-up and cosine decay",

@@ -152,6 +152,7 @@ def evaluations(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, evaluates, and leaves everything in the run folder."""
+    metajax.use_every_core()
     config = runs.parse(Config, arguments, __doc__ or "")
     schedule = schedule_of(config)
     config = dataclasses.replace(config, steps=schedule.steps)

@@ -2,6 +2,7 @@
 
 from metajax import losses
 from metajax.adapt import AdaptInfo, adapt
+from metajax.devices import task_mesh, use_every_core
 from metajax.evaluate import Scores, evaluate
 from metajax.interop import from_linen, from_nnx
 from metajax.learners import Learner, MetaSGDParams, anil, maml, meta_sgd, reptile
@@ -40,5 +41,7 @@ __all__ = [
     "partition",
     "rematerialised",
     "reptile",
+    "task_mesh",
     "unrolled",
+    "use_every_core",
 ]

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks
+from metajax import _checks, devices
 from metajax.learners.base import Learner
 from metajax.metagrad import map_chunks
 from metajax.train import episode_keys, hoist_constants
@@ -36,11 +37,15 @@ class Scores(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(learner: Learner, sample: Sampler, episodes: int, tasks_per_chunk: int | None):
+def _evaluator(
+    learner: Learner, sample: Sampler, episodes: int, tasks_per_chunk: int | None, mesh: Mesh | None
+):
     """The compiled evaluation; cached, so that validating again and again compiles once."""
     draw, constants = hoist_constants(sample)
+    constants = devices.replicate(constants, mesh)
+    # Each device takes as many; the last episodes are left out of the result again.
+    own = -(-episodes // devices.size(mesh))
 
-    @jax.jit
     def values(params, key, constants):
         def one_episode(episode_key):
             episode = draw(constants, episode_key)
@@ -52,11 +57,26 @@ def _evaluator(learner: Learner, sample: Sampler, episodes: int, tasks_per_chunk
             _, info = learner.adapt(params, episode.support, observe=outcome)
             return info.observed
 
-        return map_chunks(
-            one_episode, episode_keys(key, 0, episodes), tasks_per_chunk=tasks_per_chunk
-        )
+        first = 0 if mesh is None else own * jax.lax.axis_index(devices.AXIS)
+        keys = episode_keys(key, 0, own, first)
+        return map_chunks(one_episode, keys, tasks_per_chunk=tasks_per_chunk)
 
-    return lambda params, key: values(params, key, constants)
+    everywhere = PartitionSpec()
+    shared = jax.jit(
+        devices.share(
+            values,
+            mesh,
+            in_specs=(everywhere, everywhere, everywhere),
+            out_specs=PartitionSpec(devices.AXIS),
+        )
+    )
+
+    def all_values(params, key):
+        params, key = devices.replicate((params, key), mesh)
+        found = jax.device_get(shared(params, key, constants))
+        return {name: rows[:episodes] for name, rows in found.items()}
+
+    return all_values
 
 
 def evaluate(
@@ -67,6 +87,7 @@ def evaluate(
     *,
     episodes: int = 600,
     tasks_per_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Scores:
     """Adapts to episodes that ``sample`` draws, and scores their query sets.
 
@@ -78,6 +99,8 @@ def evaluate(
         key: episode i is drawn from this key, folded with 0 and with i.
         episodes: how many episodes, at least 2.
         tasks_per_chunk: how many are computed together; see ``metajax.meta_gradient``.
+        mesh: the devices that share the episodes, from ``metajax.task_mesh``; JAX's default device
+            if None.
 
     Returns:
         ``Scores``, on the host.
@@ -100,8 +123,7 @@ def evaluate(
         raise ValueError(f"episodes must be at least 2 for a confidence interval, got {episodes}.")
     if tasks_per_chunk is not None:
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
-    values = _evaluator(learner, sample, episodes, tasks_per_chunk)(params, key)
-    return summarise(jax.device_get(values))
+    return summarise(_evaluator(learner, sample, episodes, tasks_per_chunk, mesh)(params, key))
 
 
 def summarise(values: dict[str, np.ndarray]) -> Scores:

@@ -8,8 +8,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks
+from metajax import _checks, devices
 from metajax.learners.base import Learner
 from metajax.metagrad import meta_gradient
 from metajax.types import Episode, Metrics, Params, PyTree, Sampler
@@ -65,10 +66,15 @@ def hoist_constants(sample: Sampler) -> tuple[Callable[[PyTree, jax.Array], Epis
     return function, [jnp.asarray(constant) for constant in jaxpr.consts]
 
 
-def episode_keys(key: jax.Array, step: jax.Array | int, n_tasks: int) -> jax.Array:
-    """The keys of one step's episodes: that of episode i is ``key`` folded with step and with i."""
+def episode_keys(
+    key: jax.Array, step: jax.Array | int, n_tasks: int, first: jax.Array | int = 0
+) -> jax.Array:
+    """The keys of one step's episodes, from ``first`` on.
+
+    That of episode i is ``key`` folded with step and with i.
+    """
     step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(jnp.arange(n_tasks))
+    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(n_tasks))
 
 
 def meta_trainer(
@@ -79,6 +85,7 @@ def meta_trainer(
     meta_batch: int,
     tasks_per_chunk: int | None = None,
     carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
+    mesh: Mesh | None = None,
 ) -> Trainer:
     """Builds the outer loop of a learner.
 
@@ -95,13 +102,18 @@ def meta_trainer(
         carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update, for what
             is carried along without a gradient, such as running statistics that the loss returned
             among its metrics (where they are means over tasks).
+        mesh: the devices that share the tasks, from ``metajax.task_mesh``; JAX's default device if
+            None. Each draws and computes its own tasks, and all take the same update. Wait for one
+            ``run`` before other programs that sum over devices are started: two such programs at
+            a time can wait for one another on a CPU.
 
     Returns:
         A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
         ``"grad_norm"``, the meta-gradient's global norm.
 
     Raises:
-        ValueError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer.
+        ValueError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer, or
+            the devices can't share ``meta_batch`` equally.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -116,8 +128,15 @@ def meta_trainer(
         ((100,), True)
     """
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
+    n_devices = devices.size(mesh)
+    if meta_batch % n_devices:
+        raise ValueError(
+            f"meta_batch={meta_batch} can't be shared equally by the {n_devices} devices of mesh; "
+            "task_mesh(meta_batch) chooses as many as can."
+        )
     gradient_fn = meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
     draw, constants = hoist_constants(sample)
+    constants = devices.replicate(constants, mesh)
 
     def init(params: Params, key: jax.Array) -> TrainState:
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -125,12 +144,20 @@ def meta_trainer(
         # Steps donate their state: what the caller passed must not be what they consume.
         params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
         params = learner.init(params)
-        return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+        state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+        return devices.replicate(state, mesh)
+
+    def gradient_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
+        """The mean over tasks, of which each device computes its share."""
+        own = meta_batch // n_devices
+        first = 0 if mesh is None else own * jax.lax.axis_index(devices.AXIS)
+        keys = episode_keys(state.key, state.step, own, first)
+        episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
+        means = gradient_fn(state.params, episodes)
+        return means if mesh is None else jax.lax.pmean(means, devices.AXIS)
 
     def outer_step(state: TrainState, constants: PyTree) -> tuple[TrainState, Metrics]:
-        keys = episode_keys(state.key, state.step, meta_batch)
-        episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
-        gradient, metrics = gradient_fn(state.params, episodes)
+        gradient, metrics = gradient_of_step(state, constants)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if carry is not None:
@@ -138,11 +165,18 @@ def meta_trainer(
         metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
 
-    compiled_step = jax.jit(outer_step, donate_argnums=0)
+    everywhere = PartitionSpec()
+    share = functools.partial(
+        devices.share, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere
+    )
+    compiled_step = jax.jit(share(outer_step), donate_argnums=0)
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
     def compiled_run(state, constants, steps):
-        return jax.lax.scan(lambda s, _: outer_step(s, constants), state, length=steps)
+        def steps_of(state, constants):
+            return jax.lax.scan(lambda s, _: outer_step(s, constants), state, length=steps)
+
+        return share(steps_of)(state, constants)
 
     def step(state: TrainState) -> tuple[TrainState, Metrics]:
         return compiled_step(state, constants)

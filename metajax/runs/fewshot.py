@@ -25,6 +25,9 @@ from metajax.types import Batch, Params, Sampler
 TEST_SEED = 2017
 """Test tasks are drawn from this seed, whatever the seed of the run."""
 
+VALIDATION_EPISODES = 200
+"""Tasks of the validation classes in each validation."""
+
 CURVE_STEPS = 10
 """Accuracy is drawn after 0 to so many inner steps."""
 
@@ -152,6 +155,7 @@ def train(
         sampler(data, schedule.rotations),
         meta_batch=schedule.meta_batch,
         tasks_per_chunk=tasks_per_chunk,
+        mesh=metajax.task_mesh(schedule.meta_batch),
     )
     test_learner = maml_learner(
         network,
@@ -165,7 +169,12 @@ def train(
 
     def validate(params: Params) -> Mapping[str, float]:
         return metajax.evaluate(
-            test_learner, params, sample_validation, key_validation, episodes=200
+            test_learner,
+            params,
+            sample_validation,
+            key_validation,
+            episodes=VALIDATION_EPISODES,
+            mesh=metajax.task_mesh(VALIDATION_EPISODES),
         ).mean
 
     return fit(
@@ -208,7 +217,12 @@ def measure(
     for index, evaluation in enumerate(evaluations):
         key = jax.random.fold_in(jax.random.key(TEST_SEED), index)
         scores = metajax.evaluate(
-            evaluation.learner, params, evaluation.sample, key, episodes=episodes
+            evaluation.learner,
+            params,
+            evaluation.sample,
+            key,
+            episodes=episodes,
+            mesh=metajax.task_mesh(episodes),
         )
         mean, ci95 = 100 * scores.curve["accuracy"], 100 * scores.curve_ci95["accuracy"]
         at = evaluation.inner_steps
@@ -286,6 +300,7 @@ def publish(
 
     learner = maml_learner(network, inner_rate=schedule.inner_rate, steps=schedule.test_steps)
     episode = picture(jax.random.key(TEST_SEED))
+    params = jax.device_get(params)
     adapted, _ = jax.jit(learner.adapt)(params, episode.support)
     logits = network.apply(adapted, episode.query.inputs)
     plots.episode_grid(
