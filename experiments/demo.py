@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         inner_rate=1.0,
         inner_steps=1,
         test_steps=3,
-        head_std=1.0,
+        head_std=fewshot.HEAD_STD,
         rotations="none",
         optimizer=fewshot.warmup_cosine(3e-3, config.steps),
     )

@@ -102,7 +102,7 @@ def schedule_of(config: Config) -> fewshot.Schedule:
         inner_rate=1.0,
         inner_steps=inner_steps,
         test_steps=test_steps,
-        head_std=1.0,
+        head_std=fewshot.HEAD_STD,
         rotations="as_classes",
         optimizer=fewshot.warmup_cosine(2e-3, steps),
     )

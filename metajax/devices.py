@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -41,7 +42,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def task_mesh(n_tasks: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def task_mesh(n_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of as many devices as can share ``n_tasks`` equally.
 
     Args:
