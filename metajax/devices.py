@@ -78,6 +78,15 @@ def size(mesh: Mesh | None) -> int:
     return mesh.size
 
 
+def check_shares(name: str, n_tasks: int, n_devices: int) -> None:
+    """Raises a ValueError unless the devices can share the tasks equally."""
+    if n_tasks % n_devices:
+        raise ValueError(
+            f"{name}, {n_tasks}, can't be shared equally by the {n_devices} devices of mesh; "
+            f"task_mesh({n_tasks}) chooses as many as can."
+        )
+
+
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """The same arrays on every device."""
     if mesh is None:

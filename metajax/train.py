@@ -129,11 +129,7 @@ def meta_trainer(
     """
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
     n_devices = devices.size(mesh)
-    if meta_batch % n_devices:
-        raise ValueError(
-            f"meta_batch={meta_batch} can't be shared equally by the {n_devices} devices of mesh; "
-            "task_mesh(meta_batch) chooses as many as can."
-        )
+    devices.check_shares("meta_batch", meta_batch, n_devices)
     gradient_fn = meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
     draw, constants = hoist_constants(sample)
     constants = devices.replicate(constants, mesh)

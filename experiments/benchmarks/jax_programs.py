@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import metajax
 from experiments.benchmarks.workload import (
@@ -21,6 +22,8 @@ from experiments.benchmarks.workload import (
     Workload,
 )
 from metajax.models import Conv4, adapts_in_maml
+
+METAJAX = "metajax"
 
 MetaGradient = Callable[[Any, metajax.Episode], tuple[Any, jax.Array]]
 
@@ -91,7 +94,7 @@ def ordinary_gradient(workload: Workload) -> MetaGradient:
     return gradient_fn
 
 
-def metajax_gradient(workload: Workload) -> MetaGradient:
+def metajax_gradient(workload: Workload, mesh: Mesh | None = None) -> MetaGradient:
     """metajax as shipped: its network, and its own choice of gradient mode and chunks."""
     module = Conv4(workload.n_way, features=workload.features)
 
@@ -104,7 +107,7 @@ def metajax_gradient(workload: Workload) -> MetaGradient:
         steps=workload.inner_steps,
         trainable=adapts_in_maml,
     )
-    meta_gradient = metajax.meta_gradient(learner)
+    meta_gradient = metajax.meta_gradient(learner, mesh=mesh)
 
     def gradient_fn(params, episodes):
         gradient, metrics = meta_gradient(params, episodes)
@@ -143,9 +146,17 @@ def as_episodes(arrays: Arrays) -> metajax.Episode:
 
 
 def _program(
-    name: str, gradient_fn: MetaGradient, workload: Workload, weights: Weights, arrays: Arrays
+    name: str,
+    gradient_fn: MetaGradient,
+    workload: Workload,
+    weights: Weights,
+    arrays: Arrays,
+    mesh: Mesh | None = None,
 ) -> Program:
     params, episodes = to_tree(weights), as_episodes(arrays)
+    if mesh is not None:
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+        episodes = jax.device_put(episodes, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
     compiled, optimizer, seconds = compile_step(gradient_fn, workload, params, episodes)
 
     def gradient() -> tuple[Weights, float]:
@@ -166,9 +177,17 @@ def _program(
     return Program(name, gradient, init, step, seconds, temporary)
 
 
-def metajax_program(workload: Workload, weights: Weights, arrays: Arrays) -> Program:
-    """The meta-step of ``metajax.meta_trainer``, less the sampling."""
-    return _program("metajax", metajax_gradient(workload), workload, weights, arrays)
+def metajax_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, shared: bool
+) -> Program:
+    """The meta-step of ``metajax.meta_trainer``, less the sampling.
+
+    The tasks are shared between the devices, or one device computes them all.
+    """
+    mesh = metajax.task_mesh(workload.tasks) if shared else None
+    name = METAJAX if mesh is not None else f"{METAJAX}, one device"
+    gradient_fn = metajax_gradient(workload, mesh)
+    return _program(name, gradient_fn, workload, weights, arrays, mesh)
 
 
 def ordinary_program(workload: Workload, weights: Weights, arrays: Arrays) -> Program:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import tyro
 
+import metajax
 from experiments.benchmarks import jax_programs, measure, report
 from experiments.benchmarks.workload import (
     Arrays,
@@ -66,10 +67,10 @@ def build_programs(
     workload: Workload, weights: Weights, arrays: Arrays, *, cores: int
 ) -> tuple[list[Program], dict[str, str]]:
     """All programs that can be had here, metajax first, and why others cannot."""
-    programs = [
-        jax_programs.metajax_program(workload, weights, arrays),
-        jax_programs.ordinary_program(workload, weights, arrays),
-    ]
+    programs = [jax_programs.metajax_program(workload, weights, arrays, shared=True)]
+    if jax.local_device_count() > 1:
+        programs.append(jax_programs.metajax_program(workload, weights, arrays, shared=False))
+    programs.append(jax_programs.ordinary_program(workload, weights, arrays))
     try:
         from experiments.benchmarks import torch_programs
     except ImportError as error:
@@ -138,7 +139,7 @@ def measure_all(config: Config) -> dict[str, Any]:
     programs, missing = build_programs(config.workload, weights, arrays, cores=environment["cores"])
     environment["versions"] |= peer_versions()
     _say("comparing the meta-gradients ...")
-    reference = programs[1]
+    reference = next(p for p in programs if not p.name.startswith(jax_programs.METAJAX))
     errors = measure.check_agreement(programs, reference, tolerance=config.tolerance)
     _say("timing " + "; ".join(program.name for program in programs) + " ...")
     seconds, peaks = measure.interleaved(
@@ -200,6 +201,7 @@ def run(config: Config) -> str:
 def main() -> None:
     """The command line."""
     jax.config.update("jax_platforms", "cpu")  # all programs on the same processor
+    metajax.use_every_core()
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     config = tyro.cli(Config, description=__doc__)
     print(run(config))
