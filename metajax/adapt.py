@@ -104,7 +104,8 @@ def adapt(
         support: the task's batch, any pytree that ``loss_fn`` accepts.
         optimizer: any Optax transformation; its state starts afresh for the task.
         steps: how many steps, at least 1.
-        mode: how the outer gradient passes through the loop; ``mixed()`` if None.
+        mode: how the outer gradient passes through the loop; if None, ``unrolled()`` for one step
+            and ``mixed()`` for more.
         trainable: which leaves adapt: a predicate of a leaf's path (its keys joined by slashes), or
             a pytree of bools that is a prefix of ``params``; all floating-point leaves if None.
             Only these are differentiated in the inner loop and held once per task.
@@ -135,7 +136,7 @@ def adapt(
     Source: Finn et al. 2017, "Model-Agnostic Meta-Learning" (arXiv 1703.03400), equation 1.
     """
     steps = _checks.positive_int("steps", steps)
-    mode = default_mode() if mode is None else mode
+    mode = default_mode(steps) if mode is None else mode
     if not isinstance(mode, GradientMode):
         raise TypeError(f"mode must be a GradientMode such as metajax.mixed(), got {mode!r}.")
     adapted, frozen = trees.partition(params, trainable)

@@ -56,7 +56,7 @@ def maml(
     (arXiv 1703.03400).
     """
     _checks.positive_int("steps", steps)
-    if (default_mode() if mode is None else mode).differentiates_update:
+    if (default_mode(steps) if mode is None else mode).differentiates_update:
         check_differentiable(optimizer, jnp.zeros(2))
 
     def adapt_fn(params, support, *, observe=None):

@@ -61,6 +61,27 @@ def patches(
     return jnp.concatenate(shifted, axis=-1)
 
 
+def _product(columns: jax.Array, matrix: jax.Array) -> jax.Array:
+    """``columns [..., k] @ matrix [k, features]``.
+
+    On a CPU in a form whose derivatives are fast. The gradient of the matrix sums over columns:
+    XLA first transposes one operand in memory, or reads it across its rows, which takes 1.4 times
+    as long. Where the smaller operand enters transposed, behind a barrier that keeps XLA from
+    putting it back, that gradient comes out as a plain product of what is there.
+    """
+    if jax.default_backend() != "cpu":
+        return columns @ matrix
+    rows = columns.reshape(-1, columns.shape[-1])
+    k, features = matrix.shape
+    if k >= features:
+        transposed = jax.lax.optimization_barrier(matrix.T)
+        outputs = jax.lax.dot_general(rows, transposed, (((1,), (1,)), ((), ())))
+    else:
+        transposed = jax.lax.optimization_barrier(rows.T)
+        outputs = jax.lax.dot_general(transposed, matrix, (((0,), (0,)), ((), ())))
+    return outputs.reshape(*columns.shape[:-1], features)
+
+
 class Conv(nn.Module):
     """A 2-D convolution as patches times weights.
 
@@ -120,5 +141,5 @@ class Conv(nn.Module):
         )
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         columns = patches(inputs, self.kernel_size, strides, self.padding)
-        outputs = columns @ kernel.reshape(-1, self.features)
+        outputs = _product(columns, kernel.reshape(-1, self.features))
         return outputs if bias is None else outputs + bias
