@@ -75,6 +75,12 @@ class Config(runs.RunConfig):
         if self.test_episodes < 2:
             raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
+    def goes_on_from(self, steps: int | None) -> bool:
+        """The paper's rate is constant: a finished run may be given more meta-steps."""
+        if self.protocol != "paper" or steps is None or self.steps is None:
+            return super().goes_on_from(steps)
+        return steps == self.steps or (steps < self.steps and steps % self.log_every == 0)
+
 
 def schedule_of(config: Config) -> fewshot.Schedule:
     """The schedule that a config asks for."""

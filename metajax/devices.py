@@ -78,6 +78,11 @@ def size(mesh: Mesh | None) -> int:
     return mesh.size
 
 
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether the devices are a CPU's."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def check_shares(name: str, n_tasks: int, n_devices: int) -> None:
     """Raises a ValueError unless the devices can share the tasks equally."""
     if n_tasks % n_devices:

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, devices, trees
+from metajax import _checks, trees
 from metajax.learners.base import Learner
 from metajax.types import Episode, Metrics, Params, PyTree
 
@@ -63,9 +62,7 @@ def _resolve(tasks_per_chunk: int | None, n_tasks: int) -> int:
     return min(tasks_per_chunk, n_tasks)
 
 
-def meta_gradient(
-    learner: Learner, *, tasks_per_chunk: int | None = None, mesh: Mesh | None = None
-) -> MetaGradient:
+def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> MetaGradient:
     """The gradient of the mean over tasks of the loss after adaptation.
 
     Within a chunk, tasks are ``vmap``ped and differentiated together; a ``scan`` runs over the
@@ -76,8 +73,6 @@ def meta_gradient(
         learner: the algorithm.
         tasks_per_chunk: how many tasks are computed together, at least 1; it need not divide their
             number. The backend's default (see ``default_tasks_per_chunk``) if None.
-        mesh: the devices that share the tasks equally, from ``metajax.task_mesh``; wherever the
-            arguments are if None.
 
     Returns:
         ``gradient_fn(params, episodes) -> (gradient, metrics)``: ``episodes`` is an ``Episode``
@@ -152,23 +147,6 @@ def meta_gradient(
         gradient, metrics = total
         like = jax.tree.map(lambda leaf, p: leaf.astype(jnp.result_type(p)), gradient, params)
         return like, metrics
-
-    if mesh is None:
-        return gradient_fn
-    n_devices = devices.size(mesh)
-    everywhere, tasks = PartitionSpec(), PartitionSpec(devices.AXIS)
-    shared = devices.share(
-        lambda params, episodes: jax.lax.pmean(gradient_fn(params, episodes), devices.AXIS),
-        mesh,
-        in_specs=(everywhere, tasks),
-        out_specs=everywhere,
-    )
-
-    def shared_gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
-        devices.check_shares("the number of episodes", count_tasks(episodes), n_devices)
-        return shared(params, episodes)
-
-    return shared_gradient_fn
 
     return gradient_fn
 

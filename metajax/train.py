@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
@@ -39,8 +40,8 @@ class Trainer(NamedTuple):
     Attributes:
         init: ``init(params, key) -> TrainState``; copies the model's parameters.
         step: ``step(state) -> (state, metrics)``, one outer step, compiled; ``state`` is donated.
-        run: ``run(state, steps) -> (state, metrics)``, many outer steps in one dispatch, every
-            metric ``[steps]``; ``state`` is donated. Compiled once for each value of ``steps``.
+        run: ``run(state, steps) -> (state, metrics)``, many outer steps, every metric ``[steps]``;
+            ``state`` is donated. It is one dispatch, compiled once for each value of ``steps``.
     """
 
     init: Callable[[Params, jax.Array], TrainState]
@@ -103,9 +104,9 @@ def meta_trainer(
             is carried along without a gradient, such as running statistics that the loss returned
             among its metrics (where they are means over tasks).
         mesh: the devices that share the tasks, from ``metajax.task_mesh``; JAX's default device if
-            None. Each draws and computes its own tasks, and all take the same update. Wait for one
-            ``run`` before other programs that sum over devices are started: two such programs at
-            a time can wait for one another on a CPU.
+            None. Each draws and computes its own tasks, and all take the same update. Where they
+            are a CPU's cores, the gradients meet on the host after each step, and ``run`` is as
+            many dispatches as steps.
 
     Returns:
         A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
@@ -143,17 +144,16 @@ def meta_trainer(
         state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
         return devices.replicate(state, mesh)
 
-    def gradient_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
-        """The mean over tasks, of which each device computes its share."""
+    def means_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
+        """Gradient and metrics: their means over this device's tasks."""
         own = meta_batch // n_devices
         first = 0 if mesh is None else own * jax.lax.axis_index(devices.AXIS)
         keys = episode_keys(state.key, state.step, own, first)
         episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
-        means = gradient_fn(state.params, episodes)
-        return means if mesh is None else jax.lax.pmean(means, devices.AXIS)
+        return gradient_fn(state.params, episodes)
 
-    def outer_step(state: TrainState, constants: PyTree) -> tuple[TrainState, Metrics]:
-        gradient, metrics = gradient_of_step(state, constants)
+    def update(state: TrainState, means: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
+        gradient, metrics = means
         updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if carry is not None:
@@ -161,23 +161,71 @@ def meta_trainer(
         metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
 
-    everywhere = PartitionSpec()
-    share = functools.partial(
-        devices.share, mesh=mesh, in_specs=(everywhere, everywhere), out_specs=everywhere
+    if mesh is not None and devices.on_cpu(mesh):
+        step, run = _a_program_a_device(means_of_step, update, mesh)
+    else:
+        step, run = _one_program(means_of_step, update, mesh)
+    return Trainer(
+        init,
+        lambda state: step(state, constants),
+        lambda state, steps: run(state, constants, _checks.positive_int("steps", steps)),
     )
-    compiled_step = jax.jit(share(outer_step), donate_argnums=0)
+
+
+def _one_program(means_of_step: Callable, update: Callable, mesh: Mesh | None):
+    """``step`` and ``run`` as one program each, on all devices of the mesh."""
+
+    def outer_step(state, constants):
+        means = means_of_step(state, constants)
+        return update(state, means if mesh is None else jax.lax.pmean(means, devices.AXIS))
+
+    def share(fn):
+        return devices.share(fn, mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
 
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def compiled_run(state, constants, steps):
+    def run(state, constants, steps):
         def steps_of(state, constants):
             return jax.lax.scan(lambda s, _: outer_step(s, constants), state, length=steps)
 
         return share(steps_of)(state, constants)
 
-    def step(state: TrainState) -> tuple[TrainState, Metrics]:
-        return compiled_step(state, constants)
+    return jax.jit(share(outer_step), donate_argnums=0), run
 
-    def run(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
-        return compiled_run(state, constants, _checks.positive_int("steps", steps))
 
-    return Trainer(init, step, run)
+def _a_program_a_device(means_of_step: Callable, update: Callable, mesh: Mesh):
+    """``step`` and ``run`` where devices are a CPU's cores: they meet on the host.
+
+    A program that sums over CPU devices waits inside XLA's few threads for the other devices, which
+    need those threads to get there: such a program can hang. Here none waits for another.
+    """
+    everywhere, each = PartitionSpec(), PartitionSpec(devices.AXIS)
+
+    @jax.jit
+    def means_of_devices(state, constants):
+        def own_means(state, constants):
+            return jax.tree.map(lambda leaf: leaf[None], means_of_step(state, constants))
+
+        shared = devices.share(own_means, mesh, in_specs=everywhere, out_specs=each)
+        return shared(state, constants)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update_everywhere(state, means):
+        def mean_update(state, means):
+            return update(state, jax.tree.map(lambda leaf: leaf.mean(axis=0), means))
+
+        shared = devices.share(mean_update, mesh, in_specs=everywhere, out_specs=everywhere)
+        return shared(state, means)
+
+    def step(state, constants):
+        means = jax.device_get(means_of_devices(state, constants))
+        return update_everywhere(state, devices.replicate(means, mesh))
+
+    def run(state, constants, steps):
+        history = []
+        for _ in range(steps):
+            state, metrics = step(state, constants)
+            history.append(metrics)
+        history = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(history))
+        return state, devices.replicate(history, mesh)
+
+    return step, run

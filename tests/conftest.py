@@ -3,6 +3,9 @@
 import jax
 import pytest
 
+# Two devices on any machine, before JAX is first used: what shares tasks does so in every test.
+jax.config.update("jax_num_cpu_devices", 2)
+
 
 @pytest.fixture
 def x64():

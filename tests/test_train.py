@@ -1,10 +1,5 @@
 """The trainer: what it draws, moves, compiles and keeps."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,32 +163,3 @@ def test_carry_takes_what_has_no_gradient_along():
 def test_bad_input_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-SHARDED = """
-import jax, jax.numpy as jnp, numpy as np, optax, toy, metajax
-from jax.sharding import NamedSharding, PartitionSpec
-assert len(jax.devices()) == 2
-learner = metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=2)
-episodes = jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(0), 8))
-gradient_fn = jax.jit(metajax.meta_gradient(learner, tasks_per_chunk=8))
-one = gradient_fn(toy.init_params(), episodes)
-mesh = jax.make_mesh((2,), ("tasks",), axis_types=(jax.sharding.AxisType.Auto,))
-sharded = jax.device_put(episodes, NamedSharding(mesh, PartitionSpec("tasks")))
-params = jax.device_put(toy.init_params(), NamedSharding(mesh, PartitionSpec()))
-two = gradient_fn(params, sharded)
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, two)
-"""
-
-
-def test_the_result_does_not_depend_on_the_number_of_devices():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        # More threads than cores: two devices that meet in a sum must not wait for one another.
-        "NPROC": "8",
-    }
-    folder = pathlib.Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-c", SHARDED], check=True, env=environment, cwd=folder, timeout=300
-    )

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import metajax
 from experiments.benchmarks.workload import (
@@ -94,20 +93,24 @@ def ordinary_gradient(workload: Workload) -> MetaGradient:
     return gradient_fn
 
 
-def metajax_gradient(workload: Workload, mesh: Mesh | None = None) -> MetaGradient:
-    """metajax as shipped: its network, and its own choice of gradient mode and chunks."""
+def metajax_learner(workload: Workload) -> metajax.Learner:
+    """metajax as shipped: its network, and its own choice of gradient mode."""
     module = Conv4(workload.n_way, features=workload.features)
 
     def apply(params, inputs) -> Any:
         return module.apply({"params": params}, inputs)
 
-    learner = metajax.maml(
+    return metajax.maml(
         metajax.losses.cross_entropy(apply),
         optax.sgd(workload.inner_rate),
         steps=workload.inner_steps,
         trainable=adapts_in_maml,
     )
-    meta_gradient = metajax.meta_gradient(learner, mesh=mesh)
+
+
+def metajax_gradient(workload: Workload) -> MetaGradient:
+    """metajax's meta-gradient of given episodes, in its own choice of chunks."""
+    meta_gradient = metajax.meta_gradient(metajax_learner(workload))
 
     def gradient_fn(params, episodes):
         gradient, metrics = meta_gradient(params, episodes)
@@ -145,18 +148,53 @@ def as_episodes(arrays: Arrays) -> metajax.Episode:
     return metajax.Episode(metajax.Batch(*inputs[:2]), metajax.Batch(*inputs[2:]))
 
 
-def _program(
-    name: str,
-    gradient_fn: MetaGradient,
-    workload: Workload,
-    weights: Weights,
-    arrays: Arrays,
-    mesh: Mesh | None = None,
+def metajax_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, shared: bool
 ) -> Program:
+    """The step of ``metajax.meta_trainer``; its sampler draws from the episodes.
+
+    The tasks are shared between the devices, or one device computes them all.
+    """
     params, episodes = to_tree(weights), as_episodes(arrays)
-    if mesh is not None:
-        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-        episodes = jax.device_put(episodes, NamedSharding(mesh, PartitionSpec(*mesh.axis_names)))
+
+    def sample(key):
+        index = jax.random.randint(key, (), 0, workload.tasks)
+        return jax.tree.map(lambda leaf: leaf[index], episodes)
+
+    trainer = metajax.meta_trainer(
+        metajax_learner(workload),
+        optax.adam(workload.outer_rate),
+        sample,
+        meta_batch=workload.tasks,
+        mesh=metajax.task_mesh(workload.tasks) if shared else None,
+    )
+
+    one_device = jax.jit(metajax_gradient(workload)).lower(params, episodes).compile()
+    memory = one_device.memory_analysis()
+    temporary = None if memory is None else int(memory.temp_size_in_bytes)
+
+    def gradient() -> tuple[Weights, float]:
+        tree, loss = one_device(params, episodes)
+        return to_weights(tree), float(loss)
+
+    def init():
+        return trainer.init(params, jax.random.key(0))
+
+    def step(state):
+        state, _ = trainer.step(state)
+        return jax.block_until_ready(state)
+
+    start = time.perf_counter()
+    step(init())
+    seconds = time.perf_counter() - start
+    name = METAJAX if shared else f"{METAJAX}, one device"
+    return Program(name, gradient, init, step, seconds, temporary)
+
+
+def ordinary_program(workload: Workload, weights: Weights, arrays: Arrays) -> Program:
+    """``flax.linen.Conv`` under ``vmap``: what JAX does without metajax."""
+    gradient_fn = ordinary_gradient(workload)
+    params, episodes = to_tree(weights), as_episodes(arrays)
     compiled, optimizer, seconds = compile_step(gradient_fn, workload, params, episodes)
 
     def gradient() -> tuple[Weights, float]:
@@ -174,26 +212,8 @@ def _program(
 
     memory = compiled.memory_analysis()
     temporary = None if memory is None else int(memory.temp_size_in_bytes)
+    name = "JAX, flax.linen.Conv under vmap"
     return Program(name, gradient, init, step, seconds, temporary)
-
-
-def metajax_program(
-    workload: Workload, weights: Weights, arrays: Arrays, *, shared: bool
-) -> Program:
-    """The meta-step of ``metajax.meta_trainer``, less the sampling.
-
-    The tasks are shared between the devices, or one device computes them all.
-    """
-    mesh = metajax.task_mesh(workload.tasks) if shared else None
-    name = METAJAX if mesh is not None else f"{METAJAX}, one device"
-    gradient_fn = metajax_gradient(workload, mesh)
-    return _program(name, gradient_fn, workload, weights, arrays, mesh)
-
-
-def ordinary_program(workload: Workload, weights: Weights, arrays: Arrays) -> Program:
-    """``flax.linen.Conv`` under ``vmap``: what JAX does without metajax."""
-    gradient_fn = ordinary_gradient(workload)
-    return _program("JAX, flax.linen.Conv under vmap", gradient_fn, workload, weights, arrays)
 
 
 def compile_seconds(

@@ -46,6 +46,13 @@ class RunConfig:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2**32 - 1; got {self.seed}")
 
+    def goes_on_from(self, steps: int | None) -> bool:
+        """Whether a run that was started with ``steps`` may be resumed with this config's steps.
+
+        Only the same number, unless an experiment knows that its first steps don't depend on it.
+        """
+        return self.steps == steps
+
 
 def check_positive(config: Any, *names: str) -> None:
     """Raises ``ValueError`` for a named field that is set and is not above zero.

@@ -38,8 +38,9 @@ class Run(NamedTuple):
 def open_run(name: str, config: RunConfig) -> Run:
     """Finds the run's folder and checks that the run may use it; writes nothing yet.
 
-    A resumed run must have the same config, the number of steps included, because a learning-rate
-    schedule may depend on it; only the fields in ``config.may_differ`` are free.
+    A resumed run must have the same config; only the fields in ``config.may_differ`` are free. The
+    number of steps too must be the same, because a learning-rate schedule may depend on it, unless
+    ``config.goes_on_from`` says otherwise.
 
     Args:
         name: the experiment; also the folder's name where the user gave none.
@@ -63,11 +64,12 @@ def open_run(name: str, config: RunConfig) -> Run:
 
 
 def create(run: Run) -> None:
-    """Makes the run folder and writes ``config.json``, unless they are there already."""
+    """Makes the run folder and writes ``config.json``, unless they are as they should be."""
     run.path.mkdir(parents=True, exist_ok=True)
-    if not (run.path / "config.json").exists():
-        content = {"experiment": run.name, "config": identity(run.config)}
-        write_atomically(run.path / "config.json", json.dumps(content, indent=2) + "\n")
+    file = run.path / "config.json"
+    text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        write_atomically(file, text)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -124,6 +126,7 @@ def _check_same(name: str, path: Path, config: RunConfig) -> None:
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in {**before, **now}
         if before.get(key) != now.get(key)
+        and not (key == "steps" and config.goes_on_from(before.get(key)))
     ]
     if experiment != name and not differing:
         differing = [f"the experiment was {experiment!r} and is now {name!r}"]

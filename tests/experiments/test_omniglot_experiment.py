@@ -1,5 +1,6 @@
 """The Omniglot experiment: its schedules against the published facts, and one tiny run."""
 
+import functools
 import json
 
 import jax
@@ -147,6 +148,15 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     with pytest.raises(runs.RunError, match="already there"):
         experiment.main([*arguments, "--out", str(out)])
     assert (out / "table.md").read_text() == table
+
+
+def test_only_the_papers_constant_schedule_may_be_given_more_steps():
+    paper = functools.partial(experiment.Config, protocol="paper")
+    assert paper(steps=300).goes_on_from(200)
+    assert not paper(steps=200).goes_on_from(300)
+    assert not paper(steps=300).goes_on_from(250)  # not at a boundary: it would round differently
+    assert not experiment.Config(steps=300).goes_on_from(200)
+    assert experiment.Config(steps=300).goes_on_from(300)
 
 
 def test_bad_input_leaves_no_run_folder(tmp_path, monkeypatch, small_data):

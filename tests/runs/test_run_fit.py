@@ -1,5 +1,6 @@
 """The training loop: metrics, stopping, and going on bit for bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -88,6 +89,23 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, number, error, capsys):
     resumed = ToyConfig(out=tmp_path / "halves", steps=60, resume=True)
     assert_same(fit(resumed), expected)
     assert_same(fit(resumed), expected)  # and a finished run has nothing left to do
+
+
+class Growing(ToyConfig):
+    """A config whose schedule doesn't depend on the number of steps."""
+
+    def goes_on_from(self, steps):
+        return steps is not None and steps <= (self.steps or 0)
+
+
+def test_a_finished_run_may_be_given_more_steps_where_the_config_says_so(tmp_path):
+    expected = fit(Growing(out=tmp_path / "whole", steps=60))
+    fit(Growing(out=tmp_path / "parts", steps=20))
+    assert_same(fit(Growing(out=tmp_path / "parts", steps=60, resume=True)), expected)
+    saved = json.loads((tmp_path / "parts" / "config.json").read_text())
+    assert saved["config"]["steps"] == 60
+    with pytest.raises(runs.RunError, match="steps was 60 and is now 40"):
+        fit(Growing(out=tmp_path / "parts", steps=40, resume=True))
 
 
 def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
