@@ -40,7 +40,7 @@ def from_linen(module: "linen.Module", key: jax.Array, *inputs: Any) -> tuple[Pa
 
     if not isinstance(module, linen.Module):
         raise TypeError(f"module must be a flax.linen.Module, got {type(module).__name__}.")
-    variables = module.init(key, *inputs)
+    variables = jax.jit(lambda: module.init(key, *inputs))()  # one program, not one an operation
     if set(variables) == {"params"}:
         return variables["params"], lambda params, *args, **kwargs: module.apply(
             {"params": params}, *args, **kwargs

@@ -4,7 +4,7 @@
 
 On the CPU, in one process, on the same random episodes and initial weights. The programs' meta-
 gradients are compared first, and nothing is timed unless they agree. PyTorch and higher are
-optional (the extra ``bench``); one that is missing is reported as such. It takes three minutes
+optional (the extra ``bench``); one that is missing is reported as such. It takes six minutes
 on two idle cores; on busy ones the ratios mean little, since the programs suffer unequally.
 """
 
@@ -71,7 +71,10 @@ def build_programs(
     programs = [jax_programs.metajax_program(workload, weights, arrays, shared=True)]
     if jax.local_device_count() > 1:
         programs.append(jax_programs.metajax_program(workload, weights, arrays, shared=False))
-    programs.append(jax_programs.ordinary_program(workload, weights, arrays))
+    for of_the_mean in (False, True):
+        programs.append(
+            jax_programs.ordinary_program(workload, weights, arrays, of_the_mean=of_the_mean)
+        )
     try:
         from experiments.benchmarks import torch_programs
     except ImportError as error:

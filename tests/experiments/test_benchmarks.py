@@ -99,8 +99,8 @@ def test_a_step_is_adam_on_the_meta_gradient(reference):
 def constant_program(name: str, seconds: float) -> Program:
     """A program that computes what its namesakes do, and does nothing a step."""
 
-    def program(workload, weights, arrays, shared=True):
-        own_name = name if shared else f"{name}, one device"
+    def program(workload, weights, arrays, **form):
+        own_name = ", ".join([name, *(key for key, value in form.items() if value)])
         return Program(
             own_name, lambda: (weights, 1.0), lambda: 0, lambda state: state + 1, seconds, 5_000_000
         )
@@ -122,9 +122,10 @@ def test_a_run_leaves_its_artefacts_and_names_missing_peers(tmp_path, monkeypatc
 
     result = json.loads((config.out / "meta_step.json").read_text())
     assert [row["name"] for row in result["programs"]] == [
+        "metajax, shared",
         "metajax",
-        "metajax, one device",
         "ordinary",
+        "ordinary, of_the_mean",
     ]
     for row in result["programs"]:
         assert len(row["milliseconds"]) == 4

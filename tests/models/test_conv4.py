@@ -114,13 +114,14 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
     params, apply = metajax.from_linen(module, jax.random.key(0), tasks.support.inputs[0])
     loss_fn = losses.cross_entropy(apply)
     learner = metajax.maml(loss_fn, optax.sgd(0.5), steps=2, mode=metajax.first_order())
-    gradient, _ = metajax.meta_gradient(learner)(params, tasks)
+    gradient, _ = jax.jit(metajax.meta_gradient(learner))(params, tasks)
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
+    slope_of = jax.jit(jax.grad(lambda p, batch: loss_fn(p, batch)[0]))
     adapted = params
     for _ in range(2):
-        slope = jax.grad(lambda p: loss_fn(p, task.support)[0])(adapted)
+        slope = slope_of(adapted, task.support)
         adapted = jax.tree.map(lambda p, g: p - 0.5 * g, adapted, slope)
-    expected = jax.grad(lambda p: loss_fn(p, task.query)[0])(adapted)
+    expected = slope_of(adapted, task.query)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, expected
     )
@@ -133,10 +134,10 @@ def test_the_normalisations_shift_is_learned_but_not_adapted():
         losses.cross_entropy(apply), optax.sgd(0.5), steps=1, trainable=adapts_in_maml
     )
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
-    adapted, _ = learner.adapt(params, task.support)
+    adapted, _ = jax.jit(learner.adapt)(params, task.support)
     np.testing.assert_array_equal(adapted["norm_1"]["bias"], params["norm_1"]["bias"])
     assert not np.array_equal(adapted["conv_1"]["kernel"], params["conv_1"]["kernel"])
-    gradient, _ = metajax.meta_gradient(learner)(params, tasks)
+    gradient, _ = jax.jit(metajax.meta_gradient(learner))(params, tasks)
     assert np.abs(gradient["norm_1"]["bias"]).max() > 0
 
 
@@ -144,9 +145,10 @@ def test_predictions_without_transduction_do_not_depend_on_the_other_queries():
     module, tasks = Conv4(5, features=4, norm="support"), episodes(1)
     params, apply = metajax.from_linen(module, jax.random.key(0), tasks.support.inputs[0])
     task = jax.tree.map(lambda leaf: leaf[0], tasks)
-    together = losses.cross_entropy_given_support(apply)(params, task)[0]
+    loss_fn = jax.jit(losses.cross_entropy_given_support(apply))
+    together = loss_fn(params, task)[0]
     alone = [
-        losses.cross_entropy_given_support(apply)(
+        loss_fn(
             params,
             metajax.Episode(
                 task.support, jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], task.query)
