@@ -55,6 +55,9 @@ class Config(runs.RunConfig):
     norm: Literal["batch", "support"] = "batch"
     """Statistics that normalise the query set in training: its own (transductive, as in the
     paper), or the support set's."""
+    head_std: float | None = None
+    """Standard deviation of the head's initial weights; without it, the protocol's: 1 for the
+    paper's, 0.125 for ours."""
     test_episodes: int = 1000
     """Test tasks in each row of the table."""
     validate_every: int = 1000
@@ -69,7 +72,7 @@ class Config(runs.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        runs.check_positive(self, "k_shot", "validate_every", "tasks_per_chunk")
+        runs.check_positive(self, "k_shot", "validate_every", "tasks_per_chunk", "head_std")
         if self.n_way < 2:
             raise ValueError(f"n_way must be at least 2; got {self.n_way}")
         if self.test_episodes < 2:
@@ -96,7 +99,7 @@ def schedule_of(config: Config) -> fewshot.Schedule:
             inner_rate=2.0,
             inner_steps=inner_steps,
             test_steps=test_steps,
-            head_std=1.0,
+            head_std=config.head_std or 1.0,
             rotations="per_class",
             optimizer=optax.adam(1e-3),
         )
@@ -108,7 +111,7 @@ def schedule_of(config: Config) -> fewshot.Schedule:
         inner_rate=1.0,
         inner_steps=inner_steps,
         test_steps=test_steps,
-        head_std=fewshot.HEAD_STD,
+        head_std=config.head_std or fewshot.HEAD_STD,
         rotations="as_classes",
         optimizer=fewshot.warmup_cosine(2e-3, steps),
     )

@@ -33,6 +33,7 @@ def test_the_papers_schedule(n_way, meta_batch, inner_steps, test_steps):
     schedule = experiment.schedule_of(experiment.Config(protocol="paper", n_way=n_way))
     assert schedule.steps == 60_000
     assert schedule.inner_rate == 2.0
+    assert schedule.head_std == 1
     assert schedule.rotations == "per_class"
     assert (schedule.meta_batch, schedule.inner_steps) == (meta_batch, inner_steps)
     assert schedule.test_steps == test_steps
@@ -50,6 +51,13 @@ def test_the_fast_schedule_follows_the_number_of_steps():
     np.testing.assert_allclose(used[200], 2e-3, rtol=1e-3)
     np.testing.assert_allclose(used[600], (2e-3 + 1e-6) / 2, rtol=1e-3)
     np.testing.assert_allclose(used[1000], 1e-6, rtol=1e-2)
+
+
+def test_the_head_may_start_otherwise():
+    assert experiment.schedule_of(experiment.Config()).head_std == fewshot.HEAD_STD
+    assert experiment.schedule_of(experiment.Config(protocol="paper", head_std=0.5)).head_std == 0.5
+    with pytest.raises(ValueError, match=r"head_std must be above zero; got -1\.0"):
+        experiment.Config(head_std=-1.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 150])
