@@ -5,6 +5,8 @@ import pytest
 
 # Two devices on any machine, before JAX is first used: what shares tasks does so in every test.
 jax.config.update("jax_num_cpu_devices", 2)
+# Most of the suite's time is compilation, for programs that then run for milliseconds.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
