@@ -41,9 +41,10 @@ def test_statistics_are_carried_in_the_state_and_read_at_test():
     state, metrics = trainer.step(trainer.init(params, jax.random.key(1)))
     assert set(metrics) == {"loss", "accuracy", "grad_norm"}
     means = []
+    sample, adapt = jax.jit(sample), jax.jit(learner.adapt)
     for key in episode_keys(jax.random.key(1), 0, 4):
         episode = sample(key)
-        adapted, _ = learner.adapt(params, episode.support)
+        adapted, _ = adapt(params, episode.support)
         layer = adapted["params"]["conv_0"]
         activations = jax.lax.conv_general_dilated(
             episode.query.inputs,
@@ -60,6 +61,7 @@ def test_statistics_are_carried_in_the_state_and_read_at_test():
 
     # At test an image's prediction doesn't depend on the images beside it.
     images = sample(jax.random.key(5)).query.inputs
+    apply = jax.jit(apply, static_argnames="train")
     together, alone = (apply(state.params, part, train=False)[0] for part in (images, images[:1]))
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
     assert not np.allclose(apply(state.params, images)[0], apply(state.params, images[:1])[0])
