@@ -11,7 +11,7 @@ import optax
 import pytest
 import toy
 from compilations import no_compilation
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import metajax
 
@@ -31,6 +31,18 @@ def make_trainer(mesh, **options):
     return metajax.meta_trainer(LEARNER, optax.adam(1e-2), sample, mesh=mesh, **options)
 
 
+def check_the_meta_gradient_of_sharded_episodes():
+    """JAX itself shares the work where only the episodes' placement says so."""
+    episodes = jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(0), 8))
+    gradient_fn = jax.jit(metajax.meta_gradient(LEARNER, tasks_per_chunk=8))
+    one = gradient_fn(toy.init_params(), episodes)
+    mesh = metajax.task_mesh(8)
+    assert mesh.size == 2
+    sharded = jax.device_put(episodes, NamedSharding(mesh, PartitionSpec("tasks")))
+    params = jax.device_put(toy.init_params(), NamedSharding(mesh, PartitionSpec()))
+    assert_close(one, gradient_fn(params, sharded))
+
+
 def test_training_is_that_of_one_device():
     outcomes = []
     for mesh in (None, metajax.task_mesh(6)):
@@ -41,11 +53,12 @@ def test_training_is_that_of_one_device():
     assert_close(*outcomes)
 
 
-def test_training_in_one_program_on_two_devices_is_that_of_one_device():
+def test_programs_that_sum_over_devices_compute_what_one_device_does():
     # What accelerators run. CPU devices that wait for one another need spare threads not to hang.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "NPROC": "8"}
     code = (
         "import test_devices, metajax.devices; metajax.devices.on_cpu = lambda mesh: False; "
+        "test_devices.check_the_meta_gradient_of_sharded_episodes(); "
         "test_devices.test_training_is_that_of_one_device(); "
         "test_devices.test_shared_training_compiles_once_and_moves_nothing()"
     )
