@@ -83,13 +83,20 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def check_shares(name: str, n_tasks: int, n_devices: int) -> None:
-    """Raises a ValueError unless the devices can share the tasks equally."""
+def equal_share(name: str, n_tasks: int, mesh: Mesh | None) -> int:
+    """How many tasks each device computes; raises a ValueError unless they can share equally."""
+    n_devices = size(mesh)
     if n_tasks % n_devices:
         raise ValueError(
             f"{name}, {n_tasks}, can't be shared equally by the {n_devices} devices of mesh; "
             f"task_mesh({n_tasks}) chooses as many as can."
         )
+    return n_tasks // n_devices
+
+
+def first_task(own: int, mesh: Mesh | None) -> jax.Array | int:
+    """Within ``share``, the index of this device's first task, where each has ``own`` of them."""
+    return 0 if mesh is None else own * jax.lax.axis_index(AXIS)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:

@@ -57,18 +57,11 @@ def _evaluator(
             _, info = learner.adapt(params, episode.support, observe=outcome)
             return info.observed
 
-        first = 0 if mesh is None else own * jax.lax.axis_index(devices.AXIS)
-        keys = episode_keys(key, 0, own, first)
+        keys = episode_keys(key, 0, own, devices.first_task(own, mesh))
         return map_chunks(one_episode, keys, tasks_per_chunk=tasks_per_chunk)
 
-    everywhere = PartitionSpec()
     shared = jax.jit(
-        devices.share(
-            values,
-            mesh,
-            in_specs=(everywhere, everywhere, everywhere),
-            out_specs=PartitionSpec(devices.AXIS),
-        )
+        devices.share(values, mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(devices.AXIS))
     )
 
     def all_values(params, key):

@@ -129,8 +129,7 @@ def meta_trainer(
         ((100,), True)
     """
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
-    n_devices = devices.size(mesh)
-    devices.check_shares("meta_batch", meta_batch, n_devices)
+    own = devices.equal_share("meta_batch", meta_batch, mesh)
     gradient_fn = meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
     draw, constants = hoist_constants(sample)
     constants = devices.replicate(constants, mesh)
@@ -146,9 +145,7 @@ def meta_trainer(
 
     def means_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
         """Gradient and metrics: their means over this device's tasks."""
-        own = meta_batch // n_devices
-        first = 0 if mesh is None else own * jax.lax.axis_index(devices.AXIS)
-        keys = episode_keys(state.key, state.step, own, first)
+        keys = episode_keys(state.key, state.step, own, devices.first_task(own, mesh))
         episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
         return gradient_fn(state.params, episodes)
 
@@ -195,8 +192,8 @@ def _one_program(means_of_step: Callable, update: Callable, mesh: Mesh | None):
 def _a_program_a_device(means_of_step: Callable, update: Callable, mesh: Mesh):
     """``step`` and ``run`` where devices are a CPU's cores: they meet on the host.
 
-    A program that sums over CPU devices waits inside XLA's few threads for the other devices, which
-    need those threads to get there: such a program can hang. Here none waits for another.
+    A program that sums over CPU devices waits for the others inside XLA's few threads, and was seen
+    to hang. Here none waits for another.
     """
     everywhere, each = PartitionSpec(), PartitionSpec(devices.AXIS)
 

@@ -1,6 +1,7 @@
 """The meta-step in JAX: as metajax ships it, and with ordinary Flax convolutions under ``vmap``."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,8 @@ from experiments.benchmarks.workload import (
     Program,
     Weights,
     Workload,
+    initial_weights,
+    random_episodes,
 )
 from metajax.models import Conv4, adapts_in_maml
 
@@ -156,6 +159,19 @@ def as_episodes(arrays: Arrays) -> metajax.Episode:
     return metajax.Episode(metajax.Batch(*inputs[:2]), metajax.Batch(*inputs[2:]))
 
 
+def _temporary_bytes(compiled: Any) -> int | None:
+    memory = compiled.memory_analysis()
+    return None if memory is None else int(memory.temp_size_in_bytes)
+
+
+@functools.cache
+def _compiled_gradient(workload: Workload) -> Any:
+    """``metajax_gradient`` on one device, compiled once for both forms of the program."""
+    params = to_tree(initial_weights(workload, 0))
+    episodes = as_episodes(random_episodes(workload, 0))
+    return jax.jit(metajax_gradient(workload)).lower(params, episodes).compile()
+
+
 def metajax_program(
     workload: Workload, weights: Weights, arrays: Arrays, *, shared: bool
 ) -> Program:
@@ -177,12 +193,10 @@ def metajax_program(
         mesh=metajax.task_mesh(workload.tasks) if shared else None,
     )
 
-    one_device = jax.jit(metajax_gradient(workload)).lower(params, episodes).compile()
-    memory = one_device.memory_analysis()
-    temporary = None if memory is None else int(memory.temp_size_in_bytes)
+    compiled = _compiled_gradient(workload)
 
     def gradient() -> tuple[Weights, float]:
-        tree, loss = one_device(params, episodes)
+        tree, loss = compiled(params, episodes)
         return to_weights(tree), float(loss)
 
     def init():
@@ -196,7 +210,7 @@ def metajax_program(
     step(init())
     seconds = time.perf_counter() - start
     name = METAJAX if shared else f"{METAJAX}, one device"
-    return Program(name, gradient, init, step, seconds, temporary)
+    return Program(name, gradient, init, step, seconds, _temporary_bytes(compiled))
 
 
 def ordinary_program(
@@ -220,11 +234,9 @@ def ordinary_program(
         state, _ = compiled(state, episodes)
         return jax.block_until_ready(state)
 
-    memory = compiled.memory_analysis()
-    temporary = None if memory is None else int(memory.temp_size_in_bytes)
     form = "gradient of the mean" if of_the_mean else "mean of gradients"
     name = f"JAX, flax.linen.Conv under vmap, {form}"
-    return Program(name, gradient, init, step, seconds, temporary)
+    return Program(name, gradient, init, step, seconds, _temporary_bytes(compiled))
 
 
 def compile_seconds(
