@@ -9,6 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, devices
@@ -196,26 +197,30 @@ def _a_program_a_device(means_of_step: Callable, update: Callable, mesh: Mesh):
     to hang. Here none waits for another.
     """
     everywhere, each = PartitionSpec(), PartitionSpec(devices.AXIS)
+    unravel = None  # one vector to gradient and metrics: set when the first program is traced
 
     @jax.jit
     def means_of_devices(state, constants):
         def own_means(state, constants):
-            return jax.tree.map(lambda leaf: leaf[None], means_of_step(state, constants))
+            nonlocal unravel
+            # One array to copy, not one for each leaf: that takes half a millisecond, not two.
+            vector, unravel = ravel_pytree(means_of_step(state, constants))
+            return vector[None]
 
         shared = devices.share(own_means, mesh, in_specs=everywhere, out_specs=each)
         return shared(state, constants)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def update_everywhere(state, means):
-        def mean_update(state, means):
-            return update(state, jax.tree.map(lambda leaf: leaf.mean(axis=0), means))
+    def update_everywhere(state, vector):
+        def own_update(state, vector):
+            return update(state, unravel(vector))
 
-        shared = devices.share(mean_update, mesh, in_specs=everywhere, out_specs=everywhere)
-        return shared(state, means)
+        shared = devices.share(own_update, mesh, in_specs=everywhere, out_specs=everywhere)
+        return shared(state, vector)
 
     def step(state, constants):
-        means = jax.device_get(means_of_devices(state, constants))
-        return update_everywhere(state, devices.replicate(means, mesh))
+        vectors = jax.device_get(means_of_devices(state, constants))
+        return update_everywhere(state, devices.replicate(vectors.mean(axis=0), mesh))
 
     def run(state, constants, steps):
         history = []

@@ -94,7 +94,10 @@ class Conv(nn.Module):
         kernel_size: height and width of the kernel.
         strides: one stride for both dimensions, or one each.
         padding: ``"SAME"``, ``"VALID"``, or (low, high) for each of the two dimensions.
-        use_bias: whether a bias is added.
+        use_bias: whether there is a bias.
+        add_bias: whether the bias is added. False where what follows subtracts the mean of every
+            channel, and the bias with it: the outcome is the same, without sums over all positions
+            for a gradient that is zero.
         kernel_init: initialiser of the kernel ``[height, width, channels, features]``.
         bias_init: initialiser of the bias ``[features]``.
         dtype: type of the computation; the promotion of inputs and parameters if None.
@@ -112,6 +115,7 @@ class Conv(nn.Module):
     strides: int | Sequence[int] = 1
     padding: Padding = "SAME"
     use_bias: bool = True
+    add_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     dtype: Any = None
@@ -142,4 +146,4 @@ class Conv(nn.Module):
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         columns = patches(inputs, self.kernel_size, strides, self.padding)
         outputs = _product(columns, kernel.reshape(-1, self.features))
-        return outputs if bias is None else outputs + bias
+        return outputs if bias is None or not self.add_bias else outputs + bias

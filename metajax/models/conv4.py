@@ -83,6 +83,8 @@ class Conv4(nn.Module):
             x = Conv(
                 self.features,
                 strides=2 if strided else 1,
+                # Statistics of the batch itself take a constant away again.
+                add_bias=self.norm not in ("batch", "support"),
                 kernel_init=nn.initializers.xavier_uniform(),
                 name=f"conv_{block}",
             )(x)

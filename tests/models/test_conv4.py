@@ -10,6 +10,7 @@ import pytest
 import metajax
 from metajax import losses
 from metajax.models import Conv4, adapts_in_maml
+from metajax.models.normalization import POLICIES
 
 MODES = [metajax.unrolled(), metajax.rematerialised(), metajax.mixed()]
 
@@ -37,6 +38,17 @@ def test_the_pooled_form_is_protonets():
     assert "head" not in variables["params"]
 
 
+def with_random_biases(variables):
+    """Initial biases are zero, and what is added wrongly or not at all would not show."""
+    keys = iter(jax.random.split(jax.random.key(3), len(jax.tree.leaves(variables))))
+    return jax.tree.map_with_path(
+        lambda path, leaf: (
+            jax.random.normal(next(keys), leaf.shape) if path[-1].key == "bias" else leaf
+        ),
+        variables,
+    )
+
+
 @pytest.mark.parametrize("form", ["stride", "pool"])
 def test_outputs_are_those_of_linens_layers(form):
     class Reference(nn.Module):
@@ -60,12 +72,24 @@ def test_outputs_are_those_of_linens_layers(form):
         Conv4(5, features=8, form=form),
         jax.random.normal(jax.random.key(0), (4, 28, 28, 1)),
     )
-    variables = module.init(jax.random.key(1), images)
+    variables = with_random_biases(module.init(jax.random.key(1), images))
     statistics = Reference().init(jax.random.key(1), images)["batch_stats"]
     expected, _ = Reference().apply(
         {**variables, "batch_stats": statistics}, images, mutable=["batch_stats"]
     )
     np.testing.assert_allclose(module.apply(variables, images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", POLICIES)
+def test_a_convolutions_bias_counts_unless_statistics_take_it_away(norm):
+    module = Conv4(5, features=8, norm=norm)
+    images = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))
+    variables = module.init(jax.random.key(1), images)
+    params = variables["params"]
+    conv = {**params["conv_1"], "bias": params["conv_1"]["bias"] + 1}
+    shifted = {**variables, "params": {**params, "conv_1": conv}}
+    before, after = (module.apply(each, images, train=False) for each in (variables, shifted))
+    assert bool(jnp.allclose(before, after)) == (norm in ("batch", "support"))
 
 
 def episodes(n_tasks, shape=(28, 28, 1)):
