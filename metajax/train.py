@@ -197,7 +197,9 @@ def _a_program_a_device(means_of_step: Callable, update: Callable, mesh: Mesh):
     to hang. Here none waits for another.
     """
     everywhere, each = PartitionSpec(), PartitionSpec(devices.AXIS)
-    unravel = None  # one vector to gradient and metrics: set when the first program is traced
+    # Vector to gradient and metrics. Set where a state's first program is traced, and so before
+    # its second program is, which alone uses it.
+    unravel: Callable[[jax.Array], PyTree] = lambda vector: vector
 
     @jax.jit
     def means_of_devices(state, constants):
