@@ -16,6 +16,7 @@ omniglot_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
 	$(if $(N_WAY),--n-way '$(N_WAY)') \
+	$(if $(HEAD_STD),--head-std '$(HEAD_STD)') \
 	$(if $(DATA),--data '$(DATA)') \
 	$(if $(OUT),--out '$(OUT)') \
 	$(if $(filter-out 0 no false,$(RESUME)),--resume)
@@ -34,8 +35,8 @@ help: ## list the targets
 		| awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
-	@echo "  PROTOCOL=fast|paper N_WAY= DATA=<folder with Omniglot's zips>. RESUME=1 goes on from"
-	@echo "  the last checkpoint. PYTHON= names the interpreter (3.11 or newer) for .venv."
+	@echo "  PROTOCOL=fast|paper N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>. RESUME=1"
+	@echo "  goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer) for .venv."
 
 install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
+import optax
 
 import metajax
 from metajax import runs
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         test_steps=3,
         head_std=fewshot.HEAD_STD,
         rotations="none",
-        optimizer=fewshot.warmup_cosine(3e-3, config.steps),
+        optimizer=optax.adam(fewshot.warmup_cosine(3e-3, config.steps)),
     )
     run = runs.open_run("demo", config)
 

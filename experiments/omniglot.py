@@ -1,7 +1,7 @@
 """MAML on Omniglot, beside the numbers of Finn et al. 2017 (arXiv 1703.03400), table 1.
 
 python -m experiments.omniglot trains with our own faster schedule: 12,000 meta-steps, the four
-rotations of a character as classes of their own, Adam with warm-up and cosine decay. Expected:
+rotations of a character as classes of their own, Muon with warm-up and cosine decay. Expected:
 99.00 ± 0.30 % (5-way 1-shot) and 99.54 ± 0.09 % (5-shot, the same model), in 39 minutes on two busy
 CPU cores.
 
@@ -105,7 +105,7 @@ def schedule_of(config: Config) -> fewshot.Schedule:
         )
     steps = config.steps or 12_000
     return fewshot.Schedule(
-        description="ours: Adam with warm-up and cosine decay, rotations as classes of their own",
+        description="ours: Muon with warm-up and cosine decay, rotations as classes of their own",
         steps=steps,
         meta_batch=meta_batch,
         inner_rate=1.0,
@@ -113,7 +113,7 @@ def schedule_of(config: Config) -> fewshot.Schedule:
         test_steps=test_steps,
         head_std=config.head_std or fewshot.HEAD_STD,
         rotations="as_classes",
-        optimizer=fewshot.warmup_cosine(2e-3, steps),
+        optimizer=fewshot.muon(fewshot.warmup_cosine(5e-3, steps)),
     )
 
 

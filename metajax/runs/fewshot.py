@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 import metajax
 from metajax import losses, models
@@ -120,10 +121,29 @@ class Schedule(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-def warmup_cosine(peak: float, steps: int) -> optax.GradientTransformation:
-    """Adam, its rate rising over 200 steps and falling on a cosine to 1e-6 at the last."""
+def warmup_cosine(peak: float, steps: int) -> optax.Schedule:
+    """A rate that rises over 200 steps and falls on a cosine to 1e-6 at the last."""
     warmup = min(200, steps // 2)
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end_value=1e-6))
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end_value=1e-6)
+
+
+def muon(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Muon for the convolutions, Adam for the rest, both at this rate.
+
+    The momentum of a convolution's kernel, as the matrix that multiplies patches, is replaced by
+    the nearest orthogonal one, scaled to the size of an Adam update.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the
+    scale, Liu et al. 2025 (arXiv 2502.16982), section 2.2.
+    """
+    patches_to_features = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    return optax.contrib.muon(
+        rate,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: jax.tree.map(
+            lambda leaf: patches_to_features if jnp.ndim(leaf) == 4 else None, params
+        ),
+    )
 
 
 def train(

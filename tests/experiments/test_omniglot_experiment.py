@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,7 +21,7 @@ def rates(optimizer, steps):
     """The learning rate that Adam uses at each step: the size of its update of a constant slope."""
 
     def one(state, _):
-        update, state = optimizer.update(1.0, state)
+        update, state = optimizer.update(1.0, state, 0.0)
         return state, -update
 
     return np.asarray(jax.lax.scan(one, optimizer.init(0.0), length=steps)[1])
@@ -47,10 +48,27 @@ def test_the_fast_schedule_follows_the_number_of_steps():
     assert schedule.rotations == "as_classes"
     used = rates(schedule.optimizer, 1001)
     assert used[0] == 0
-    np.testing.assert_allclose(used[100], 1e-3, rtol=1e-3)
-    np.testing.assert_allclose(used[200], 2e-3, rtol=1e-3)
-    np.testing.assert_allclose(used[600], (2e-3 + 1e-6) / 2, rtol=1e-3)
+    np.testing.assert_allclose(used[100], 2.5e-3, rtol=1e-3)
+    np.testing.assert_allclose(used[200], 5e-3, rtol=1e-3)
+    np.testing.assert_allclose(used[600], (5e-3 + 1e-6) / 2, rtol=1e-3)
     np.testing.assert_allclose(used[1000], 1e-6, rtol=1e-2)
+
+
+def test_muon_turns_a_kernels_gradient_into_an_orthogonal_update():
+    gradient = {
+        "kernel": jax.random.normal(jax.random.key(0), (3, 3, 16, 8)) * jnp.arange(1.0, 9.0),
+        "bias": jnp.array([1.0, -3.0]),
+    }
+    optimizer = fewshot.muon(1e-2)
+    update, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    matrix = np.asarray(update["kernel"]).reshape(-1, 8)
+    # Five Newton-Schulz steps bring the singular values near 1, not to it.
+    sizes = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 1e-2 * np.sqrt(9 * 16))
+    assert sizes.min() > 0.6
+    assert sizes.max() < 1.3
+    # Adam's first step with Nesterov's momentum: β m / (1 - β²) + g, where m = (1 - β) g.
+    first = 1e-2 * (0.9 * 0.1 / (1 - 0.9**2) + 1)
+    np.testing.assert_allclose(update["bias"], [-first, first], rtol=1e-4)
 
 
 def test_the_head_may_start_otherwise():
@@ -62,7 +80,7 @@ def test_the_head_may_start_otherwise():
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 150])
 def test_short_schedules_are_finite(steps):
-    assert np.isfinite(rates(fewshot.warmup_cosine(2e-3, steps), steps)).all()
+    assert np.isfinite([fewshot.warmup_cosine(2e-3, steps)(step) for step in range(steps)]).all()
 
 
 def test_rows_of_the_table(small_data):
@@ -142,7 +160,7 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     table = (out / "table.md").read_text()
     assert table in printed
     assert "99.9 ± 0.1" in table
-    assert "ours: Adam with warm-up" in table
+    assert "ours: Muon with warm-up" in table
     result = json.loads((out / "result.json").read_text())
     assert len(result["rows"]) == 3
     assert result["training"]["steps"] == 2
