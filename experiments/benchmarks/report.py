@@ -73,13 +73,13 @@ def chart(result: dict[str, Any], path: Path) -> None:
         [row["median_ms"] - row["lower_quartile_ms"] for row in rows],
         [row["upper_quartile_ms"] - row["median_ms"] for row in rows],
     ]
-    figure = Figure(figsize=(8, 0.6 * len(rows) + 1.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 0.5 * len(rows) + 1.2), dpi=90, layout="constrained")
     axes = figure.subplots()
     colors = ["tab:orange" if row["name"] == "metajax" else "tab:gray" for row in rows]
     bars = axes.barh([row["name"] for row in rows], medians, xerr=spread, color=colors)
     labels = [f"{row['median_ms']:.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
     axes.bar_label(bars, labels, padding=6)
-    axes.set_xlim(0, 1.25 * max(medians))
+    axes.set_xlim(0, 1.4 * max(medians))
     axes.set_xlabel("ms a second-order meta-step (median, quartiles)")
     cores, workload = result["environment"]["cores"], result["workload"]
     axes.set_title(
