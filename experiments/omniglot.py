@@ -6,7 +6,8 @@ rotations of a character as classes of their own, Muon with warm-up and cosine d
 CPU cores.
 
 python -m experiments.omniglot --protocol paper trains as the paper's published code does: 60,000
-meta-steps, one rotation per class and task, constant Adam. Expected: 99.30 ± 0.26 % and 99.66 ± 0.07 %.
+meta-steps, one rotation per class and task, constant Adam. Expected: 99.30 ± 0.26 % and
+99.66 ± 0.07 %; on two cores the last 50,500 of them took 81 minutes.
 
 Both are evaluated by the paper's protocol, the 5-shot row from the 1-shot model included, and by
 an honest one: normalised with the support set's statistics, 15 query images a class.
