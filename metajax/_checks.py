@@ -7,15 +7,24 @@ from typing import Any
 
 def positive_int(name: str, value: Any, *, remedy: str = "") -> int:
     """Returns ``value`` as an int, or raises a ValueError that names it."""
+    return _int(name, value, "a positive integer", minimum=1, remedy=remedy)
+
+
+def non_negative_int(name: str, value: Any) -> int:
+    """The same, where 0 is accepted too."""
+    return _int(name, value, "an integer of at least 0", minimum=0)
+
+
+def _int(name: str, value: Any, kind: str, *, minimum: int, remedy: str = "") -> int:
     suffix = f" {remedy}" if remedy else ""
     if isinstance(value, bool):
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.{suffix}")
+        raise ValueError(f"{name} must be {kind}, got {value!r}.{suffix}")
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.{suffix}") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}.{suffix}")
+        raise ValueError(f"{name} must be {kind}, got {value!r}.{suffix}") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}.{suffix}")
     return number
 
 

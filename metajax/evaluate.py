@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, devices
 from metajax.learners.base import Learner
-from metajax.metagrad import map_chunks
+from metajax.chunks import map_chunks
 from metajax.train import episode_keys, hoist_constants
 from metajax.types import Params, Sampler
 

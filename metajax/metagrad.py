@@ -6,63 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, trees
+from metajax import chunks, trees
+from metajax.chunks import TasksPerChunk
 from metajax.learners.base import Learner
 from metajax.types import Episode, Metrics, Params, PyTree
 
 MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
 
 
-def default_tasks_per_chunk(n_tasks: int, backend: str | None = None) -> int:
-    """How many tasks at a time are fastest on a backend, by measurement.
-
-    On a CPU one: a task's working set then stays in cache. Elsewhere all of them, which is what
-    fills the device.
-
-    Example:
-        >>> default_tasks_per_chunk(32, backend="cpu")
-        1
-    """
-    backend = jax.default_backend() if backend is None else backend
-    return 1 if backend == "cpu" else n_tasks
-
-
-def map_chunks(
-    fn: Callable[[PyTree], PyTree], tasks: PyTree, *, tasks_per_chunk: int | None
-) -> PyTree:
-    """``vmap``s a function over the leading axis, ``tasks_per_chunk`` at a time.
-
-    Args:
-        fn: a function of one task.
-        tasks: pytree with a leading task axis.
-        tasks_per_chunk: how many are computed together; the backend's default if None.
-
-    Returns:
-        What ``jax.vmap(fn)(tasks)`` returns.
-    """
-    n_tasks = count_tasks(tasks)
-    chunk = _resolve(tasks_per_chunk, n_tasks)
-    if chunk == n_tasks:
-        return jax.vmap(fn)(tasks)
-    return jax.lax.map(fn, tasks, batch_size=None if chunk == 1 else chunk)
-
-
-def count_tasks(tasks: PyTree) -> int:
-    """The length of the leading axis that all leaves share; raises a ValueError otherwise."""
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tasks)}
-    if len(lengths) != 1 or None in lengths:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]
-        raise ValueError(f"episodes must share one leading task axis, got leaves of {shapes}.")
-    return _checks.positive_int("the number of episodes", lengths.pop())
-
-
-def _resolve(tasks_per_chunk: int | None, n_tasks: int) -> int:
-    if tasks_per_chunk is None:
-        tasks_per_chunk = default_tasks_per_chunk(n_tasks)
-    return min(tasks_per_chunk, n_tasks)
-
-
-def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> MetaGradient:
+def meta_gradient(
+    learner: Learner,
+    *,
+    tasks_per_chunk: TasksPerChunk = None,
+    memory_budget: int | None = None,
+) -> MetaGradient:
     """The gradient of the mean over tasks of the loss after adaptation.
 
     Within a chunk, tasks are ``vmap``ped and differentiated together; a ``scan`` runs over the
@@ -72,7 +29,11 @@ def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> Me
     Args:
         learner: the algorithm.
         tasks_per_chunk: how many tasks are computed together, at least 1; it need not divide their
-            number. The backend's default (see ``default_tasks_per_chunk``) if None.
+            number. If None, one on a CPU, where a task's working set then stays in cache, and all
+            elsewhere. ``"auto"`` compiles a chunk, and picks the largest that fits the cache on a
+            CPU, the memory elsewhere; it logs what it picked (logger ``metajax.chunks``).
+        memory_budget: with ``"auto"``, bytes of temporary memory that a chunk may take; if None,
+            80 % of what is free on an accelerator.
 
     Returns:
         ``gradient_fn(params, episodes) -> (gradient, metrics)``: ``episodes`` is an ``Episode``
@@ -80,7 +41,8 @@ def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> Me
         and of what the learner's loss reports.
 
     Raises:
-        ValueError: if ``tasks_per_chunk`` isn't a positive integer.
+        ValueError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or, when
+            the function is called, if not even one task fits the budget.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -90,8 +52,7 @@ def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> Me
         >>> metrics["loss"]
         Array(0.25, dtype=float32)
     """
-    if tasks_per_chunk is not None:
-        _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
+    chunks.check(tasks_per_chunk, memory_budget)
 
     def outcome(params, episode):
         adapted, _ = learner.adapt(params, episode.support)
@@ -117,10 +78,16 @@ def meta_gradient(learner: Learner, *, tasks_per_chunk: int | None = None) -> Me
             return learner.gradient(params, episode)
         return jax.grad(outcome, has_aux=True)(params, episode)
 
+    def resolve(params, episodes, n_tasks: int) -> int:
+        if tasks_per_chunk == "auto":
+            choice = chunks.choose(chunk_gradient, params, episodes, memory_budget=memory_budget)
+            return choice.tasks_per_chunk
+        return min(tasks_per_chunk or chunks.default(n_tasks), n_tasks)
+
     def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
         _check_floating(params)
-        n_tasks = count_tasks(episodes)
-        chunk = _resolve(tasks_per_chunk, n_tasks)
+        n_tasks = chunks.count_tasks(episodes)
+        chunk = resolve(params, episodes, n_tasks)
         if chunk == n_tasks:
             return chunk_gradient(params, episodes)
         n_chunks, remainder = divmod(n_tasks, chunk)

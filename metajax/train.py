@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, devices
+from metajax.chunks import TasksPerChunk
 from metajax.learners.base import Learner
 from metajax.metagrad import meta_gradient
 from metajax.types import Episode, Metrics, Params, PyTree, Sampler
@@ -85,7 +86,8 @@ def meta_trainer(
     sample: Sampler,
     *,
     meta_batch: int,
-    tasks_per_chunk: int | None = None,
+    tasks_per_chunk: TasksPerChunk = None,
+    memory_budget: int | None = None,
     carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
     mesh: Mesh | None = None,
 ) -> Trainer:
@@ -101,6 +103,7 @@ def meta_trainer(
             set, stay on the device and are not copied into the program.
         meta_batch: how many tasks an outer step takes.
         tasks_per_chunk: how many of them are computed together; see ``metajax.meta_gradient``.
+        memory_budget: bytes that these may take, with ``tasks_per_chunk="auto"``; as there.
         carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update, for what
             is carried along without a gradient, such as running statistics that the loss returned
             among its metrics (where they are means over tasks).
@@ -131,7 +134,9 @@ def meta_trainer(
     """
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
     own = devices.equal_share("meta_batch", meta_batch, mesh)
-    gradient_fn = meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
+    gradient_fn = meta_gradient(
+        learner, tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
+    )
     draw, constants = hoist_constants(sample)
     constants = devices.replicate(constants, mesh)
 

@@ -10,6 +10,11 @@ from jax.test_util import check_grads
 import metajax
 
 EXACT = [metajax.unrolled(), metajax.rematerialised(), metajax.mixed()]
+CHECKPOINTED = [
+    metajax.mixed(checkpoint_levels=1),
+    metajax.mixed(checkpoint_levels=1, keep_gradients=True),
+    metajax.mixed(checkpoint_levels=2),
+]
 exact_parameter = pytest.mark.parametrize("mode", EXACT, ids=lambda mode: mode.name)
 
 
@@ -125,24 +130,76 @@ def test_exact_modes_agree_under_jit_and_vmap(x64):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), reference, other)
 
 
-def test_mixed_mode_keeps_less_than_unrolling():
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network_task()[0])
-    inputs = jnp.ones((256, 3))
-    batch = (inputs, jnp.arange(256), jnp.ones(256))
+@pytest.mark.parametrize("mode", CHECKPOINTED, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("steps", [1, 2, 7, 12])
+def test_checkpoints_change_nothing(x64, mode, steps):
+    """Steps that the segments divide and steps that leave a remainder; info in its order."""
+    params, batch = network_task()
 
-    def memory(mode):
+    def gradients(mode):
         def outer(params):
-            adapted, _ = metajax.adapt(
-                network_loss, params, batch, optimizer=optax.sgd(0.1), steps=32, mode=mode
+            adapted, info = metajax.adapt(
+                network_loss,
+                params,
+                batch,
+                optimizer=optax.adam(0.05, eps_root=1e-6),
+                steps=steps,
+                mode=mode,
+                select=lambda batch, index: (batch[0] * (1 + index), *batch[1:]),
+                observe=lambda params: params["shift"],
             )
-            return network_loss(adapted, batch)[0]
+            return network_loss(adapted, batch)[0] + info.loss @ jnp.arange(steps), info
 
-        analysis = jax.jit(jax.grad(outer)).lower(params).compile().memory_analysis()
-        return analysis.temp_size_in_bytes
+        return jax.jit(jax.grad(outer, has_aux=True))(params)
 
+    reference, found = gradients(metajax.unrolled()), gradients(mode)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), reference, found)
+
+
+def temporary_memory(mode, optimizer, *, examples, steps):
+    """Bytes of a meta-gradient of the network of ``network_task``, with 200 hidden units."""
+    params, _ = network_task()
+    wide = lambda leaf, axis: jnp.repeat(leaf.astype(jnp.float32), 200, axis=axis)
+    params = {"w1": wide(params["w1"], 1), "shift": wide(params["shift"], 0), "w2": wide(params["w2"], 0)}
+    batch = (jnp.ones((examples, 3)), jnp.arange(examples), jnp.ones(examples))
+
+    def outer(params):
+        adapted, _ = metajax.adapt(
+            network_loss, params, batch, optimizer=optimizer, steps=steps, mode=mode
+        )
+        return network_loss(adapted, batch)[0]
+
+    analysis = jax.jit(jax.grad(outer)).lower(params).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
+def test_mixed_mode_keeps_less_than_unrolling():
+    memory = lambda mode: temporary_memory(mode, optax.sgd(0.1), examples=64, steps=32)
     unrolled, rematerialised, mixed = map(memory, EXACT)
-    assert mixed < 0.5 * unrolled
-    assert rematerialised < 0.5 * unrolled
+    assert mixed < 0.3 * unrolled
+    assert rematerialised < 0.3 * unrolled
+
+
+def test_checkpoints_keep_less():
+    """With one example, what is kept is the parameters and Adam's state."""
+    memory = lambda mode: temporary_memory(
+        mode, optax.adam(0.1, eps_root=1e-6), examples=1, steps=64
+    )
+    one_level, gradients_kept, two_levels = map(memory, CHECKPOINTED)
+    assert two_levels < one_level < gradients_kept < 0.5 * memory(metajax.mixed())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoint_levels": -1}, "checkpoint_levels must be at least 0, got -1"),
+        ({"checkpoint_levels": "sqrt"}, "checkpoint_levels must be an integer of at least 0"),
+        ({"keep_gradients": True}, "keep_gradients=True needs checkpoints"),
+    ],
+)
+def test_checkpoints_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        metajax.mixed(**arguments)
 
 
 def test_compiled_program_does_not_grow_with_the_steps():

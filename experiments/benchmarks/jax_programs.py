@@ -15,40 +15,62 @@ import optax
 import metajax
 from experiments.benchmarks.workload import (
     LAYERS,
-    NORM_EPSILON,
+    MLP_WIDTHS,
     Arrays,
+    Compilation,
     Program,
     Weights,
     Workload,
-    initial_weights,
-    random_episodes,
+    adapts,
 )
-from metajax.models import Conv4, adapts_in_maml
+from metajax.models import MLP, Conv4, adapts_in_maml
+from metajax.models.conv4 import max_pool
 
 METAJAX = "metajax"
+ADAM_B1 = 0.9
+"""Optax's default: after one step, Adam's first moment is (1 - b1) times the gradient."""
 
 MetaGradient = Callable[[Any, metajax.Episode], tuple[Any, jax.Array]]
 
 
-class OrdinaryConv4(nn.Module):
-    """The network as anyone would write it in Flax: ``flax.linen.Conv`` and batch statistics."""
+class OrdinaryNetwork(nn.Module):
+    """The network as anyone would write it in Flax: ``flax.linen.Conv`` and batch statistics.
 
-    n_way: int
-    features: int
+    Its pooling alone is metajax's: the second derivatives of ``flax.linen.max_pool`` take minutes
+    to compile and gigabytes.
+    """
+
+    workload: Workload
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits ``[images, n_way]`` of images ``[images, height, width, 1]``."""
+        """Logits ``[images, n_way]`` of images ``[images, height, width, channels]``."""
+        workload = self.workload
+        if workload.form == "mlp":
+            x = x.reshape(x.shape[0], -1)
+            for layer, width in enumerate(MLP_WIDTHS):
+                x = nn.relu(nn.Dense(width, name=f"dense_{layer}")(x))
+            return nn.Dense(workload.n_way, name="head")(x)
+        pooled = workload.form == "pool"
         for layer in range(LAYERS):
-            x = nn.Conv(self.features, (3, 3), strides=2, padding="SAME", name=f"conv_{layer}")(x)
+            x = nn.Conv(
+                workload.features,
+                (3, 3),
+                strides=1 if pooled else 2,
+                padding="SAME",
+                name=f"conv_{layer}",
+            )(x)
             x = nn.BatchNorm(
                 use_running_average=False,
-                epsilon=NORM_EPSILON,
-                use_scale=False,
+                epsilon=workload.norm_epsilon,
+                use_scale=pooled,
                 name=f"norm_{layer}",
             )(x)
             x = nn.relu(x)
-        return nn.Dense(self.n_way, name="head")(x.mean(axis=(1, 2)))
+            if pooled:
+                x = max_pool(x)
+        x = x.reshape(x.shape[0], -1) if pooled else x.mean(axis=(1, 2))
+        return nn.Dense(workload.n_way, name="head")(x)
 
 
 def to_tree(weights: Weights) -> dict[str, dict[str, jax.Array]]:
@@ -77,19 +99,19 @@ def ordinary_gradient(workload: Workload, *, of_the_mean: bool) -> MetaGradient:
         of_the_mean: whether the mean loss of the ``vmap``ped tasks is differentiated, as is usual;
             if not, each task's gradient is taken under the ``vmap``, which a CPU does faster.
     """
-    module = OrdinaryConv4(workload.n_way, workload.features)
+    module = OrdinaryNetwork(workload)
 
     def loss_fn(params, inputs, targets):
         logits, _ = module.apply({"params": params}, inputs, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
     def task_loss(params, episode):
-        shifts = {name: leaf for name, leaf in params.items() if name.startswith("norm_")}
-        adapted = {name: leaf for name, leaf in params.items() if name not in shifts}
+        frozen = {name: leaf for name, leaf in params.items() if not adapts(name)}
+        adapted = {name: leaf for name, leaf in params.items() if adapts(name)}
         for _ in range(workload.inner_steps):
-            inner = jax.grad(lambda a: loss_fn({**a, **shifts}, *episode.support))(adapted)
+            inner = jax.grad(lambda a: loss_fn({**a, **frozen}, *episode.support))(adapted)
             adapted = jax.tree.map(lambda p, g: p - workload.inner_rate * g, adapted, inner)
-        return loss_fn({**adapted, **shifts}, *episode.query)
+        return loss_fn({**adapted, **frozen}, *episode.query)
 
     def gradient_of_the_mean(params, episodes):
         mean_loss = lambda p: jax.vmap(task_loss, in_axes=(None, 0))(p, episodes).mean()
@@ -104,9 +126,14 @@ def ordinary_gradient(workload: Workload, *, of_the_mean: bool) -> MetaGradient:
     return gradient_of_the_mean if of_the_mean else mean_of_gradients
 
 
-def metajax_learner(workload: Workload) -> metajax.Learner:
-    """metajax as shipped: its network, and its own choice of gradient mode."""
-    module = Conv4(workload.n_way, features=workload.features)
+def metajax_learner(
+    workload: Workload, *, mode: metajax.GradientMode | None = None
+) -> metajax.Learner:
+    """metajax as shipped: its network, and its own choice of gradient mode unless one is given."""
+    if workload.form == "mlp":
+        module = MLP(MLP_WIDTHS, workload.n_way)
+    else:
+        module = Conv4(workload.n_way, features=workload.features, form=workload.form)
 
     def apply(params, inputs) -> Any:
         return module.apply({"params": params}, inputs)
@@ -115,6 +142,7 @@ def metajax_learner(workload: Workload) -> metajax.Learner:
         metajax.losses.cross_entropy(apply),
         optax.sgd(workload.inner_rate),
         steps=workload.inner_steps,
+        mode=mode,
         trainable=adapts_in_maml,
     )
 
@@ -132,12 +160,12 @@ def metajax_gradient(workload: Workload) -> MetaGradient:
 
 def compile_step(
     gradient_fn: MetaGradient, workload: Workload, params: Any, episodes: metajax.Episode
-) -> tuple[Any, Any, float]:
+) -> tuple[Any, Compilation]:
     """Compiles the meta-step ahead of time.
 
     Returns:
-        The compiled ``step((params, opt_state), episodes) -> ((params, opt_state), loss)`` that
-        takes over its state's buffers, the optimizer, and the seconds to trace and compile.
+        ``step((params, opt_state), episodes) -> ((params, opt_state), loss)``, which takes over its
+        state's buffers, and what compiling it took.
     """
     optimizer = optax.adam(workload.outer_rate)
 
@@ -150,7 +178,7 @@ def compile_step(
     start = time.perf_counter()
     state = (params, optimizer.init(params))
     compiled = jax.jit(step, donate_argnums=0).lower(state, episodes).compile()
-    return compiled, optimizer, time.perf_counter() - start
+    return compiled, Compilation(time.perf_counter() - start, temporary_bytes(compiled))
 
 
 def as_episodes(arrays: Arrays) -> metajax.Episode:
@@ -159,25 +187,19 @@ def as_episodes(arrays: Arrays) -> metajax.Episode:
     return metajax.Episode(metajax.Batch(*inputs[:2]), metajax.Batch(*inputs[2:]))
 
 
-def _temporary_bytes(compiled: Any) -> int | None:
+def temporary_bytes(compiled: Any) -> int | None:
+    """XLA's temporary memory of a compiled function; None where it doesn't tell."""
     memory = compiled.memory_analysis()
     return None if memory is None else int(memory.temp_size_in_bytes)
 
 
-@functools.cache
-def _compiled_gradient(workload: Workload) -> Any:
-    """``metajax_gradient`` on one device, compiled once for both forms of the program."""
-    params = to_tree(initial_weights(workload, 0))
-    episodes = as_episodes(random_episodes(workload, 0))
-    return jax.jit(metajax_gradient(workload)).lower(params, episodes).compile()
-
-
 def metajax_program(
-    workload: Workload, weights: Weights, arrays: Arrays, *, shared: bool
+    workload: Workload, weights: Weights, arrays: Arrays, *, shared: bool = True
 ) -> Program:
     """The step of ``metajax.meta_trainer``; its sampler draws from the episodes.
 
-    The tasks are shared between the devices, or one device computes them all.
+    The tasks are shared between the devices, or one device computes them all. The meta-gradient
+    that is compared, and the temporary memory, are of one device.
     """
     params, episodes = to_tree(weights), as_episodes(arrays)
 
@@ -193,10 +215,12 @@ def metajax_program(
         mesh=metajax.task_mesh(workload.tasks) if shared else None,
     )
 
-    compiled = _compiled_gradient(workload)
+    @functools.cache
+    def compiled_gradient():
+        return jax.jit(metajax_gradient(workload)).lower(params, episodes).compile()
 
     def gradient() -> tuple[Weights, float]:
-        tree, loss = compiled(params, episodes)
+        tree, loss = compiled_gradient()(params, episodes)
         return to_weights(tree), float(loss)
 
     def init():
@@ -206,37 +230,45 @@ def metajax_program(
         state, _ = trainer.step(state)
         return jax.block_until_ready(state)
 
-    start = time.perf_counter()
-    step(init())
-    seconds = time.perf_counter() - start
+    def compile_all():
+        start = time.perf_counter()
+        step(init())
+        seconds = time.perf_counter() - start
+        return Compilation(seconds, temporary_bytes(compiled_gradient()) if shared else None)
+
     name = METAJAX if shared else f"{METAJAX}, one device"
-    return Program(name, gradient, init, step, seconds, _temporary_bytes(compiled))
+    return Program(name, gradient, compile_all, init, step)
 
 
 def ordinary_program(
     workload: Workload, weights: Weights, arrays: Arrays, *, of_the_mean: bool = False
 ) -> Program:
-    """``flax.linen.Conv`` under ``vmap``: what JAX does without metajax."""
-    gradient_fn = ordinary_gradient(workload, of_the_mean=of_the_mean)
+    """Ordinary Flax layers under ``vmap``: what JAX does without metajax."""
     params, episodes = to_tree(weights), as_episodes(arrays)
-    compiled, optimizer, seconds = compile_step(gradient_fn, workload, params, episodes)
+
+    @functools.cache
+    def compiled_step():
+        gradient_fn = ordinary_gradient(workload, of_the_mean=of_the_mean)
+        return compile_step(gradient_fn, workload, params, episodes)
 
     def gradient() -> tuple[Weights, float]:
-        tree, loss = jax.jit(gradient_fn)(params, episodes)
+        # Compiling takes long enough once: the gradient is read from Adam's first moment.
+        (_, opt_state), loss = compiled_step()[0](init(), episodes)
+        tree = jax.tree.map(lambda moment: moment / (1 - ADAM_B1), opt_state[0].mu)
         return to_weights(tree), float(loss)
 
     def init():
         # A step takes over the buffers it is given, so each state has its own.
         own = jax.tree.map(jnp.copy, params)
-        return own, optimizer.init(own)
+        return own, optax.adam(workload.outer_rate).init(own)
 
     def step(state):
-        state, _ = compiled(state, episodes)
+        state, _ = compiled_step()[0](state, episodes)
         return jax.block_until_ready(state)
 
     form = "gradient of the mean" if of_the_mean else "mean of gradients"
-    name = f"JAX, flax.linen.Conv under vmap, {form}"
-    return Program(name, gradient, init, step, seconds, _temporary_bytes(compiled))
+    name = f"JAX, ordinary Flax under vmap, {form}"
+    return Program(name, gradient, lambda: compiled_step()[1], init, step)
 
 
 def compile_seconds(
@@ -245,4 +277,6 @@ def compile_seconds(
     """Seconds to trace and compile metajax's meta-step with this many inner steps."""
     workload = dataclasses.replace(workload, inner_steps=inner_steps)
     gradient_fn = metajax_gradient(workload)
-    return compile_step(gradient_fn, workload, to_tree(weights), as_episodes(arrays))[-1]
+    _, compilation = compile_step(gradient_fn, workload, to_tree(weights), as_episodes(arrays))
+    assert compilation.seconds is not None
+    return compilation.seconds

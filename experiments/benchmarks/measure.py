@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from experiments.benchmarks.workload import Program, relative_error
 from metajax import runs
@@ -73,39 +74,54 @@ def _status_bytes(field: str) -> int:
 
 
 def interleaved(
-    programs: Sequence[Program], *, rounds: int, steps_per_turn: int
+    programs: Sequence[Program], *, rounds: int, turn_seconds: float, budget_seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
     """Times meta-steps in turns, A B C A B C ..., so that the machine's moods meet all alike.
+
+    A turn begins with a step that isn't timed, since it finds caches and threads as the last
+    program left them; where a step takes longer than ``turn_seconds`` that hardly matters, and it
+    is timed.
 
     Args:
         programs: what to time.
         rounds: turns of each program.
-        steps_per_turn: timed meta-steps in a turn.
+        turn_seconds: how long a turn takes, one timed step at least.
+        budget_seconds: a program that has taken longer sits out further rounds after its third.
 
     Returns:
         Seconds of each meta-step by program, and the peak memory increase of its first two
         meta-steps, which aren't timed.
     """
-    states, memory = {}, {}
+    states, memory, last = {}, {}, {}
     for program in programs:
 
         def warm_up(program=program):
-            state = program.init()
-            for _ in range(2):
-                state = program.step(state)
-            states[program.name] = state
+            state = program.step(program.init())
+            start = time.perf_counter()
+            states[program.name] = program.step(state)
+            last[program.name] = time.perf_counter() - start
 
         memory[program.name] = peak_memory_increase(warm_up)
     seconds: dict[str, list[float]] = {program.name: [] for program in programs}
-    for _ in range(rounds):
-        for program in programs:
-            time.sleep(PAUSE)
-            state = states[program.name]
-            for _ in range(steps_per_turn):
-                start = time.perf_counter()
-                state = program.step(state)
-                seconds[program.name].append(time.perf_counter() - start)
-            states[program.name] = state
+    with tqdm.tqdm(total=rounds * len(programs), unit="turn", leave=False) as bar:
+        for done in range(rounds):
+            for program in programs:
+                name = program.name
+                if done < 3 or sum(seconds[name]) < budget_seconds:
+                    time.sleep(PAUSE)
+                    state = states[name]
+                    if last[name] < turn_seconds:
+                        state = program.step(state)
+                    deadline = time.perf_counter() + turn_seconds
+                    while True:
+                        start = time.perf_counter()
+                        state = program.step(state)
+                        end = time.perf_counter()
+                        seconds[name].append(end - start)
+                        if end >= deadline:
+                            break
+                    states[name] = state
+                bar.update()
     return seconds, memory
 
 

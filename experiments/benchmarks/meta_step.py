@@ -2,10 +2,11 @@
 
     make bench                        (or: python -m experiments.benchmarks.meta_step)
 
-On the CPU, in one process, on the same random episodes and initial weights. The programs' meta-
-gradients are compared first, and nothing is timed unless they agree. PyTorch and higher are
-optional (the extra ``bench``); one that is missing is reported as such. It takes six minutes
-on two idle cores; on busy ones the ratios mean little, since the programs suffer unequally.
+In one process, on the same random episodes and initial weights, for each cell of the table. The
+programs' meta-gradients are compared first, and nothing is timed unless they agree. PyTorch, higher
+and TorchOpt are optional (the extra ``bench``); one that is missing is reported as such. It takes
+half an hour on two idle cores; on busy ones the ratios mean little, since the programs suffer
+unequally.
 """
 
 import contextlib
@@ -14,9 +15,10 @@ import json
 import shlex
 import statistics
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -24,75 +26,114 @@ import tyro
 import metajax
 from experiments.benchmarks import jax_programs, measure, report
 from experiments.benchmarks.workload import (
+    CELLS,
     Arrays,
     Program,
     Weights,
     Workload,
+    in_float64,
     initial_weights,
     random_episodes,
 )
 from metajax import runs
+
+PEERS = ("PyTorch, torch.func vmap", "PyTorch, higher", "PyTorch, TorchOpt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What is measured, and how often."""
 
-    workload: Workload = dataclasses.field(default_factory=Workload)
-    """The meta-step."""
+    cells: tuple[str, ...] = tuple(CELLS)
+    """The cells of the table."""
     rounds: int = 10
-    """Turns of each program."""
-    steps_per_turn: int = 3
-    """Timed meta-steps in a turn."""
+    """Turns of each program in a cell."""
+    turn_seconds: float = 0.4
+    """How long a turn takes; one meta-step at least."""
+    budget_seconds: float = 20.0
+    """A program that took longer in a cell sits out what follows its third turn."""
+    of_the_mean: tuple[str, ...] = ("5-way 1-shot",)
+    """Cells with ordinary Flax in its usual form too, the gradient of the mean loss, which takes
+    several times as long as the mean of gradients on a CPU."""
     compile_steps: tuple[int, ...] = (1, 5, 32)
-    """Numbers of inner steps to measure metajax's compile time at."""
+    """Numbers of inner steps to measure metajax's compile time at, in the first cell."""
     compile_repeats: int = 3
     """Compilations of each; their median is reported."""
-    tolerance: float = 1e-3
-    """Largest relative difference of two programs' meta-gradients (Euclidean norm)."""
+    tolerance: float = 1e-9
+    """Largest relative difference of two programs' meta-gradients (Euclidean norm), computed in
+    float64 for the first two tasks."""
+    float32_tolerance: float = 0.2
+    """The same in float32 for all tasks. It isn't smaller because a rounding error moves some of a
+    cell's millions of activations across the kink of a ReLU or of a maximum; five inner steps
+    amplify that."""
+    platform: Literal["cpu", "gpu"] = "cpu"
+    """Where the programs run."""
+    tf32: bool = False
+    """Whether a GPU's products may round their operands to TF32, in JAX and in PyTorch."""
     seed: int = 0
     """Seed of the episodes and the initial weights."""
     out: Path = Path("runs/bench")
     """Folder for meta_step.json, meta_step.md and meta_step.png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps_per_turn", "compile_repeats", "tolerance"):
+        for name in ("rounds", "turn_seconds", "budget_seconds", "compile_repeats", "tolerance"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above zero; got {getattr(self, name)}")
-        if not self.compile_steps or min(self.compile_steps) <= 0:
+        for name in ("cells", "of_the_mean"):
+            for cell in getattr(self, name):
+                if cell not in CELLS:
+                    raise ValueError(f"{name}: {cell!r} is none of {', '.join(map(repr, CELLS))}")
+        if not self.cells:
+            raise ValueError("cells must name at least one cell; got none")
+        if min(self.compile_steps, default=1) <= 0:
             raise ValueError(f"compile_steps must be above zero; got {self.compile_steps}")
 
 
 def build_programs(
-    workload: Workload, weights: Weights, arrays: Arrays, *, cores: int
+    config: Config, cell: str, workload: Workload, weights: Weights, arrays: Arrays
 ) -> tuple[list[Program], dict[str, str]]:
     """All programs that can be had here, metajax first, and why others cannot."""
-    programs = [jax_programs.metajax_program(workload, weights, arrays, shared=True)]
-    if jax.local_device_count() > 1:
+    programs = [jax_programs.metajax_program(workload, weights, arrays)]
+    if jax.local_device_count() > 1 and cell == config.cells[0]:
         programs.append(jax_programs.metajax_program(workload, weights, arrays, shared=False))
-    for of_the_mean in (False, True):
-        programs.append(
-            jax_programs.ordinary_program(workload, weights, arrays, of_the_mean=of_the_mean)
-        )
+    missing = {}
     try:
         from experiments.benchmarks import torch_programs
     except ImportError as error:
         reason = f"PyTorch cannot be imported ({error}); pip install 'metajax[bench]'"
-        return programs, dict.fromkeys(("PyTorch, torch.func vmap", "PyTorch, higher"), reason)
-    torch_programs.use_threads(cores)
-    programs.append(torch_programs.functional_program(workload, weights, arrays))
-    try:
-        programs.append(torch_programs.higher_program(workload, weights, arrays))
-    except ImportError as error:
-        reason = f"higher cannot be imported ({error}); pip install 'metajax[bench]'"
-        return programs, {"PyTorch, higher": reason}
-    return programs, {}
+        missing = dict.fromkeys(PEERS, reason)
+    else:
+        device = "cpu" if config.platform == "cpu" else "cuda"
+        builders = (
+            torch_programs.functional_program,
+            torch_programs.higher_program,
+            torch_programs.torchopt_program,
+        )
+        for name, build in zip(PEERS, builders, strict=True):
+            try:
+                programs.append(build(workload, weights, arrays, device=device))
+            except ImportError as error:
+                missing[name] = f"{error}; pip install 'metajax[bench]'"
+    for of_the_mean in (False, True) if cell in config.of_the_mean else (False,):
+        programs.append(
+            jax_programs.ordinary_program(workload, weights, arrays, of_the_mean=of_the_mean)
+        )
+    return programs, missing
+
+
+def prepare_torch(config: Config, cores: int) -> None:
+    """Gives PyTorch all cores and the same precision."""
+    with contextlib.suppress(ImportError):
+        from experiments.benchmarks import torch_programs
+
+        torch_programs.use_threads(cores)
+        torch_programs.use_tf32(config.tf32)
 
 
 def peer_versions() -> dict[str, str]:
     """The versions of the optional peers that are installed."""
     found = {}
-    for name in ("torch", "higher"):
+    for name in ("torch", "higher", "torchopt"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -101,58 +142,55 @@ def peer_versions() -> dict[str, str]:
 def command(config: Config) -> str:
     """The command that measures this again, without the folder, which names a machine's place."""
     words = ["python", "-m", "experiments.benchmarks.meta_step"]
-    parts = [("", config, Config()), ("workload.", config.workload, Workload())]
-    for prefix, values, defaults in parts:
-        for field in dataclasses.fields(values):
-            value = getattr(values, field.name)
-            if field.name in ("workload", "out") or value == getattr(defaults, field.name):
-                continue
-            flag = "--" + (prefix + field.name).replace("_", "-")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "out" or value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag)
+        else:
             words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 
-def compilation(config: Config, weights: Weights, arrays: Arrays) -> list[dict[str, Any]]:
-    """Compile times of metajax's meta-step by number of inner steps, measured in turns."""
-    seconds: dict[int, list[float]] = {steps: [] for steps in config.compile_steps}
-    for _ in range(config.compile_repeats):
-        for steps, found in seconds.items():
-            found.append(
-                jax_programs.compile_seconds(config.workload, weights, arrays, inner_steps=steps)
-            )
-    return [
-        {"inner_steps": steps, "median_seconds": statistics.median(found), "seconds": found}
-        for steps, found in seconds.items()
-    ]
+def check(config: Config, cell: str, workload: Workload) -> dict[str, float]:
+    """That all programs compute the same in float64, for the first two tasks."""
+    workload = dataclasses.replace(workload, tasks=min(2, workload.tasks))
+    with jax.enable_x64(True):
+        weights, arrays = in_float64(
+            initial_weights(workload, config.seed), random_episodes(workload, config.seed + 1)
+        )
+        programs, _ = build_programs(config, cell, workload, weights, arrays)
+        programs = [p for p in programs if p.name != f"{jax_programs.METAJAX}, one device"]
+        return measure.check_agreement(programs, programs[0], tolerance=config.tolerance)
 
 
-def measure_all(config: Config) -> dict[str, Any]:
-    """Builds, checks and times the programs.
-
-    Returns:
-        The result as JSON values.
+def measure_cell(config: Config, cell: str) -> dict[str, Any]:
+    """Builds, checks and times the programs of one cell.
 
     Raises:
         RunError: if the programs don't compute the same.
     """
-    weights = initial_weights(config.workload, config.seed)
-    arrays = random_episodes(config.workload, config.seed + 1)
-    environment = runs.environment()
-    _say("compiling ...")
-    programs, missing = build_programs(config.workload, weights, arrays, cores=environment["cores"])
-    environment["versions"] |= peer_versions()
-    _say("comparing the meta-gradients ...")
-    reference = next(p for p in programs if not p.name.startswith(jax_programs.METAJAX))
-    errors = measure.check_agreement(programs, reference, tolerance=config.tolerance)
-    _say("timing " + "; ".join(program.name for program in programs) + " ...")
+    workload = CELLS[cell]
+    _say(f"{cell}: comparing the meta-gradients in float64 ...")
+    float64_errors = check(config, cell, workload)
+    weights = initial_weights(workload, config.seed)
+    arrays = random_episodes(workload, config.seed + 1)
+    programs, missing = build_programs(config, cell, workload, weights, arrays)
+    _say(f"{cell}: compiling ...")
+    compilations = [program.compile() for program in programs]
+    errors = measure.check_agreement(programs, programs[0], tolerance=config.float32_tolerance)
+    _say(f"{cell}: timing {'; '.join(program.name for program in programs)} ...")
     seconds, peaks = measure.interleaved(
-        programs, rounds=config.rounds, steps_per_turn=config.steps_per_turn
+        programs,
+        rounds=config.rounds,
+        turn_seconds=config.turn_seconds,
+        budget_seconds=config.budget_seconds,
     )
-    gflops = measure.matmul_gflops()
-    _say(f"compiling metajax's meta-step with {config.compile_steps} inner steps ...")
     base = statistics.median(seconds[programs[0].name])
     rows = []
-    for program in programs:
+    for program, compilation in zip(programs, compilations, strict=True):
         found = seconds[program.name]
         lower, median, upper = statistics.quantiles(found, n=4, method="inclusive")
         rows.append(
@@ -162,28 +200,66 @@ def measure_all(config: Config) -> dict[str, Any]:
                 "lower_quartile_ms": 1e3 * lower,
                 "upper_quartile_ms": 1e3 * upper,
                 "ratio": median / base,
-                "compile_seconds": program.compile_seconds,
-                "temporary_bytes": program.temporary_bytes,
+                "gflops": workload.flops() / median / 1e9,
+                "compile_seconds": compilation.seconds,
+                "temporary_bytes": compilation.temporary_bytes,
                 "peak_bytes": peaks[program.name],
+                "float64_error": float64_errors.get(program.name),
+                "float32_error": errors[program.name],
                 "milliseconds": [round(1e3 * value, 2) for value in found],
             }
         )
     return {
-        "command": command(config),
-        "environment": environment,
-        "matmul_gflops": gflops,
-        "workload": dataclasses.asdict(config.workload),
-        "rounds": config.rounds,
-        "steps_per_turn": config.steps_per_turn,
-        "agreement": {
-            "reference": reference.name,
-            "tolerance": config.tolerance,
-            "errors": errors,
-        },
+        "name": cell,
+        "workload": dataclasses.asdict(workload),
+        "flops": workload.flops(),
+        "matmul_gflops": measure.matmul_gflops(),
         "programs": rows,
         "missing": missing,
-        "compilation": compilation(config, weights, arrays),
     }
+
+
+def compilation(config: Config) -> list[dict[str, Any]]:
+    """Compile times of metajax's meta-step by number of inner steps, measured in turns."""
+    workload = CELLS[config.cells[0]]
+    weights = initial_weights(workload, config.seed)
+    arrays = random_episodes(workload, config.seed + 1)
+    seconds: dict[int, list[float]] = {steps: [] for steps in config.compile_steps}
+    for _ in range(config.compile_repeats):
+        for steps, found in seconds.items():
+            found.append(jax_programs.compile_seconds(workload, weights, arrays, inner_steps=steps))
+    return [
+        {"inner_steps": steps, "median_seconds": statistics.median(found), "seconds": found}
+        for steps, found in seconds.items()
+    ]
+
+
+def results(config: Config) -> Iterator[dict[str, Any]]:
+    """Measures cell by cell.
+
+    Yields:
+        The result so far as JSON values, after each cell and at the end.
+    """
+    environment = runs.environment()
+    environment["versions"] |= peer_versions()
+    prepare_torch(config, environment["cores"])
+    result: dict[str, Any] = {
+        "command": command(config),
+        "environment": environment,
+        "rounds": config.rounds,
+        "turn_seconds": config.turn_seconds,
+        "tolerance": config.tolerance,
+        "float32_tolerance": config.float32_tolerance,
+        "tf32": config.tf32,
+        "cells": [],
+        "compilation": [],
+    }
+    for cell in config.cells:
+        result["cells"].append(measure_cell(config, cell))
+        yield result
+    _say(f"compiling metajax's meta-step with {config.compile_steps} inner steps ...")
+    result["compilation"] = compilation(config)
+    yield result
 
 
 def _say(message: str) -> None:
@@ -191,22 +267,26 @@ def _say(message: str) -> None:
 
 
 def run(config: Config) -> str:
-    """Measures, and writes the files into ``config.out``; returns the table."""
+    """Measures, and writes the files into ``config.out`` after each cell; returns the table."""
     config.out.mkdir(parents=True, exist_ok=True)
-    result = measure_all(config)
-    table = report.table(result)
-    (config.out / "meta_step.json").write_text(json.dumps(result, indent=2) + "\n")
-    (config.out / "meta_step.md").write_text(table)
-    report.chart(result, config.out / "meta_step.png")
+    table = ""
+    for result in results(config):
+        table = report.table(result)
+        (config.out / "meta_step.json").write_text(json.dumps(result, indent=1) + "\n")
+        (config.out / "meta_step.md").write_text(table)
+        report.chart(result, config.out / "meta_step.png")
     return table
 
 
 def main() -> None:
     """The command line."""
-    jax.config.update("jax_platforms", "cpu")  # all programs on the same processor
-    metajax.use_every_core()
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     config = tyro.cli(Config, description=__doc__)
+    if config.platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # all programs on the same processor
+        metajax.use_every_core()
+    elif not config.tf32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     print(run(config))
     _say(f"written to {config.out}")
 

@@ -1,63 +1,119 @@
-"""A benchmark's result as a table in Markdown and as a picture."""
+"""The benchmark's result as tables in Markdown and as a picture."""
 
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+FORMS = {
+    "stride": "Conv-4 with stride 2",
+    "pool": "Conv-4 with max-pooling",
+    "mlp": "fully connected network",
+}
+
 
 def _megabytes(value: int | None) -> str:
-    return "–" if value is None else f"{value / 1e6:.0f}"
+    return "–" if value is None else f"{value / 1e6:,.0f}"
+
+
+def describe(workload: dict[str, Any]) -> str:
+    """A cell's sizes in words."""
+    steps, side = workload["inner_steps"], workload["image_size"]
+    filters = "" if workload["form"] == "mlp" else f" of {workload['features']} filters"
+    return (
+        f"{workload['n_way']}-way {workload['k_shot']}-shot, {workload['query']} query image"
+        f"{'s' if workload['query'] > 1 else ''} a class, {steps} inner "
+        f"step{'s' if steps > 1 else ''}, {workload['tasks']} tasks, {FORMS[workload['form']]}"
+        f"{filters}, images {side}×{side}×{workload['channels']}"
+    )
+
+
+def _summary(result: dict[str, Any]) -> list[str]:
+    """One line a cell: metajax, and how much longer the others take."""
+    names: list[str] = []
+    for cell in result["cells"]:
+        names += [row["name"] for row in cell["programs"][1:] if row["name"] not in names]
+    header = ["cell", "metajax, ms", "GFLOP/s", "of the matmul peak", *(f"{n}, ×" for n in names)]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for cell in result["cells"]:
+        first, ratios = cell["programs"][0], {r["name"]: r["ratio"] for r in cell["programs"]}
+        entries = [
+            cell["name"],
+            f"{first['median_ms']:.1f}",
+            f"{first['gflops']:.0f}",
+            f"{100 * first['gflops'] / cell['matmul_gflops']:.0f} %",
+            *(f"{ratios[name]:.2f}" if name in ratios else "–" for name in names),
+        ]
+        lines.append("| " + " | ".join(entries) + " |")
+    return lines
+
+
+def _details(cell: dict[str, Any]) -> list[str]:
+    lines = [
+        f"**{cell['name']}**: {describe(cell['workload'])}; {cell['flops'] / 1e9:.1f} GFLOP; the "
+        f"matmul peak was {cell['matmul_gflops']:.0f} GFLOP/s.",
+        "",
+        "| program | ms a meta-step, median (quartiles) | × metajax | GFLOP/s | compile, s "
+        "| temporary memory (XLA), MB | resident memory's peak, MB above before "
+        "| gradient's deviation, float64 | float32 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in cell["programs"]:
+        seconds, double = row["compile_seconds"], row["float64_error"]
+        lines.append(
+            f"| {row['name']} | {row['median_ms']:.1f} ({row['lower_quartile_ms']:.1f} to "
+            f"{row['upper_quartile_ms']:.1f}) | {row['ratio']:.2f} | {row['gflops']:.0f} "
+            f"| {'–' if seconds is None else f'{seconds:.1f}'} "
+            f"| {_megabytes(row['temporary_bytes'])} | {_megabytes(row['peak_bytes'])} "
+            f"| {'–' if double is None else f'{double:.0e}'} | {row['float32_error']:.0e} |"
+        )
+    for name, reason in cell["missing"].items():
+        lines.append(f"| {name} | not measured: {reason} | | | | | | | |")
+    return [*lines, ""]
 
 
 def table(result: dict[str, Any]) -> str:
     """The result of ``meta_step`` in Markdown."""
-    workload, environment = result["workload"], result["environment"]
-    steps = workload["inner_steps"]
+    environment = result["environment"]
     lines = [
-        f"Second-order MAML, {workload['n_way']}-way {workload['k_shot']}-shot, "
-        f"{workload['tasks']} tasks, {steps} inner step{'s' if steps > 1 else ''}, Conv-4 of "
-        f"{workload['features']} filters on {workload['image_size']}×{workload['image_size']} "
-        f"images, float32: one meta-step with Adam's update.",
+        "One meta-step of second-order MAML with Adam's update, float32"
+        f"{' (products in TF32)' if result['tf32'] else ''}; × is how many times as long as "
+        "metajax a program takes.",
         "",
-        "| program | ms a meta-step, median (quartiles) | × metajax | compile, s "
-        "| temporary memory (XLA), MB | resident memory's peak, MB above before |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["programs"]:
-        seconds = row["compile_seconds"]
-        lines.append(
-            f"| {row['name']} | {row['median_ms']:.1f} ({row['lower_quartile_ms']:.1f} to "
-            f"{row['upper_quartile_ms']:.1f}) | {row['ratio']:.2f} "
-            f"| {'–' if seconds is None else f'{seconds:.1f}'} "
-            f"| {_megabytes(row['temporary_bytes'])} | {_megabytes(row['peak_bytes'])} |"
-        )
-    for name, reason in result["missing"].items():
-        lines.append(f"| {name} | not measured: {reason} | | | | |")
-    first = result["compilation"][0]
-    lines += [
+        *_summary(result),
         "",
-        "| inner steps | compile time of metajax's meta-step, s (median) "
-        f"| against {first['inner_steps']} inner step{'s' if first['inner_steps'] > 1 else ''} |",
-        "|---|---|---|",
     ]
-    for row in result["compilation"]:
-        lines.append(
-            f"| {row['inner_steps']} | {row['median_seconds']:.2f} "
-            f"| {100 * (row['median_seconds'] / first['median_seconds'] - 1):+.0f} % |"
-        )
-    agreement = result["agreement"]
-    errors = ", ".join(f"{name} {error:.0e}" for name, error in agreement["errors"].items())
+    for cell in result["cells"]:
+        lines += _details(cell)
+    if result["compilation"]:
+        first = result["compilation"][0]
+        lines += [
+            f"| inner steps, {result['cells'][0]['name']} "
+            "| compile time of metajax's meta-step, s (median) "
+            f"| against {first['inner_steps']} inner step{'s' if first['inner_steps'] > 1 else ''} |",
+            "|---|---|---|",
+        ]
+        for row in result["compilation"]:
+            lines.append(
+                f"| {row['inner_steps']} | {row['median_seconds']:.2f} "
+                f"| {100 * (row['median_seconds'] / first['median_seconds'] - 1):+.0f} % |"
+            )
+        lines.append("")
     packages = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines += [
+        f"One process, programs in turns, {result['rounds']} rounds of turns of "
+        f"{result['turn_seconds']} s; a program that takes long has fewer. Before timing, all "
+        "meta-gradients were compared with metajax's: in float64 for two tasks, where a relative "
+        f"deviation of {result['tolerance']:.0e} is accepted, and in float32 for all "
+        f"({result['float32_tolerance']:.0e}: rounding moves activations across the kinks of ReLU "
+        "and maximum).",
         "",
-        f"One process, programs in turns, {result['rounds']} rounds of "
-        f"{result['steps_per_turn']} meta-steps. Before timing, the meta-gradients agreed with "
-        f"{agreement['reference']}, at most {agreement['tolerance']:.0e} of relative error being "
-        f"accepted: {errors}.",
+        "GFLOP counts the meta-gradient's products once, 2 · rows · inner · columns each: of every "
+        "inner step's layer 9 (forward 1, backward 2, and 2 for the derivative of each), 4 in the "
+        "first layer, whose input has no gradient; of the query's 3 and 2. What a program computes "
+        "again isn't counted.",
         "",
-        f"{environment['device']}, {environment['cores']} cores; a float32 matrix product reached "
-        f"{result['matmul_gflops']:.0f} GFLOP/s in this run. Python {environment['python']}, "
+        f"{environment['device']}, {environment['cores']} cores. Python {environment['python']}, "
         f"{packages}.",
         "",
         f"Made by `{result['command']}` at commit {environment['commit']}.",
@@ -66,26 +122,30 @@ def table(result: dict[str, Any]) -> str:
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
-    """A bar a program: its median, with a line from quartile to quartile."""
-    rows = result["programs"][::-1]
-    medians = [row["median_ms"] for row in rows]
-    spread = [
-        [row["median_ms"] - row["lower_quartile_ms"] for row in rows],
-        [row["upper_quartile_ms"] - row["median_ms"] for row in rows],
-    ]
-    figure = Figure(figsize=(10, 0.5 * len(rows) + 1.2), dpi=90, layout="constrained")
-    axes = figure.subplots()
-    colors = ["tab:orange" if row["name"] == "metajax" else "tab:gray" for row in rows]
-    bars = axes.barh([row["name"] for row in rows], medians, xerr=spread, color=colors)
-    labels = [f"{row['median_ms']:.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
-    axes.bar_label(bars, labels, padding=6)
-    axes.set_xlim(0, 1.4 * max(medians))
-    axes.set_xlabel("ms a second-order meta-step (median, quartiles)")
-    cores, workload = result["environment"]["cores"], result["workload"]
-    axes.set_title(
-        f"{workload['tasks']} tasks, {workload['n_way']}-way {workload['k_shot']}-shot, Conv-4, "
-        f"{workload['inner_steps']} inner step(s), {cores} CPU cores",
-        fontsize="medium",
+    """A panel a cell, a bar a program: its median, with a line from quartile to quartile."""
+    cells = result["cells"]
+    heights = [len(cell["programs"]) for cell in cells]
+    figure = Figure(
+        figsize=(10, 0.32 * sum(heights) + 0.75 * len(cells)), dpi=80, layout="constrained"
     )
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = figure.subplots(len(cells), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, cell in zip(panels, cells, strict=True):
+        rows = cell["programs"][::-1]
+        medians = [row["median_ms"] for row in rows]
+        spread = [
+            [row["median_ms"] - row["lower_quartile_ms"] for row in rows],
+            [row["upper_quartile_ms"] - row["median_ms"] for row in rows],
+        ]
+        colors = ["tab:orange" if row["name"] == "metajax" else "tab:gray" for row in rows]
+        bars = axes.barh([row["name"] for row in rows], medians, xerr=spread, color=colors)
+        labels = [f"{row['median_ms']:,.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
+        axes.bar_label(bars, labels, padding=6)
+        axes.set_xlim(0, 1.4 * max(medians))
+        axes.set_title(f"{cell['name']}: {describe(cell['workload'])}", fontsize="small", loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    environment = result["environment"]
+    panels[-1].set_xlabel(
+        f"ms a second-order meta-step (median, quartiles), {environment['device']}, "
+        f"{environment['cores']} cores"
+    )
     figure.savefig(path)

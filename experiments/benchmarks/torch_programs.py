@@ -1,7 +1,11 @@
-"""The meta-step in PyTorch: ``torch.func`` over all tasks at once, and the library ``higher``."""
-# PyTorch and higher are an extra, so the type checker may not find them.
+"""The meta-step in PyTorch: ``torch.func`` over all tasks at once, and two libraries.
+
+``higher`` and TorchOpt compute a task at a time, as their own MAML examples do.
+"""
+# PyTorch and its libraries are an extra, so the type checker may not find them.
 # pyright: reportMissingImports=false
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,19 +14,29 @@ import torch.nn.functional as F
 
 from experiments.benchmarks.workload import (
     LAYERS,
-    NORM_EPSILON,
+    MLP_WIDTHS,
     Arrays,
+    Compilation,
     Program,
     Weights,
     Workload,
+    adapts,
 )
 
 TensorDict = dict[str, torch.Tensor]
+
+NOT_COMPILED = Compilation(None, None)
 
 
 def use_threads(number: int) -> None:
     """Lets PyTorch use this many threads inside an operation, for the whole process."""
     torch.set_num_threads(number)
+
+
+def use_tf32(allowed: bool) -> None:
+    """Whether a GPU's products may round their operands to TF32, for the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def same_padding(x: torch.Tensor) -> torch.Tensor:
@@ -37,26 +51,41 @@ def same_padding(x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, padding)
 
 
-def batch_norm(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Normalises by the batch's own mean and variance, then shifts."""
+def batch_norm(x: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Normalises by the batch's own mean and variance."""
     variance, mean = torch.var_mean(x, dim=(0, 2, 3), keepdim=True, correction=0)
-    return (x - mean) * torch.rsqrt(variance + NORM_EPSILON) + shift[:, None, None]
+    return (x - mean) * torch.rsqrt(variance + epsilon)
 
 
-def forward(params: TensorDict, x: torch.Tensor) -> torch.Tensor:
-    """Logits ``[images, n_way]`` of images ``[images, 1, height, width]``."""
+def forward(workload: Workload, params: TensorDict, x: torch.Tensor) -> torch.Tensor:
+    """Logits ``[images, n_way]`` of images ``[images, channels, height, width]``."""
+    if workload.form == "mlp":
+        x = x.flatten(1)
+        for layer in range(len(MLP_WIDTHS)):
+            x = F.relu(F.linear(x, params[f"dense_{layer}/kernel"], params[f"dense_{layer}/bias"]))
+        return F.linear(x, params["head/kernel"], params["head/bias"])
     for layer in range(LAYERS):
         kernel, bias = params[f"conv_{layer}/kernel"], params[f"conv_{layer}/bias"]
-        x = F.conv2d(same_padding(x), kernel, bias, stride=2)
-        x = F.relu(batch_norm(x, params[f"norm_{layer}/bias"]))
-    return F.linear(x.mean(dim=(2, 3)), params["head/kernel"], params["head/bias"])
+        if workload.form == "stride":
+            x = F.conv2d(same_padding(x), kernel, bias, stride=2)
+        else:
+            x = F.conv2d(x, kernel, bias, padding=1)
+        x = batch_norm(x, workload.norm_epsilon)
+        if workload.form == "pool":
+            x = x * params[f"norm_{layer}/scale"][:, None, None]
+        x = F.relu(x + params[f"norm_{layer}/bias"][:, None, None])
+        if workload.form == "pool":
+            x = F.max_pool2d(x, 2)
+    # The pooled features are flattened in Flax's order, the channels last.
+    x = x.mean(dim=(2, 3)) if workload.form == "stride" else x.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(x, params["head/kernel"], params["head/bias"])
 
 
-def to_tensors(weights: Weights) -> TensorDict:
-    """The weights in PyTorch's layout: convolutions [out, in, 3, 3], the head [out, in]."""
+def to_tensors(weights: Weights, device: str = "cpu") -> TensorDict:
+    """The weights in PyTorch's layout: convolutions [out, in, 3, 3], linear layers [out, in]."""
     order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     return {
-        name: torch.from_numpy(np.ascontiguousarray(value.transpose(order[value.ndim])))
+        name: torch.from_numpy(np.ascontiguousarray(value.transpose(order[value.ndim]))).to(device)
         for name, value in weights.items()
     }
 
@@ -65,40 +94,48 @@ def to_weights(tensors: TensorDict) -> Weights:
     """``to_tensors`` undone."""
     order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
     return {
-        name: value.detach().numpy().transpose(order[value.ndim]) for name, value in tensors.items()
+        name: value.detach().cpu().numpy().transpose(order[value.ndim])
+        for name, value in tensors.items()
     }
 
 
-def _episodes(arrays: Arrays) -> list[torch.Tensor]:
-    """Images as [tasks, images, 1, height, width], targets as int64 (cross-entropy asks for it)."""
+def _episodes(arrays: Arrays, device: str) -> list[torch.Tensor]:
+    """Images as [tasks, images, channels, ...], targets as int64 (cross-entropy asks for it)."""
     tensors = []
     for array in arrays:
-        tensor = torch.from_numpy(array)
+        tensor = torch.from_numpy(array).to(device)
         is_image = array.ndim == 5
         tensors.append(tensor.permute(0, 1, 4, 2, 3).contiguous() if is_image else tensor.long())
     return tensors
 
 
-def functional_program(workload: Workload, weights: Weights, arrays: Arrays) -> Program:
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def functional_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, device: str = "cpu"
+) -> Program:
     """``torch.func``: an inner ``grad`` for each task under ``vmap``, autograd around all of it.
 
     Faster than taking the outer gradient by ``torch.func`` too, or a task's own under ``vmap``.
     """
     from torch.func import grad, vmap
 
-    episodes = _episodes(arrays)
-    start = to_tensors(weights)
+    episodes = _episodes(arrays, device)
+    start = to_tensors(weights, device)
 
-    def loss_fn(adapted, shifts, inputs, targets):
-        return F.cross_entropy(forward({**adapted, **shifts}, inputs), targets)
+    def loss_fn(adapted, frozen, inputs, targets):
+        return F.cross_entropy(forward(workload, {**adapted, **frozen}, inputs), targets)
 
     def task_loss(params, support_inputs, support_targets, query_inputs, query_targets):
-        shifts = {name: value for name, value in params.items() if name.startswith("norm_")}
-        adapted = {name: value for name, value in params.items() if name not in shifts}
+        frozen = {name: value for name, value in params.items() if not adapts(name)}
+        adapted = {name: value for name, value in params.items() if adapts(name)}
         for _ in range(workload.inner_steps):
-            inner = grad(loss_fn)(adapted, shifts, support_inputs, support_targets)
+            inner = grad(loss_fn)(adapted, frozen, support_inputs, support_targets)
             adapted = {name: adapted[name] - workload.inner_rate * inner[name] for name in adapted}
-        return loss_fn(adapted, shifts, query_inputs, query_targets)
+        return loss_fn(adapted, frozen, query_inputs, query_targets)
 
     def meta_loss(params: TensorDict) -> torch.Tensor:
         return vmap(task_loss, in_dims=(None, 0, 0, 0, 0))(params, *episodes).mean()
@@ -118,39 +155,79 @@ def functional_program(workload: Workload, weights: Weights, arrays: Arrays) -> 
         optimizer.zero_grad()
         meta_loss(params).backward()
         optimizer.step()
+        _wait(device)
         return state
 
-    return Program("PyTorch, torch.func vmap", gradient, init, step, None, None)
+    return Program("PyTorch, torch.func vmap", gradient, lambda: NOT_COMPILED, init, step)
 
 
-class Conv4(torch.nn.Module):
-    """The network as a module, which ``higher`` needs; its parameters are a flat list."""
+class Network(torch.nn.Module):
+    """The network as a module, which the libraries need; two flat lists of parameters."""
 
-    def __init__(self, tensors: TensorDict) -> None:
+    def __init__(self, workload: Workload, tensors: TensorDict) -> None:
         super().__init__()
-        self.names = list(tensors)
-        self.values = torch.nn.ParameterList([value.clone() for value in tensors.values()])
+        self.workload = workload
+        self.names = {kind: [n for n in tensors if adapts(n) == kind] for kind in (True, False)}
+        of_kind = lambda kind: torch.nn.ParameterList(tensors[n].clone() for n in self.names[kind])
+        self.adapted, self.frozen = of_kind(True), of_kind(False)
+
+    def values(self) -> TensorDict:
+        """The parameters by name."""
+        return {
+            **dict(zip(self.names[True], self.adapted, strict=True)),
+            **dict(zip(self.names[False], self.frozen, strict=True)),
+        }
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``[images, n_way]``."""
-        return forward(dict(zip(self.names, self.values, strict=True)), x)
+        return forward(self.workload, self.values(), x)
 
 
-def higher_program(workload: Workload, weights: Weights, arrays: Arrays) -> Program:
+def _library_program(
+    name: str,
+    workload: Workload,
+    weights: Weights,
+    device: str,
+    accumulate: Callable[[Network], float],
+) -> Program:
+    """The program of a library; ``accumulate`` adds the meta-gradient to the parameters' ``grad``
+    and returns the mean query loss."""
+    start = to_tensors(weights, device)
+
+    def gradient() -> tuple[Weights, float]:
+        model = Network(workload, start)
+        loss = accumulate(model)
+        grads = {
+            name: torch.zeros_like(value) if value.grad is None else value.grad
+            for name, value in model.values().items()
+        }
+        return to_weights({name: grads[name] for name in start}), loss
+
+    def init() -> Any:
+        model = Network(workload, start)
+        return model, torch.optim.Adam(model.parameters(), lr=workload.outer_rate)
+
+    def step(state: Any) -> Any:
+        model, optimizer = state
+        optimizer.zero_grad()
+        accumulate(model)
+        optimizer.step()
+        _wait(device)
+        return state
+
+    return Program(name, gradient, lambda: NOT_COMPILED, init, step)
+
+
+def higher_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, device: str = "cpu"
+) -> Program:
     """The library ``higher``: a task at a time, a differentiable SGD, gradients accumulated."""
     import higher
 
-    episodes = _episodes(arrays)
-    start = to_tensors(weights)
+    episodes = _episodes(arrays, device)
 
-    def accumulate(model: Conv4) -> float:
-        """Adds the meta-gradient to the parameters' ``grad``; returns the mean query loss."""
-        adapted = [
-            value
-            for name, value in zip(model.names, model.values, strict=True)
-            if not name.startswith("norm_")
-        ]
-        inner_optimizer = torch.optim.SGD(adapted, lr=workload.inner_rate)
+    def accumulate(model: Network) -> float:
+        inner_optimizer = torch.optim.SGD(model.adapted.parameters(), lr=workload.inner_rate)
         total = 0.0
         for support_inputs, support_targets, query_inputs, query_targets in zip(
             *episodes, strict=True
@@ -168,23 +245,32 @@ def higher_program(workload: Workload, weights: Weights, arrays: Arrays) -> Prog
                 total += loss.item()
         return total
 
-    def gradient() -> tuple[Weights, float]:
-        model = Conv4(start)
-        loss = accumulate(model)
-        grads = {}
-        for name, value in zip(model.names, model.values, strict=True):
-            grads[name] = torch.zeros_like(value) if value.grad is None else value.grad
-        return to_weights(grads), loss
+    return _library_program("PyTorch, higher", workload, weights, device, accumulate)
 
-    def init() -> Any:
-        model = Conv4(start)
-        return model, torch.optim.Adam(model.parameters(), lr=workload.outer_rate)
 
-    def step(state: Any) -> Any:
-        model, optimizer = state
-        optimizer.zero_grad()
-        accumulate(model)
-        optimizer.step()
-        return state
+def torchopt_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, device: str = "cpu"
+) -> Program:
+    """TorchOpt: a task at a time, its ``MetaSGD``, gradients accumulated."""
+    import torchopt
 
-    return Program("PyTorch, higher", gradient, init, step, None, None)
+    episodes = _episodes(arrays, device)
+
+    def accumulate(model: Network) -> float:
+        inner_optimizer = torchopt.MetaSGD(model.adapted, lr=workload.inner_rate)
+        start = torchopt.extract_state_dict(model.adapted, by="reference")
+        inner_start = torchopt.extract_state_dict(inner_optimizer, by="reference")
+        total = 0.0
+        for support_inputs, support_targets, query_inputs, query_targets in zip(
+            *episodes, strict=True
+        ):
+            for _ in range(workload.inner_steps):
+                inner_optimizer.step(F.cross_entropy(model(support_inputs), support_targets))
+            loss = F.cross_entropy(model(query_inputs), query_targets) / workload.tasks
+            loss.backward()
+            total += loss.item()
+            torchopt.recover_state_dict(model.adapted, start)
+            torchopt.recover_state_dict(inner_optimizer, inner_start)
+        return total
+
+    return _library_program("PyTorch, TorchOpt", workload, weights, device, accumulate)
