@@ -4,29 +4,43 @@ from typing import Literal
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from metajax import _checks
-from metajax.models.conv import Conv
+from metajax.models.conv import Algorithm, Conv
 from metajax.models.normalization import Normalization, Policy
 
 Form = Literal["stride", "pool"]
+
+
+@jax.custom_jvp
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger of two; where they are equal, the derivative is that of the first."""
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals, tangents):
+    a, b = primals
+    return _larger(a, b), jax.lax.select(a >= b, *tangents)
 
 
 def max_pool(inputs: jax.Array) -> jax.Array:
     """The maximum of every 2×2 window of ``[examples, height, width, channels]``.
 
     An odd last row or column is left out. Unlike a ``reduce_window``, its second derivatives and
-    its ``vmap`` are as cheap as itself.
+    its ``vmap`` are as cheap as itself. Among equals the first has the derivative.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel()
         Array([ 5.,  7., 13., 15.], dtype=float32)
     """
     examples, height, width, channels = inputs.shape
     rows, columns = height // 2, width // 2
-    windows = inputs[:, : 2 * rows, : 2 * columns].reshape(examples, rows, 2, columns, 2, channels)
-    return windows.max(axis=(2, 4))
+    pairs = inputs[:, : 2 * rows, : 2 * columns].reshape(examples, rows, 2, 2 * columns, channels)
+    taller = _larger(pairs[:, :, 0], pairs[:, :, 1])
+    pairs = taller.reshape(examples, rows, columns, 2, channels)
+    return _larger(pairs[:, :, :, 0], pairs[:, :, :, 1])
 
 
 class Conv4(nn.Module):
@@ -42,12 +56,13 @@ class Conv4(nn.Module):
             with ``"stride"``, and with ``"pool"``.
         norm_epsilon: added to the variance; None for the form's own: 1e-3, and 1e-5 with
             ``"pool"``.
+        convolution: how the convolutions are computed; see ``Conv``'s ``algorithm``. The first,
+            of an image's few channels, always takes patches.
         head_init: initialiser of the head's kernel; N(0, 1), as in MAML's published code.
 
     Its parameters are ``conv_0`` to ``conv_3``, ``norm_0`` to ``norm_3`` and ``head``.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> images = jnp.zeros((5, 28, 28, 1))
         >>> variables = Conv4(n_classes=5).init(jax.random.key(0), images)
         >>> sorted(variables["params"])[:2], Conv4(n_classes=5).apply(variables, images).shape
@@ -63,6 +78,7 @@ class Conv4(nn.Module):
     norm: Policy = "batch"
     norm_scale: bool | None = None
     norm_epsilon: float | None = None
+    convolution: Algorithm = "auto"
     head_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
     @nn.compact
@@ -83,6 +99,7 @@ class Conv4(nn.Module):
             x = Conv(
                 self.features,
                 strides=2 if strided else 1,
+                algorithm=self.convolution if block else "patches",
                 # Statistics of the batch itself take a constant away again.
                 add_bias=self.norm not in ("batch", "support"),
                 kernel_init=nn.initializers.xavier_uniform(),

@@ -15,13 +15,15 @@ CASES = [
     {"features": 4, "padding": "VALID", "use_bias": False},
     {"features": 2, "padding": [(1, 1), (0, 2)], "strides": 2},
     {"features": 5, "kernel_size": (1, 1)},
+    {"features": 4, "algorithm": "winograd"},
 ]
 every_case = pytest.mark.parametrize("options", CASES)
 
 
 def pair(options):
     ours = Conv(**options)
-    theirs = nn.Conv(**({"kernel_size": (3, 3)} | options))
+    known = {name: value for name, value in options.items() if name != "algorithm"}
+    theirs = nn.Conv(**({"kernel_size": (3, 3)} | known))
     inputs = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
     params = theirs.init(jax.random.key(1), inputs)
     if options.get("use_bias", True):
@@ -57,8 +59,9 @@ def test_values_and_derivatives_are_those_of_linen(x64, options):
     )
 
 
-def test_vmap_over_weights_makes_no_convolution():
-    ours, theirs, params, inputs = pair({"features": 4})
+@pytest.mark.parametrize("algorithm", ["patches", "winograd"])
+def test_vmap_over_weights_makes_no_convolution(algorithm):
+    ours, theirs, params, inputs = pair({"features": 4, "algorithm": algorithm})
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
     both = jax.jit(jax.vmap(ours.apply, in_axes=(0, None)))
     expected = jax.vmap(theirs.apply, in_axes=(0, None))(many, inputs)
@@ -76,3 +79,15 @@ def test_vmap_over_weights_makes_no_convolution():
 def test_bad_input_is_named(features, shape, message):
     with pytest.raises(ValueError, match=message):
         Conv(features).init(jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"algorithm": "fft"}, "algorithm must be one of 'auto', 'patches', 'winograd'"),
+        ({"algorithm": "winograd", "strides": 2}, r"algorithm='winograd' needs .* got \(3, 3\), \(2"),
+    ],
+)
+def test_an_algorithm_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Conv(4, **options).init(jax.random.key(0), jnp.zeros((1, 6, 6, 3)))
