@@ -28,11 +28,11 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot sinusoid bench clean
+.PHONY: help install demo test lint omniglot sinusoid bench bench-memory bench-transformer clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
-		| awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+		| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
 	@echo "  PROTOCOL=fast|paper N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>. RESUME=1"
@@ -57,8 +57,14 @@ omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's
 sinusoid: $(INSTALLED) ## MAML on sinusoid regression
 	$(RUN) -m experiments.sinusoid $(common_flags)
 
-bench: $(BENCH_INSTALLED) ## time the meta-step beside PyTorch and ordinary Flax convolutions
+bench: $(BENCH_INSTALLED) ## time the meta-step beside PyTorch and ordinary Flax (half an hour)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')
+
+bench-memory: $(INSTALLED) ## memory and time by gradient mode, inner steps and tasks
+	$(RUN) -m experiments.benchmarks.memory $(if $(OUT),--out '$(OUT)')
+
+bench-transformer: $(INSTALLED) ## the same for inner Adam steps on a transformer
+	$(RUN) -m experiments.benchmarks.transformer $(if $(OUT),--out '$(OUT)')
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
@@ -79,6 +85,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	@echo "Installing the benchmark's peers (PyTorch, higher) into $(VENV) (once) ..."
+	@echo "Installing the benchmark's peers (PyTorch, higher, TorchOpt) into $(VENV) (once) ..."
 	@$(PIP) install -c constraints.txt -e '.[bench]'
 	@touch $@

@@ -158,7 +158,7 @@ def choose(
         _log.info("tasks_per_chunk: %d of %d tasks (%s)", size, n_tasks, reason)
         return choice
 
-    def fitting(size: int) -> int:
+    def fitting(size: int, budget: int) -> int:
         """What fits, if memory grows with the number of tasks as it does up to ``size``."""
         number = size * budget // max(temporary_bytes(size), 1)
         return n_tasks if number >= n_tasks else 1 << max(number.bit_length() - 1, 0)
@@ -168,9 +168,9 @@ def choose(
     # On a CPU one task is the usual choice, elsewhere all of them: that is compiled first.
     size = 1 if on_cpu else n_tasks
     if temporary_bytes(size) <= budget:
-        size = fitting(size)
+        size = fitting(size, budget)
     while size > 1 and temporary_bytes(size) > budget:
-        size = min(fitting(size), 1 << ((size - 1).bit_length() - 1))
+        size = min(fitting(size, budget), 1 << ((size - 1).bit_length() - 1))
     used = temporary_bytes(size)
     if used <= budget:
         return decided(size, f"{_mib(used)} of temporary memory, within {_mib(budget)}")

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, devices
-from metajax.learners.base import Learner
 from metajax.chunks import map_chunks
+from metajax.learners.base import Learner
 from metajax.train import episode_keys, hoist_constants
 from metajax.types import Params, Sampler
 

@@ -160,7 +160,11 @@ def temporary_memory(mode, optimizer, *, examples, steps):
     """Bytes of a meta-gradient of the network of ``network_task``, with 200 hidden units."""
     params, _ = network_task()
     wide = lambda leaf, axis: jnp.repeat(leaf.astype(jnp.float32), 200, axis=axis)
-    params = {"w1": wide(params["w1"], 1), "shift": wide(params["shift"], 0), "w2": wide(params["w2"], 0)}
+    params = {
+        "w1": wide(params["w1"], 1),
+        "shift": wide(params["shift"], 0),
+        "w2": wide(params["w2"], 0),
+    }
     batch = (jnp.ones((examples, 3)), jnp.arange(examples), jnp.ones(examples))
 
     def outer(params):

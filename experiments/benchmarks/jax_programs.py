@@ -24,6 +24,7 @@ from experiments.benchmarks.workload import (
     adapts,
 )
 from metajax.models import MLP, Conv4, adapts_in_maml
+from metajax.models.conv import Algorithm
 from metajax.models.conv4 import max_pool
 
 METAJAX = "metajax"
@@ -127,13 +128,21 @@ def ordinary_gradient(workload: Workload, *, of_the_mean: bool) -> MetaGradient:
 
 
 def metajax_learner(
-    workload: Workload, *, mode: metajax.GradientMode | None = None
+    workload: Workload,
+    *,
+    mode: metajax.GradientMode | None = None,
+    convolution: Algorithm = "auto",
 ) -> metajax.Learner:
-    """metajax as shipped: its network, and its own choice of gradient mode unless one is given."""
+    """metajax as shipped: its network, and its own choices unless others are given."""
     if workload.form == "mlp":
         module = MLP(MLP_WIDTHS, workload.n_way)
     else:
-        module = Conv4(workload.n_way, features=workload.features, form=workload.form)
+        module = Conv4(
+            workload.n_way,
+            features=workload.features,
+            form=workload.form,
+            convolution=convolution,
+        )
 
     def apply(params, inputs) -> Any:
         return module.apply({"params": params}, inputs)

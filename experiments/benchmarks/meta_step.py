@@ -96,12 +96,12 @@ def build_programs(
     programs = [jax_programs.metajax_program(workload, weights, arrays)]
     if jax.local_device_count() > 1 and cell == config.cells[0]:
         programs.append(jax_programs.metajax_program(workload, weights, arrays, shared=False))
-    missing = {}
+    missing: dict[str, str] = {}
     try:
         from experiments.benchmarks import torch_programs
     except ImportError as error:
         reason = f"PyTorch cannot be imported ({error}); pip install 'metajax[bench]'"
-        missing = dict.fromkeys(PEERS, reason)
+        missing.update(dict.fromkeys(PEERS, reason))
     else:
         device = "cpu" if config.platform == "cpu" else "cuda"
         builders = (

@@ -90,7 +90,7 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"| inner steps, {result['cells'][0]['name']} "
             "| compile time of metajax's meta-step, s (median) "
-            f"| against {first['inner_steps']} inner step{'s' if first['inner_steps'] > 1 else ''} |",
+            f"| against that of {first['inner_steps']} |",
             "|---|---|---|",
         ]
         for row in result["compilation"]:
@@ -141,7 +141,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
         labels = [f"{row['median_ms']:,.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
         axes.bar_label(bars, labels, padding=6)
         axes.set_xlim(0, 1.4 * max(medians))
-        axes.set_title(f"{cell['name']}: {describe(cell['workload'])}", fontsize="small", loc="left")
+        axes.set_title(
+            f"{cell['name']}: {describe(cell['workload'])}", fontsize="small", loc="left"
+        )
         axes.spines[["top", "right"]].set_visible(False)
     environment = result["environment"]
     panels[-1].set_xlabel(

@@ -1,7 +1,7 @@
 """The meta-step that every program computes, and the check that they all do.
 
-The second-order MAML meta-step of Finn et al. 2017: plain gradient descent on the mean cross-entropy
-inside, Adam outside, on one of three networks.
+The second-order MAML meta-step of Finn et al. 2017: plain gradient descent on the mean
+cross-entropy inside, Adam outside, on one of three networks.
 
 ``stride``: the Conv-4 of MAML's Omniglot experiments: stride 2, batch statistics, a learned shift,
 the spatial mean, a linear head. ``pool``: that of miniImageNet's: stride 1, batch statistics, a
@@ -15,6 +15,7 @@ Weights are a dict of NumPy arrays in Flax's layout, which each program turns in
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -95,7 +96,7 @@ class Workload:
         """Floating-point operations of each layer's product in one image's forward pass."""
         if self.form == "mlp":
             widths = [self.image_size**2 * self.channels, *MLP_WIDTHS, self.n_way]
-            return [2 * before * after for before, after in zip(widths, widths[1:], strict=False)]
+            return [2 * before * after for before, after in itertools.pairwise(widths)]
         channels = [self.channels, *[self.features] * LAYERS]
         layers = [
             2 * side**2 * 9 * channels[i] * self.features for i, side in enumerate(self.sides())

@@ -14,7 +14,7 @@ from metajax.models import winograd
 
 Padding = str | Sequence[tuple[int, int]]
 
-Algorithm = Literal["auto", "patches", "winograd"]
+Algorithm = Literal["auto", "patches", "winograd", "direct"]
 """How a convolution is computed; see ``Conv``."""
 
 WINOGRAD_CHANNELS = 16
@@ -106,8 +106,9 @@ class Conv(nn.Module):
             channel, and the bias with it: the outcome is the same, without sums over all positions
             for a gradient that is zero.
         algorithm: ``"patches"``; ``"winograd"``, which needs a 3×3 kernel, stride 1 and ``"SAME"``
-            padding; or ``"auto"``, which on a CPU takes Winograd's form where it can and where
-            there are enough channels for it to be faster (in float32 or float64), else patches.
+            padding; ``"direct"``, XLA's own convolution; or ``"auto"``, which on a CPU takes
+            Winograd's form where it can and where there are enough channels for it to be faster
+            (in float32 or float64), else patches.
         kernel_init: initialiser of the kernel ``[height, width, channels, features]``.
         bias_init: initialiser of the bias ``[features]``.
         dtype: type of the computation; the promotion of inputs and parameters if None.
@@ -157,13 +158,18 @@ class Conv(nn.Module):
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         if self._takes_winograd(inputs, strides):
             outputs = winograd.convolve(inputs, kernel)
+        elif self.algorithm == "direct":
+            padding = _amounts(self.padding, inputs.shape[1:3], self.kernel_size, strides)
+            outputs = jax.lax.conv_general_dilated(
+                inputs, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
         else:
             columns = patches(inputs, self.kernel_size, strides, self.padding)
             outputs = _product(columns, kernel.reshape(-1, self.features))
         return outputs if bias is None or not self.add_bias else outputs + bias
 
     def _takes_winograd(self, inputs: jax.Array, strides: tuple[int, ...]) -> bool:
-        _checks.one_of("algorithm", self.algorithm, ("auto", "patches", "winograd"))
+        _checks.one_of("algorithm", self.algorithm, ("auto", "patches", "winograd", "direct"))
         can = (tuple(self.kernel_size), strides, self.padding) == ((3, 3), (1, 1), "SAME")
         if self.algorithm != "auto":
             if self.algorithm == "winograd" and not can:

@@ -56,8 +56,8 @@ class Conv4(nn.Module):
             with ``"stride"``, and with ``"pool"``.
         norm_epsilon: added to the variance; None for the form's own: 1e-3, and 1e-5 with
             ``"pool"``.
-        convolution: how the convolutions are computed; see ``Conv``'s ``algorithm``. The first,
-            of an image's few channels, always takes patches.
+        convolution: how the convolutions are computed; see ``Conv``'s ``algorithm``. With
+            ``"winograd"`` the first, of an image's few channels, takes patches.
         head_init: initialiser of the head's kernel; N(0, 1), as in MAML's published code.
 
     Its parameters are ``conv_0`` to ``conv_3``, ``norm_0`` to ``norm_3`` and ``head``.
@@ -99,7 +99,9 @@ class Conv4(nn.Module):
             x = Conv(
                 self.features,
                 strides=2 if strided else 1,
-                algorithm=self.convolution if block else "patches",
+                algorithm="patches"
+                if not block and self.convolution == "winograd"
+                else self.convolution,
                 # Statistics of the batch itself take a constant away again.
                 add_bias=self.norm not in ("batch", "support"),
                 kernel_init=nn.initializers.xavier_uniform(),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -62,7 +63,7 @@ def _tiles(size: int) -> int:
 
 def _input_tiles(x: jax.Array) -> list[jax.Array]:
     """The 16 matrices [examples · tiles, channels] of Bᵀ x B."""
-    examples, height, width, channels = x.shape
+    _, height, width, channels = x.shape
     rows, columns = _tiles(height), _tiles(width)
     padding = ((0, 0), (1, 2 * rows - height + 1), (1, 2 * columns - width + 1), (0, 0))
     padded = jnp.pad(x, padding)
@@ -123,9 +124,7 @@ def _bilinear(name: str, function: Callable, *, second_is_kernel: bool) -> Primi
     def batch(arguments, axes):
         a, b = arguments
         size = next(
-            x.shape[axis]
-            for x, axis in zip(arguments, axes, strict=True)
-            if axis is not None
+            x.shape[axis] for x, axis in zip(arguments, axes, strict=True) if axis is not None
         )
         if second_is_kernel and axes[1] is None:
             # One kernel for all: they are examples like any others.
@@ -135,16 +134,14 @@ def _bilinear(name: str, function: Callable, *, second_is_kernel: bool) -> Primi
             shape = (*outputs.shape[:-4], size, a.shape[-4], *outputs.shape[-3:])
             return outputs.reshape(shape), outputs.ndim - 4
         a, b = (
-            jnp.broadcast_to(x, (size, *x.shape))
-            if axis is None
-            else jnp.moveaxis(x, axis, 0)
+            jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
             for x, axis in zip(arguments, axes, strict=True)
         )
         return primitive.bind(a, b), 0
 
     def abstract(a, b):
         outputs = jax.eval_shape(compute, a, b)
-        return jax.core.ShapedArray(outputs.shape, outputs.dtype)
+        return ShapedArray(outputs.shape, outputs.dtype)
 
     primitive.def_impl(jax.jit(compute))
     primitive.def_abstract_eval(abstract)

@@ -1,7 +1,11 @@
 """The benchmark compares programs that compute the same, and says so only where they do."""
 
+import dataclasses
+import importlib.util
 import json
 import sys
+import time
+import types
 
 import jax
 import numpy as np
@@ -9,16 +13,24 @@ import optax
 import pytest
 
 import experiments.benchmarks
-from experiments.benchmarks import jax_programs, measure, meta_step
+from experiments.benchmarks import jax_programs, measure, memory, meta_step, transformer
 from experiments.benchmarks.workload import (
+    CELLS,
+    Compilation,
     Program,
     Workload,
+    in_float64,
     initial_weights,
     random_episodes,
     relative_error,
 )
 
 TINY = Workload(tasks=3, n_way=3, k_shot=2, image_size=12, features=4, inner_steps=2)
+FORMS = {
+    "stride": TINY,
+    "pool": dataclasses.replace(TINY, form="pool", image_size=19, channels=2, inner_rate=0.01),
+    "mlp": dataclasses.replace(TINY, form="mlp", image_size=5),
+}
 WEIGHTS = initial_weights(TINY, seed=0)
 ARRAYS = random_episodes(TINY, seed=1)
 
@@ -28,23 +40,47 @@ def reference():
     return jax_programs.ordinary_program(TINY, WEIGHTS, ARRAYS)
 
 
-def test_metajax_computes_what_ordinary_flax_does(reference):
-    gradient_fn = jax.jit(jax_programs.metajax_gradient(TINY))
-    tree, loss = gradient_fn(jax_programs.to_tree(WEIGHTS), jax_programs.as_episodes(ARRAYS))
-    gradient, expected_loss = reference.gradient()
-    assert relative_error(jax_programs.to_weights(tree), gradient) < 1e-4
-    assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+@pytest.mark.parametrize("form", FORMS)
+def test_all_programs_compute_the_same(form, x64):
+    workload = FORMS[form]
+    arguments = in_float64(initial_weights(workload, seed=0), random_episodes(workload, seed=1))
+    programs = [jax_programs.metajax_program(workload, *arguments)]
+    if importlib.util.find_spec("torch"):
+        from experiments.benchmarks import torch_programs
+
+        programs.append(torch_programs.functional_program(workload, *arguments))
+        for name in ("higher", "torchopt"):
+            if importlib.util.find_spec(name):
+                build = getattr(torch_programs, f"{name}_program")
+                programs.append(build(workload, *arguments))
+    ordinary = jax_programs.ordinary_program(workload, *arguments)
+    measure.check_agreement(programs, ordinary, tolerance=1e-10)
 
 
-@pytest.mark.parametrize("name", ["functional_program", "higher_program"])
-def test_pytorch_computes_what_ordinary_flax_does(reference, name):
-    pytest.importorskip("torch", reason="PyTorch is the extra 'bench'")
-    if name == "higher_program":
-        pytest.importorskip("higher", reason="higher is the extra 'bench'")
-    from experiments.benchmarks import torch_programs
+def test_flops_of_a_network_counted_by_hand():
+    """Products 2 · rows · inner · columns; 9 of each later layer, 4 of the first, 3 and 2."""
+    workload = Workload(tasks=2, n_way=3, k_shot=2, query=4, form="mlp", image_size=4)
+    later = 2 * (256 * 128 + 128 * 64 + 64 * 64 + 64 * 3)
+    support, query = 4 * 2 * 16 * 256 + 9 * later, 2 * 2 * 16 * 256 + 3 * later
+    assert workload.flops() == 2 * (3 * 2 * support + 3 * 4 * query)
 
-    program = getattr(torch_programs, name)(TINY, WEIGHTS, ARRAYS)
-    measure.check_agreement([program], reference, tolerance=1e-4)
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_convolutions_are_counted_as_they_are(cell):
+    """The forward pass of one image, by the shapes that the network really has."""
+    workload = CELLS[cell]
+    if workload.form == "mlp":
+        return
+    module = jax_programs.OrdinaryNetwork(workload)
+    weights = jax.eval_shape(lambda: jax_programs.to_tree(initial_weights(workload, 0)))
+    image = jax.ShapeDtypeStruct((1, *[workload.image_size] * 2, workload.channels), "float32")
+    apply = lambda params, x: module.apply({"params": params}, x, mutable=["batch_stats"])[0]
+    counted = 0
+    for equation in jax.make_jaxpr(apply)(weights, image).jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            outputs, matrix = equation.outvars[0].aval, equation.invars[1].aval
+            counted += 2 * outputs.size * matrix.size // matrix.shape[-1]
+    assert sum(workload.forward_flops()) == counted
 
 
 @pytest.mark.parametrize("size", [7, 12])
@@ -71,7 +107,8 @@ def test_pytorch_pads_as_flax_does_for_even_and_odd_sizes(size):
 def test_a_program_that_computes_something_else_is_refused(reference, factor):
     gradient, loss = reference.gradient()
     other = {name: factor * value for name, value in gradient.items()}
-    program = Program("other", lambda: (other, loss), lambda: None, lambda state: state, None, None)
+    nothing = lambda *_: None
+    program = Program("other", lambda: (other, loss), nothing, nothing, nothing)
     with pytest.raises(ValueError, match=r"'other' and .* do not compute the same"):
         measure.check_agreement([program], reference, tolerance=1e-3)
 
@@ -96,58 +133,132 @@ def test_a_step_is_adam_on_the_meta_gradient(reference):
             np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def constant_program(name: str, seconds: float) -> Program:
+def constant_program(name: str, seconds: float):
     """A program that computes what its namesakes do, and does nothing a step."""
 
     def program(workload, weights, arrays, **form):
-        own_name = ", ".join([name, *(key for key, value in form.items() if value)])
+        own_name = ", ".join([name, *(key for key, value in form.items() if value is True)])
+        compilation = Compilation(seconds, 5_000_000)
         return Program(
-            own_name, lambda: (weights, 1.0), lambda: 0, lambda state: state + 1, seconds, 5_000_000
+            own_name,
+            lambda: (weights, 1.0),
+            lambda: compilation,
+            lambda: 0,
+            lambda state: state + 1,
         )
 
     return program
 
 
 def test_a_run_leaves_its_artefacts_and_names_missing_peers(tmp_path, monkeypatch):
+    monkeypatch.setitem(meta_step.CELLS, "5-way 1-shot", TINY)
+    monkeypatch.setitem(meta_step.CELLS, "MLP", FORMS["mlp"])
     monkeypatch.setattr(jax_programs, "metajax_program", constant_program("metajax", 2.0))
     monkeypatch.setattr(jax_programs, "ordinary_program", constant_program("ordinary", 1.0))
     monkeypatch.setattr(
         jax_programs, "compile_seconds", lambda *args, inner_steps: 1.0 + inner_steps / 10
     )
     monkeypatch.setattr(measure, "matmul_gflops", lambda: 123.4)
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
     monkeypatch.setitem(sys.modules, "experiments.benchmarks.torch_programs", None)
     monkeypatch.delattr(experiments.benchmarks, "torch_programs", raising=False)
-    config = meta_step.Config(workload=TINY, rounds=2, steps_per_turn=2, out=tmp_path / "bench")
+    config = meta_step.Config(
+        cells=("5-way 1-shot", "MLP"), rounds=2, turn_seconds=1e-5, out=tmp_path / "bench"
+    )
     table = meta_step.run(config)
 
     result = json.loads((config.out / "meta_step.json").read_text())
-    names = ["metajax, shared", "metajax", "ordinary", "ordinary, of_the_mean"]
-    assert [row["name"] for row in result["programs"]] == names
-    for row in result["programs"]:
-        assert len(row["milliseconds"]) == 4
-        assert row["lower_quartile_ms"] <= row["median_ms"] <= row["upper_quartile_ms"]
-    assert result["programs"][0]["ratio"] == 1
-    assert result["agreement"]["errors"] == dict.fromkeys(names, 0)
+    names = [[row["name"] for row in cell["programs"]] for cell in result["cells"]]
+    one_device = ["metajax"] if jax.local_device_count() > 1 else []
+    assert names == [
+        ["metajax", *one_device, "ordinary", "ordinary, of_the_mean"],
+        ["metajax", "ordinary"],
+    ]
+    for cell in result["cells"]:
+        assert cell["programs"][0]["ratio"] == 1
+        for row in cell["programs"]:
+            assert len(row["milliseconds"]) >= 2
+            assert row["lower_quartile_ms"] <= row["median_ms"] <= row["upper_quartile_ms"]
+            assert row["float32_error"] == 0
+            assert row["gflops"] == pytest.approx(cell["flops"] / row["median_ms"] / 1e6)
     assert [row["median_seconds"] for row in result["compilation"]] == [1.1, 1.5, 4.2]
-    assert result["workload"]["tasks"] == 3
-    assert "--workload.tasks 3" in result["command"]
+    assert "--cells '5-way 1-shot' MLP" in result["command"]
     assert str(tmp_path) not in json.dumps(result)
 
     assert (config.out / "meta_step.md").read_text() == table
-    assert "| PyTorch, torch.func vmap | not measured: PyTorch cannot be imported" in table
+    for peer in ("torch.func vmap", "higher", "TorchOpt"):
+        assert f"| PyTorch, {peer} | not measured: PyTorch cannot be imported" in table
     assert "| 32 | 4.20 | +282 % |" in table
     assert (config.out / "meta_step.png").stat().st_size < 100_000
 
 
+def test_a_slow_program_sits_out(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    steps = {"quick": 0, "slow": 0}
+
+    def program(name, seconds):
+        def step(state):
+            time.sleep(seconds)
+            steps[name] += 1
+            return state
+
+        return Program(name, lambda: ({}, 1.0), lambda: Compilation(None, None), lambda: 0, step)
+
+    programs = [program("quick", 0.0), program("slow", 0.02)]
+    seconds, _ = measure.interleaved(programs, rounds=5, turn_seconds=1e-3, budget_seconds=0.05)
+    assert len(seconds["slow"]) == 3  # and two before them, to warm up
+    assert steps["slow"] == 5
+    assert len(seconds["quick"]) >= 5
+
+
+def test_memory_is_measured_by_mode_steps_and_tasks(tmp_path):
+    config = memory.Config(inner_steps=(2, 8), tasks=(2,), timed=1, features=2, out=tmp_path)
+    table = memory.run(config, {"mixed": memory.MODES["mixed"]})
+    result = json.loads((tmp_path / "memory.json").read_text())
+    few, many = (row["temporary_bytes"] for row in result["by_steps"])
+    assert few < many
+    assert [row["together"] for row in result["by_tasks"]] == [False, True]
+    assert (tmp_path / "memory.md").read_text() == table
+    assert (tmp_path / "memory.png").exists()
+
+
+def test_the_modes_agree_on_a_transformer(tmp_path):
+    config = transformer.Config(
+        inner_steps=(3,), layers=1, width=8, heads=2, length=6, batch=2, repeats=1, out=tmp_path
+    )
+    modes = {name: transformer.MODES[name] for name in ("unrolled", "mixed")}
+    table = transformer.run(config, modes)
+    rows = json.loads((tmp_path / "transformer.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == list(modes)
+    assert all(row["deviation"] < 1e-3 for row in rows)
+    assert (tmp_path / "transformer.md").read_text() == table
+    assert (tmp_path / "transformer.png").exists()
+
+
+def test_a_program_that_needs_too_much_memory_is_not_run(monkeypatch):
+    analysis = types.SimpleNamespace(temp_size_in_bytes=11)
+    compiled = types.SimpleNamespace(memory_analysis=lambda: analysis)  # and can't be called
+    monkeypatch.setattr(transformer, "build", lambda *_: (compiled, (), 1.0))
+    rows = transformer.measure(transformer.Config(memory_limit=10), 4)
+    assert all((row["seconds"], row["temporary_bytes"]) == ([], 11) for row in rows)
+
+
 @pytest.mark.parametrize(
-    ("kind", "argument"),
+    ("kind", "argument", "message"),
     [
-        (Workload, {"tasks": 0}),
-        (Workload, {"inner_rate": -1.0}),
-        (meta_step.Config, {"rounds": 0}),
-        (meta_step.Config, {"compile_steps": ()}),
+        (Workload, {"tasks": 0}, "tasks must be above zero"),
+        (Workload, {"inner_rate": -1.0}, "inner_rate must be above zero"),
+        (Workload, {"form": "vgg"}, "form must be 'stride', 'pool' or 'mlp'; got 'vgg'"),
+        (Workload, {"form": "pool", "image_size": 8}, "image_size must be at least 16"),
+        (meta_step.Config, {"rounds": 0}, "rounds must be above zero"),
+        (meta_step.Config, {"compile_steps": (0,)}, "compile_steps must be above zero"),
+        (meta_step.Config, {"cells": ()}, "cells must name at least one cell"),
+        (meta_step.Config, {"cells": ("6-way",)}, "cells: '6-way' is none of '5-way 1-shot'"),
+        (memory.Config, {"tasks": ()}, "tasks must be numbers above zero"),
+        (transformer.Config, {"inner_steps": (4, 0)}, "inner_steps must be above zero"),
+        (transformer.Config, {"heads": 5}, "width, 384, must be a multiple of heads, 5"),
     ],
 )
-def test_sizes_that_measure_nothing_are_refused(kind, argument):
-    with pytest.raises(ValueError, match=f"{next(iter(argument))} must be above zero"):
+def test_sizes_that_measure_nothing_are_refused(kind, argument, message):
+    with pytest.raises(ValueError, match=message):
         kind(**argument)

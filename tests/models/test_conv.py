@@ -16,6 +16,7 @@ CASES = [
     {"features": 2, "padding": [(1, 1), (0, 2)], "strides": 2},
     {"features": 5, "kernel_size": (1, 1)},
     {"features": 4, "algorithm": "winograd"},
+    {"features": 4, "algorithm": "direct", "strides": 2},
 ]
 every_case = pytest.mark.parametrize("options", CASES)
 
@@ -84,8 +85,11 @@ def test_bad_input_is_named(features, shape, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"algorithm": "fft"}, "algorithm must be one of 'auto', 'patches', 'winograd'"),
-        ({"algorithm": "winograd", "strides": 2}, r"algorithm='winograd' needs .* got \(3, 3\), \(2"),
+        ({"algorithm": "fft"}, "algorithm must be one of 'auto', 'patches', 'winograd', 'direct'"),
+        (
+            {"algorithm": "winograd", "strides": 2},
+            r"algorithm='winograd' needs .* got \(3, 3\), \(2",
+        ),
     ],
 )
 def test_an_algorithm_that_cannot_be_is_refused(options, message):
