@@ -1,9 +1,12 @@
 """The README's programs run as they are written."""
 
+import json
 import pathlib
 import re
 
 import pytest
+
+from experiments.benchmarks import report
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -28,3 +31,9 @@ def test_they_are_short(program):
     """From the module to the scores, without imports and data, in under 20 lines."""
     body = program[program.index("class ") :]
     assert len([line for line in body.splitlines() if line.strip()]) < 20
+
+
+def test_the_benchmark_table_is_that_of_the_committed_result():
+    result = README.parent / "docs" / "results" / "bench" / "meta_step.json"
+    table = report.headline(json.loads(result.read_text(encoding="utf-8")))
+    assert table in README.read_text(encoding="utf-8")

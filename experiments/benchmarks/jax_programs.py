@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import metajax
+from experiments.benchmarks.report import ORDINARY
 from experiments.benchmarks.workload import (
     LAYERS,
     MLP_WIDTHS,
@@ -275,8 +276,9 @@ def ordinary_program(
         state, _ = compiled_step()[0](state, episodes)
         return jax.block_until_ready(state)
 
-    form = "gradient of the mean" if of_the_mean else "mean of gradients"
-    name = f"JAX, ordinary Flax under vmap, {form}"
+    name = (
+        ORDINARY.replace("mean of gradients", "gradient of the mean") if of_the_mean else ORDINARY
+    )
     return Program(name, gradient, lambda: compiled_step()[1], init, step)
 
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+ORDINARY = "JAX, ordinary Flax under vmap, mean of gradients"
+"""The name of ordinary Flax in the form that a CPU computes faster."""
+
 FORMS = {
     "stride": "Conv-4 with stride 2",
     "pool": "Conv-4 with max-pooling",
@@ -46,6 +49,24 @@ def _summary(result: dict[str, Any]) -> list[str]:
         ]
         lines.append("| " + " | ".join(entries) + " |")
     return lines
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The table of README: how many times as long as metajax each peer takes, by cell."""
+    peers = ("PyTorch, torch.func vmap", "PyTorch, higher", "PyTorch, TorchOpt", ORDINARY)
+    lines = [
+        "| meta-step | metajax | torch.func | higher | TorchOpt | ordinary Flax under `vmap` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell in result["cells"]:
+        ratios = {row["name"]: row["ratio"] for row in cell["programs"]}
+        found = (f"{ratios[peer]:.1f} ×" if peer in ratios else "–" for peer in peers)
+        lines.append(
+            f"| {cell['name']} | {cell['programs'][0]['median_ms']:.0f} ms | "
+            + " | ".join(found)
+            + " |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _details(cell: dict[str, Any]) -> list[str]:
