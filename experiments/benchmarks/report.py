@@ -147,7 +147,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
     cells = result["cells"]
     heights = [len(cell["programs"]) for cell in cells]
     figure = Figure(
-        figsize=(10, 0.32 * sum(heights) + 0.75 * len(cells)), dpi=80, layout="constrained"
+        figsize=(10, 0.3 * sum(heights) + 0.75 * len(cells)), dpi=72, layout="constrained"
     )
     panels = figure.subplots(len(cells), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, cell in zip(panels, cells, strict=True):
@@ -162,8 +162,12 @@ def chart(result: dict[str, Any], path: Path) -> None:
         labels = [f"{row['median_ms']:,.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
         axes.bar_label(bars, labels, padding=6)
         axes.set_xlim(0, 1.4 * max(medians))
+        steps = cell["workload"]["inner_steps"]
+        plural = "s" if steps > 1 else ""
         axes.set_title(
-            f"{cell['name']}: {describe(cell['workload'])}", fontsize="small", loc="left"
+            f"{cell['name']}, {steps} inner step{plural}, {cell['workload']['tasks']} tasks",
+            fontsize="medium",
+            loc="left",
         )
         axes.spines[["top", "right"]].set_visible(False)
     environment = result["environment"]
