@@ -63,8 +63,9 @@ class Config(runs.RunConfig):
     """Test tasks in each row of the table."""
     validate_every: int = 1000
     """Meta-steps between validations (200 tasks of the validation classes)."""
-    tasks_per_chunk: int | None = None
-    """Tasks that are computed together; without it, what measurement chose for the backend."""
+    tasks_per_chunk: int | Literal["auto"] | None = None
+    """Tasks that are computed together; "auto" for as many as fit the cache or the memory; without
+    it, what measurement chose for the backend."""
     data: Path | None = None
     """Folder with Omniglot's zip files (images_background.zip, images_evaluation.zip) or with
     them unpacked; without it: the cache, tensorflow-datasets, or a download."""
@@ -73,7 +74,9 @@ class Config(runs.RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        runs.check_positive(self, "k_shot", "validate_every", "tasks_per_chunk", "head_std")
+        runs.check_positive(self, "k_shot", "validate_every", "head_std")
+        if self.tasks_per_chunk != "auto":
+            runs.check_positive(self, "tasks_per_chunk")
         if self.n_way < 2:
             raise ValueError(f"n_way must be at least 2; got {self.n_way}")
         if self.test_episodes < 2:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 import metajax
 from experiments.benchmarks import jax_programs
+from experiments.benchmarks.report import provenance
 from experiments.benchmarks.workload import Workload, initial_weights, random_episodes
 from metajax import runs
 
@@ -136,10 +137,8 @@ def _ms(row: dict[str, Any]) -> str:
 
 def report(result: dict[str, Any]) -> str:
     """The result in Markdown."""
-    environment = result["environment"]
     apart = [row for row in result["by_tasks"] if not row["together"]]
     together = [row for row in result["by_tasks"] if row["together"]]
-    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
     sections = [
         ("Temporary memory in MB by inner steps, one task", result["by_steps"], "inner_steps", _mb),
         ("Milliseconds of a meta-gradient", result["by_steps"], "inner_steps", _ms),
@@ -158,12 +157,7 @@ def report(result: dict[str, Any]) -> str:
         if value is _ms and any(row["median_ms"] is None for row in rows):
             continue
         lines += [f"**{title}**", "", _table(rows, key, value), ""]
-    lines += [
-        f"{environment['device']}, one JAX device of {environment['cores']} cores. Python "
-        f"{environment['python']}, {versions}.",
-        "",
-        f"Made by `{result['command']}` at commit {environment['commit']}.",
-    ]
+    lines += provenance(result)
     return "\n".join(lines) + "\n"
 
 

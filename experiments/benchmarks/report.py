@@ -51,6 +51,18 @@ def _summary(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def provenance(result: dict[str, Any]) -> list[str]:
+    """Lines that say on what a result was made, and how."""
+    environment = result["environment"]
+    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
+    return [
+        f"{environment['device']}, {environment['devices']} JAX device(s), {environment['cores']} "
+        f"cores. Python {environment['python']}, {versions}.",
+        "",
+        f"Made by `{result['command']}` at commit {environment['commit']}.",
+    ]
+
+
 def headline(result: dict[str, Any]) -> str:
     """The table of README: how many times as long as metajax each peer takes, by cell."""
     peers = ("PyTorch, torch.func vmap", "PyTorch, higher", "PyTorch, TorchOpt", ORDINARY)
@@ -95,7 +107,6 @@ def _details(cell: dict[str, Any]) -> list[str]:
 
 def table(result: dict[str, Any]) -> str:
     """The result of ``meta_step`` in Markdown."""
-    environment = result["environment"]
     lines = [
         "One meta-step of second-order MAML with Adam's update, float32"
         f"{' (products in TF32)' if result['tf32'] else ''}; × is how many times as long as "
@@ -120,7 +131,6 @@ def table(result: dict[str, Any]) -> str:
                 f"| {100 * (row['median_seconds'] / first['median_seconds'] - 1):+.0f} % |"
             )
         lines.append("")
-    packages = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     lines += [
         f"One process, programs in turns, {result['rounds']} rounds of turns of "
         f"{result['turn_seconds']} s; a program that takes long has fewer. Before timing, all "
@@ -134,10 +144,7 @@ def table(result: dict[str, Any]) -> str:
         "first layer, whose input has no gradient; of the query's 3 and 2. What a program computes "
         "again isn't counted.",
         "",
-        f"{environment['device']}, {environment['cores']} cores. Python {environment['python']}, "
-        f"{packages}.",
-        "",
-        f"Made by `{result['command']}` at commit {environment['commit']}.",
+        *provenance(result),
     ]
     return "\n".join(lines) + "\n"
 

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 import metajax
 from experiments.benchmarks import jax_programs
+from experiments.benchmarks.report import provenance
 from metajax import runs
 
 MODES: dict[str, Callable[[], metajax.GradientMode]] = {
@@ -182,7 +183,7 @@ def _cell(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 def report(result: dict[str, Any]) -> str:
     """The result in Markdown."""
-    config, environment = result["config"], result["environment"]
+    config = result["config"]
     lines = [
         f"The meta-gradient through inner Adam steps on a decoder of {config['layers']} layers, "
         f"width {config['width']}, {config['heads']} heads, with {config['batch']} sequences of "
@@ -195,14 +196,7 @@ def report(result: dict[str, Any]) -> str:
     for steps in sorted({row["inner_steps"] for row in result["rows"]}):
         rows = [row for row in result["rows"] if row["inner_steps"] == steps]
         lines += ["| " + " | ".join(_cell(row, rows[0])) + " |" for row in rows]
-    versions = ", ".join(f"{name} {number}" for name, number in environment["versions"].items())
-    lines += [
-        "",
-        f"{environment['device']}, {environment['cores']} cores. Python {environment['python']}, "
-        f"{versions}.",
-        "",
-        f"Made by `{result['command']}` at commit {environment['commit']}.",
-    ]
+    lines += ["", *provenance(result)]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """What every experiment can be told, and how a command line becomes a frozen config."""
 
 import dataclasses
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -121,7 +122,12 @@ def command(module: str, config: RunConfig) -> str:
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs a script's main function; errors a user can mend are shown without a traceback."""
+    """Runs a script's main function; errors a user can mend are shown without a traceback.
+
+    What metajax logs (what ``tasks_per_chunk="auto"`` picked, say) is shown too.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("metajax").setLevel(logging.INFO)
     try:
         main()
     except (RunError, DataNotFoundError, CacheError) as error:

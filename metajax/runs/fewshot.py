@@ -13,6 +13,7 @@ import optax.contrib
 
 import metajax
 from metajax import losses, models
+from metajax.chunks import TasksPerChunk
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.learners import Learner
 from metajax.modes import GradientMode
@@ -158,7 +159,7 @@ def train(
     validate_every: int,
     transductive: bool = True,
     mode: GradientMode | None = None,
-    tasks_per_chunk: int | None = None,
+    tasks_per_chunk: TasksPerChunk = None,
 ) -> Fitted:
     """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
     key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))

@@ -204,3 +204,9 @@ def test_help(capsys):
     assert stop.value.code == 0
     for words in ("--protocol {fast,paper}", "--n-way", "MAML on Omniglot", "images_background"):
         assert words in text
+
+
+def test_tasks_per_chunk_may_be_chosen_by_memory():
+    assert experiment.Config(tasks_per_chunk="auto").tasks_per_chunk == "auto"
+    with pytest.raises(ValueError, match="tasks_per_chunk must be above zero"):
+        experiment.Config(tasks_per_chunk=0)

@@ -1,6 +1,7 @@
 """The command line."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,8 @@ def test_guard_shows_no_traceback_for_what_a_user_can_mend():
 def test_guard_leaves_bugs_alone():
     with pytest.raises(ZeroDivisionError):
         runs.guard(lambda: 1 / 0)
+
+
+def test_guard_lets_metajax_say_what_it_chose(caplog):
+    runs.guard(lambda: logging.getLogger("metajax.chunks").info("picked 4 of 8"))
+    assert "picked 4 of 8" in caplog.text
