@@ -57,7 +57,7 @@ omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's
 sinusoid: $(INSTALLED) ## MAML on sinusoid regression
 	$(RUN) -m experiments.sinusoid $(common_flags)
 
-bench: $(BENCH_INSTALLED) ## time the meta-step beside PyTorch and ordinary Flax (half an hour)
+bench: $(BENCH_INSTALLED) ## time the meta-step beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')
 
 bench-memory: $(INSTALLED) ## memory and time by gradient mode, inner steps and tasks

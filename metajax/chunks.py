@@ -29,13 +29,13 @@ class Choice(NamedTuple):
     Attributes:
         tasks_per_chunk: how many tasks are computed together.
         temporary_bytes: the temporary memory that XLA plans for such a chunk.
-        budget_bytes: what it was to fit into.
+        budget_bytes: what it was to fit into. Both are None where there is no budget.
         reason: the choice in words.
     """
 
     tasks_per_chunk: int
-    temporary_bytes: int
-    budget_bytes: int
+    temporary_bytes: int | None
+    budget_bytes: int | None
     reason: str
 
 
@@ -81,6 +81,11 @@ def count_tasks(tasks: PyTree) -> int:
     return _checks.positive_int("the number of episodes", lengths.pop())
 
 
+def at_once(tasks_per_chunk: int | None, n_tasks: int) -> int:
+    """How many tasks that is: the backend's default if None, and never more than there are."""
+    return min(default(n_tasks) if tasks_per_chunk is None else tasks_per_chunk, n_tasks)
+
+
 def map_chunks(
     fn: Callable[[PyTree], PyTree], tasks: PyTree, *, tasks_per_chunk: int | None
 ) -> PyTree:
@@ -95,7 +100,7 @@ def map_chunks(
         What ``jax.vmap(fn)(tasks)`` returns.
     """
     n_tasks = count_tasks(tasks)
-    chunk = min(default(n_tasks) if tasks_per_chunk is None else tasks_per_chunk, n_tasks)
+    chunk = at_once(tasks_per_chunk, n_tasks)
     if chunk == n_tasks:
         return jax.vmap(fn)(tasks)
     return jax.lax.map(fn, tasks, batch_size=None if chunk == 1 else chunk)
@@ -154,7 +159,7 @@ def choose(
         return measured[size]
 
     def decided(size: int, reason: str) -> Choice:
-        choice = Choice(size, temporary_bytes(size), budget or 0, reason)
+        choice = Choice(size, measured.get(size), budget, reason)
         _log.info("tasks_per_chunk: %d of %d tasks (%s)", size, n_tasks, reason)
         return choice
 

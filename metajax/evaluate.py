@@ -91,7 +91,7 @@ def evaluate(
         sample: ``sample(key) -> Episode``.
         key: episode i is drawn from this key, folded with 0 and with i.
         episodes: how many episodes, at least 2.
-        tasks_per_chunk: how many are computed together; see ``metajax.meta_gradient``.
+        tasks_per_chunk: how many are computed together; if None, one on a CPU and all elsewhere.
         mesh: the devices that share the episodes, from ``metajax.task_mesh``; JAX's default device
             if None.
 

@@ -82,7 +82,7 @@ def meta_gradient(
         if tasks_per_chunk == "auto":
             choice = chunks.choose(chunk_gradient, params, episodes, memory_budget=memory_budget)
             return choice.tasks_per_chunk
-        return min(tasks_per_chunk or chunks.default(n_tasks), n_tasks)
+        return chunks.at_once(tasks_per_chunk, n_tasks)
 
     def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
         _check_floating(params)

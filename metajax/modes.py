@@ -63,16 +63,15 @@ def _lean_step(step):
     return jax.checkpoint(step, prevent_cse=False, policy=_KEEP_GRADIENTS)
 
 
-def _lean_scan(step, carry, steps):
-    return _scan(_lean_step(step), carry, steps)
-
-
 def _rematerialised_scan(step, carry, steps):
-    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, jnp.arange(steps))
+    return _scan(jax.checkpoint(step, prevent_cse=False), carry, steps)
 
 
 def _checkpointed_scan(levels: int, keep_gradients: bool) -> Loop:
-    """A scan over segments that keep only their first carry, and are such scans themselves."""
+    """A scan over segments that keep only their first carry, and are such scans themselves.
+
+    Without levels it is a scan over the steps.
+    """
     policy = _KEEP_GRADIENTS if keep_gradients else None
 
     def over(step, carry, indices, levels):
@@ -243,13 +242,13 @@ def mixed(*, checkpoint_levels: int = 0, keep_gradients: bool = False) -> Gradie
     levels = _checks.non_negative_int("checkpoint_levels", checkpoint_levels)
     if keep_gradients and not levels:
         raise ValueError("keep_gradients=True needs checkpoints: checkpoint_levels is 0.")
-    if not levels:
-        return GradientMode(
-            "mixed", _forward_over_reverse_gradient, _lean_scan, differentiates_update=True
-        )
-    kept = " and all inner gradients" if keep_gradients else ""
+    name = "mixed"
+    if levels:
+        name += f", {levels} level{'s' if levels > 1 else ''} of checkpoints"
+    if keep_gradients:
+        name += " and all inner gradients"
     return GradientMode(
-        f"mixed, {levels} level{'s' if levels > 1 else ''} of checkpoints{kept}",
+        name,
         _forward_over_reverse_gradient,
         _checkpointed_scan(levels, keep_gradients),
         differentiates_update=True,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures metajax on one GPU in at most ten minutes, and writes JSON:
 #
-#   omniglot-paper/, omniglot-fast/  both schedules in full: wall time and accuracy (report.json)
+#   omniglot-paper/, omniglot-fast/  both schedules in full: wall time and accuracy (result.json)
 #   bench/meta_step.json             the benchmark's table beside PyTorch
 #   bench/tune.json                  the fastest tasks_per_chunk, mode and form of the convolution
 #   bench/transformer.json           memory and time of the transformer case

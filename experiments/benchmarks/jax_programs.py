@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +14,18 @@ import numpy as np
 import optax
 
 import metajax
-from experiments.benchmarks.report import ORDINARY
 from experiments.benchmarks.workload import (
     LAYERS,
     MLP_WIDTHS,
+    ORDINARY,
     Arrays,
     Compilation,
     Program,
     Weights,
     Workload,
     adapts,
+    initial_weights,
+    random_episodes,
 )
 from metajax.models import MLP, Conv4, adapts_in_maml
 from metajax.models.conv import Algorithm
@@ -291,3 +294,27 @@ def compile_seconds(
     _, compilation = compile_step(gradient_fn, workload, to_tree(weights), as_episodes(arrays))
     assert compilation.seconds is not None
     return compilation.seconds
+
+
+def measure_gradient(
+    workload: Workload, learner: metajax.Learner, *, tasks_per_chunk: int, timed: int
+) -> dict[str, Any]:
+    """A meta-gradient's temporary memory in bytes, and median milliseconds of ``timed`` runs.
+
+    With ``timed=0`` nothing is run.
+    """
+    gradient_fn = metajax.meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
+    params = to_tree(initial_weights(workload, 0))
+    episodes = as_episodes(random_episodes(workload, 1))
+    compiled = jax.jit(gradient_fn).lower(params, episodes).compile()
+    seconds = []
+    if timed:
+        jax.block_until_ready(compiled(params, episodes))
+    for _ in range(timed):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(params, episodes))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "temporary_bytes": temporary_bytes(compiled),
+        "median_ms": 1e3 * statistics.median(seconds) if seconds else None,
+    }

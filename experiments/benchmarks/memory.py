@@ -8,22 +8,18 @@ It takes about ten minutes on two idle cores.
 """
 
 import dataclasses
-import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import tqdm
 import tyro
 from matplotlib.figure import Figure
 
 import metajax
 from experiments.benchmarks import jax_programs
-from experiments.benchmarks.report import provenance
-from experiments.benchmarks.workload import Workload, initial_weights, random_episodes
+from experiments.benchmarks.report import provenance, write
+from experiments.benchmarks.workload import Workload
 from metajax import runs
 
 MODES: dict[str, Callable[[], metajax.GradientMode]] = {
@@ -56,36 +52,20 @@ class Config:
         for name in ("inner_steps", "tasks"):
             if min(getattr(self, name), default=0) <= 0:
                 raise ValueError(f"{name} must be numbers above zero; got {getattr(self, name)}")
-        if not self.features > 0:
-            raise ValueError(f"features must be above zero; got {self.features}")
+        runs.check_positive(self, "features")
         if not self.timed >= 0:
             raise ValueError(f"timed must be at least zero; got {self.timed}")
 
 
-def measure(
-    workload: Workload, mode: metajax.GradientMode, tasks_per_chunk: int | None, timed: int
-) -> dict[str, Any]:
-    """Temporary memory in bytes and median milliseconds of one meta-gradient."""
-    learner = jax_programs.metajax_learner(workload, mode=mode)
-    gradient_fn = metajax.meta_gradient(learner, tasks_per_chunk=tasks_per_chunk)
-    params = jax_programs.to_tree(initial_weights(workload, 0))
-    episodes = jax_programs.as_episodes(random_episodes(workload, 1))
-    compiled = jax.jit(gradient_fn).lower(params, episodes).compile()
-    seconds = []
-    if timed:
-        jax.block_until_ready(compiled(params, episodes))
-    for _ in range(timed):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(params, episodes))
-        seconds.append(time.perf_counter() - start)
-    return {
-        "temporary_bytes": jax_programs.temporary_bytes(compiled),
-        "median_ms": 1e3 * statistics.median(seconds) if seconds else None,
-    }
-
-
 def measure_all(config: Config, modes: dict[str, Any]) -> dict[str, Any]:
     """Measures everything; the result as JSON values."""
+
+    def measure(workload: Workload, mode: metajax.GradientMode, tasks_per_chunk: int):
+        learner = jax_programs.metajax_learner(workload, mode=mode)
+        return jax_programs.measure_gradient(
+            workload, learner, tasks_per_chunk=tasks_per_chunk, timed=config.timed
+        )
+
     by_steps, by_tasks = [], []
     total = len(modes) * (len(config.inner_steps) + 2 * len(config.tasks))
     with tqdm.tqdm(total=total, unit="program") as bar:
@@ -94,7 +74,7 @@ def measure_all(config: Config, modes: dict[str, Any]) -> dict[str, Any]:
                 workload = Workload(
                     tasks=1, inner_steps=steps, inner_rate=0.1, features=config.features
                 )
-                found = measure(workload, mode(), 1, config.timed)
+                found = measure(workload, mode(), 1)
                 by_steps.append({"mode": name, "inner_steps": steps, **found})
                 bar.update()
             for together in (False, True):
@@ -102,7 +82,7 @@ def measure_all(config: Config, modes: dict[str, Any]) -> dict[str, Any]:
                     workload = Workload(
                         tasks=tasks, inner_steps=5, inner_rate=0.1, features=config.features
                     )
-                    found = measure(workload, mode(), tasks if together else 1, config.timed)
+                    found = measure(workload, mode(), tasks if together else 1)
                     by_tasks.append({"mode": name, "tasks": tasks, "together": together, **found})
                     bar.update()
     return {
@@ -197,9 +177,7 @@ def run(config: Config, modes: dict[str, Any] = MODES) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     result = measure_all(config, modes)
     table = report(result)
-    (config.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
-    (config.out / "memory.md").write_text(table)
-    chart(result, config.out / "memory.png")
+    write(config.out, "memory", result, table, chart)
     return table
 
 

@@ -5,16 +5,14 @@
 In one process, on the same random episodes and initial weights, for each cell of the table. The
 programs' meta-gradients are compared first, and nothing is timed unless they agree. PyTorch, higher
 and TorchOpt are optional (the extra ``bench``); one that is missing is reported as such. It takes
-half an hour on two idle cores; on busy ones the ratios mean little, since the programs suffer
+twenty minutes on two idle cores; on busy ones the ratios mean little, since the programs suffer
 unequally.
 """
 
 import contextlib
 import dataclasses
-import json
 import shlex
 import statistics
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -27,17 +25,17 @@ import metajax
 from experiments.benchmarks import jax_programs, measure, report
 from experiments.benchmarks.workload import (
     CELLS,
+    PEERS,
     Arrays,
     Program,
     Weights,
     Workload,
+    check_cells,
     in_float64,
     initial_weights,
     random_episodes,
 )
 from metajax import runs
-
-PEERS = ("PyTorch, torch.func vmap", "PyTorch, higher", "PyTorch, TorchOpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +74,11 @@ class Config:
     """Folder for meta_step.json, meta_step.md and meta_step.png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "turn_seconds", "budget_seconds", "compile_repeats", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above zero; got {getattr(self, name)}")
-        for name in ("cells", "of_the_mean"):
-            for cell in getattr(self, name):
-                if cell not in CELLS:
-                    raise ValueError(f"{name}: {cell!r} is none of {', '.join(map(repr, CELLS))}")
+        runs.check_positive(
+            self, "rounds", "turn_seconds", "budget_seconds", "compile_repeats", "tolerance"
+        )
+        check_cells("cells", self.cells)
+        check_cells("of_the_mean", self.of_the_mean)
         if not self.cells:
             raise ValueError("cells must name at least one cell; got none")
         if min(self.compile_steps, default=1) <= 0:
@@ -173,15 +169,15 @@ def measure_cell(config: Config, cell: str) -> dict[str, Any]:
         RunError: if the programs don't compute the same.
     """
     workload = CELLS[cell]
-    _say(f"{cell}: comparing the meta-gradients in float64 ...")
+    report.say(f"{cell}: comparing the meta-gradients in float64 ...")
     float64_errors = check(config, cell, workload)
     weights = initial_weights(workload, config.seed)
     arrays = random_episodes(workload, config.seed + 1)
     programs, missing = build_programs(config, cell, workload, weights, arrays)
-    _say(f"{cell}: compiling ...")
+    report.say(f"{cell}: compiling ...")
     compilations = [program.compile() for program in programs]
     errors = measure.check_agreement(programs, programs[0], tolerance=config.float32_tolerance)
-    _say(f"{cell}: timing {'; '.join(program.name for program in programs)} ...")
+    report.say(f"{cell}: timing {'; '.join(program.name for program in programs)} ...")
     seconds, peaks = measure.interleaved(
         programs,
         rounds=config.rounds,
@@ -257,13 +253,9 @@ def results(config: Config) -> Iterator[dict[str, Any]]:
     for cell in config.cells:
         result["cells"].append(measure_cell(config, cell))
         yield result
-    _say(f"compiling metajax's meta-step with {config.compile_steps} inner steps ...")
+    report.say(f"compiling metajax's meta-step with {config.compile_steps} inner steps ...")
     result["compilation"] = compilation(config)
     yield result
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def run(config: Config) -> str:
@@ -272,9 +264,7 @@ def run(config: Config) -> str:
     table = ""
     for result in results(config):
         table = report.table(result)
-        (config.out / "meta_step.json").write_text(json.dumps(result, indent=1) + "\n")
-        (config.out / "meta_step.md").write_text(table)
-        report.chart(result, config.out / "meta_step.png")
+        report.write(config.out, "meta_step", result, table, report.chart)
     return table
 
 
@@ -288,7 +278,7 @@ def main() -> None:
         jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     print(run(config))
-    _say(f"written to {config.out}")
+    report.say(f"written to {config.out}")
 
 
 if __name__ == "__main__":

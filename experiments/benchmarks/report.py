@@ -1,18 +1,38 @@
 """The benchmark's result as tables in Markdown and as a picture."""
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-ORDINARY = "JAX, ordinary Flax under vmap, mean of gradients"
-"""The name of ordinary Flax in the form that a CPU computes faster."""
+from experiments.benchmarks.workload import ORDINARY, PEERS
 
 FORMS = {
     "stride": "Conv-4 with stride 2",
     "pool": "Conv-4 with max-pooling",
     "mlp": "fully connected network",
 }
+
+
+def say(message: object) -> None:
+    """Tells whoever watches, apart from the result on the standard output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def write(
+    folder: Path,
+    name: str,
+    result: dict[str, Any],
+    table: str,
+    chart: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Writes ``name``.json, ``name``.md and ``name``.png, replacing what is there."""
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(table)
+    chart(result, folder / f"{name}.png")
 
 
 def _megabytes(value: int | None) -> str:
@@ -65,14 +85,13 @@ def provenance(result: dict[str, Any]) -> list[str]:
 
 def headline(result: dict[str, Any]) -> str:
     """The table of README: how many times as long as metajax each peer takes, by cell."""
-    peers = ("PyTorch, torch.func vmap", "PyTorch, higher", "PyTorch, TorchOpt", ORDINARY)
     lines = [
         "| meta-step | metajax | torch.func | higher | TorchOpt | ordinary Flax under `vmap` |",
         "|---|---|---|---|---|---|",
     ]
     for cell in result["cells"]:
         ratios = {row["name"]: row["ratio"] for row in cell["programs"]}
-        found = (f"{ratios[peer]:.1f} ×" if peer in ratios else "–" for peer in peers)
+        found = (f"{ratios[peer]:.1f} ×" if peer in ratios else "–" for peer in (*PEERS, ORDINARY))
         lines.append(
             f"| {cell['name']} | {cell['programs'][0]['median_ms']:.0f} ms | "
             + " | ".join(found)

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from experiments.benchmarks.workload import (
+    HIGHER,
     LAYERS,
     MLP_WIDTHS,
+    TORCH_FUNC,
+    TORCHOPT,
     Arrays,
     Compilation,
     Program,
@@ -158,7 +161,7 @@ def functional_program(
         _wait(device)
         return state
 
-    return Program("PyTorch, torch.func vmap", gradient, lambda: NOT_COMPILED, init, step)
+    return Program(TORCH_FUNC, gradient, lambda: NOT_COMPILED, init, step)
 
 
 class Network(torch.nn.Module):
@@ -245,7 +248,7 @@ def higher_program(
                 total += loss.item()
         return total
 
-    return _library_program("PyTorch, higher", workload, weights, device, accumulate)
+    return _library_program(HIGHER, workload, weights, device, accumulate)
 
 
 def torchopt_program(
@@ -273,4 +276,4 @@ def torchopt_program(
             torchopt.recover_state_dict(inner_optimizer, inner_start)
         return total
 
-    return _library_program("PyTorch, TorchOpt", workload, weights, device, accumulate)
+    return _library_program(TORCHOPT, workload, weights, device, accumulate)

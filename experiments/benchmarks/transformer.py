@@ -9,9 +9,7 @@ needs more than ``memory_limit`` isn't run.
 """
 
 import dataclasses
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +23,10 @@ from matplotlib.figure import Figure
 
 import metajax
 from experiments.benchmarks import jax_programs
-from experiments.benchmarks.report import provenance
+from experiments.benchmarks.report import provenance, say, write
+from experiments.benchmarks.workload import relative_error
 from metajax import runs
+from metajax.trees import leaf_paths
 
 MODES: dict[str, Callable[[], metajax.GradientMode]] = {
     "unrolled": metajax.unrolled,
@@ -141,24 +141,19 @@ def measure(
             "seconds": [],
         }
         rows.append(row)
-        _say(f"{inner_steps} steps, {name}: {(needed or 0) / 1e6:,.0f} MB")
+        say(f"{inner_steps} steps, {name}: {(needed or 0) / 1e6:,.0f} MB")
         if (needed or 0) <= config.memory_limit:
             programs[name] = (compiled, arguments, row)
             gradient = jax.device_get(compiled(*arguments))
-            row["deviation"] = 0.0 if reference is None else deviation(gradient, reference)
-            reference = gradient if reference is None else reference
+            flat = dict(zip(leaf_paths(gradient), jax.tree.leaves(gradient), strict=True))
+            reference = flat if reference is None else reference
+            row["deviation"] = relative_error(flat, reference)
     for _ in range(config.repeats):
         for compiled, arguments, row in programs.values():
             start = time.perf_counter()
             jax.block_until_ready(compiled(*arguments))
             row["seconds"].append(time.perf_counter() - start)
     return rows
-
-
-def deviation(gradient: Any, reference: Any) -> float:
-    """The Euclidean norm of the difference over the reference's, all leaves together."""
-    difference = jax.tree.map(lambda a, b: a - b, gradient, reference)
-    return float(optax.tree.norm(difference) / optax.tree.norm(reference))
 
 
 def _cell(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
@@ -228,10 +223,6 @@ def chart(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
 def run(config: Config, modes: dict[str, Any] = MODES) -> str:
     """Measures, and writes the files into ``config.out`` after each number of steps."""
     config.out.mkdir(parents=True, exist_ok=True)
@@ -244,9 +235,7 @@ def run(config: Config, modes: dict[str, Any] = MODES) -> str:
     }
     for steps in config.inner_steps:
         result["rows"] += measure(config, steps, modes)
-        (config.out / "transformer.json").write_text(json.dumps(result, indent=1) + "\n")
-        (config.out / "transformer.md").write_text(report(result))
-        chart(result, config.out / "transformer.png")
+        write(config.out, "transformer", result, report(result), chart)
     return report(result)
 
 

@@ -8,9 +8,6 @@ combination that doesn't fit the memory is reported as such.
 
 import dataclasses
 import json
-import statistics
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,8 @@ import jax
 import tyro
 
 import metajax
-from experiments.benchmarks import jax_programs
-from experiments.benchmarks.workload import CELLS, Workload, initial_weights, random_episodes
+from experiments.benchmarks import jax_programs, report
+from experiments.benchmarks.workload import CELLS, Workload, check_cells
 from metajax import runs
 from metajax.models.conv import Algorithm
 
@@ -42,13 +39,10 @@ class Config:
     """Folder for tune.json, written after every combination."""
 
     def __post_init__(self) -> None:
-        for cell in self.cells:
-            if cell not in CELLS:
-                raise ValueError(f"cells: {cell!r} is none of {', '.join(map(repr, CELLS))}")
+        check_cells("cells", self.cells)
         if min(self.chunks, default=0) <= 0:
             raise ValueError(f"chunks must be numbers above zero; got {self.chunks}")
-        if not self.timed > 0:
-            raise ValueError(f"timed must be above zero; got {self.timed}")
+        runs.check_positive(self, "timed")
 
 
 def measure(
@@ -56,23 +50,10 @@ def measure(
 ) -> dict[str, Any]:
     """Median milliseconds and temporary memory, or why there are none."""
     learner = jax_programs.metajax_learner(workload, mode=MODES[mode](), convolution=convolution)
-    params = jax_programs.to_tree(initial_weights(workload, 0))
-    episodes = jax_programs.as_episodes(random_episodes(workload, 1))
-    gradient_fn = metajax.meta_gradient(learner, tasks_per_chunk=chunk)
     try:
-        compiled = jax.jit(gradient_fn).lower(params, episodes).compile()
-        jax.block_until_ready(compiled(params, episodes))
+        return jax_programs.measure_gradient(workload, learner, tasks_per_chunk=chunk, timed=timed)
     except jax.errors.JaxRuntimeError as error:
         return {"error": str(error).splitlines()[0]}
-    seconds = []
-    for _ in range(timed):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(params, episodes))
-        seconds.append(time.perf_counter() - start)
-    return {
-        "median_ms": 1e3 * statistics.median(seconds),
-        "temporary_bytes": jax_programs.temporary_bytes(compiled),
-    }
 
 
 def run(config: Config) -> list[dict[str, Any]]:
@@ -102,7 +83,7 @@ def run(config: Config) -> list[dict[str, Any]]:
                         "tasks_per_chunk": chunk,
                     }
                     rows.append(what | found)
-                    print(rows[-1], file=sys.stderr, flush=True)
+                    report.say(rows[-1])
                     (config.out / "tune.json").write_text(json.dumps(result, indent=1) + "\n")
     return rows
 

@@ -16,14 +16,24 @@ Weights are a dict of NumPy arrays in Flax's layout, which each program turns in
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from metajax import runs
+
 LAYERS = 4
 MLP_WIDTHS = (256, 128, 64, 64)
 """The hidden layers of MAML's fully connected network (which also normalised)."""
+
+TORCH_FUNC, HIGHER, TORCHOPT = PEERS = (
+    "PyTorch, torch.func vmap",
+    "PyTorch, higher",
+    "PyTorch, TorchOpt",
+)
+ORDINARY = "JAX, ordinary Flax under vmap, mean of gradients"
+"""The name of ordinary Flax in the form that a CPU computes faster."""
 
 Weights = dict[str, np.ndarray]
 
@@ -56,10 +66,8 @@ class Workload:
     """Learning rate of Adam."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "form" and not value > 0:
-                raise ValueError(f"{field.name} must be above zero; got {value}")
+        numbers = [field.name for field in dataclasses.fields(self) if field.name != "form"]
+        runs.check_positive(self, *numbers)
         if self.form not in ("stride", "pool", "mlp"):
             raise ValueError(f"form must be 'stride', 'pool' or 'mlp'; got {self.form!r}")
         if self.form == "pool" and self.image_size < 2**LAYERS:
@@ -136,6 +144,13 @@ CELLS = {
     "MLP": Workload(inner_steps=5, form="mlp", inner_rate=0.1),
 }
 """What the table measures, by name."""
+
+
+def check_cells(name: str, cells: Iterable[str]) -> None:
+    """Raises a ValueError, which names the argument, for what is no cell."""
+    for cell in cells:
+        if cell not in CELLS:
+            raise ValueError(f"{name}: {cell!r} is none of {', '.join(map(repr, CELLS))}")
 
 
 class Arrays(NamedTuple):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -169,7 +169,7 @@ class Conv(nn.Module):
         return outputs if bias is None or not self.add_bias else outputs + bias
 
     def _takes_winograd(self, inputs: jax.Array, strides: tuple[int, ...]) -> bool:
-        _checks.one_of("algorithm", self.algorithm, ("auto", "patches", "winograd", "direct"))
+        _checks.one_of("algorithm", self.algorithm, get_args(Algorithm))
         can = (tuple(self.kernel_size), strides, self.padding) == ((3, 3), (1, 1), "SAME")
         if self.algorithm != "auto":
             if self.algorithm == "winograd" and not can:
