@@ -70,12 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fewshot.Evaluation(
             task=f"{N_WAY}-way {K_SHOT}-shot",
             protocol=protocol,
-            learner=fewshot.maml_learner(
-                network,
-                inner_rate=schedule.inner_rate,
-                steps=steps,
-                transductive=transductive,
-            ),
+            learner=schedule.learner(network, steps, transductive=transductive),
             sample=test_tasks(query),
             inner_steps=schedule.test_steps,
             query=query,

@@ -107,17 +107,20 @@ def schedule_of(config: Config) -> fewshot.Schedule:
             rotations="per_class",
             optimizer=optax.adam(1e-3),
         )
-    steps = config.steps or 12_000
+    steps = config.steps or 16_000
+    optimizer = fewshot.muon(fewshot.warmup_cosine(3e-3, steps))
     return fewshot.Schedule(
-        description="ours: Muon with warm-up and cosine decay, rotations as classes of their own",
+        description="ours: learned inner rates, Muon with warm-up and cosine decay, rotations as "
+        "classes of their own",
         steps=steps,
-        meta_batch=meta_batch,
+        meta_batch=meta_batch // 4,
         inner_rate=1.0,
         inner_steps=inner_steps,
         test_steps=test_steps,
         head_std=config.head_std or fewshot.HEAD_STD,
         rotations="as_classes",
-        optimizer=fewshot.muon(fewshot.warmup_cosine(5e-3, steps)),
+        optimizer=fewshot.with_learned_rates(optimizer),
+        learned_rates=True,
     )
 
 
@@ -126,9 +129,7 @@ def evaluations(
 ) -> list[fewshot.Evaluation]:
     """The rows of the table: the paper's evaluation and the honest one, 1-shot and 5-shot."""
     learner = {
-        (transductive, steps): fewshot.maml_learner(
-            network, inner_rate=schedule.inner_rate, steps=steps, transductive=transductive
-        )
+        (transductive, steps): schedule.learner(network, steps, transductive=transductive)
         for transductive in (True, False)
         for steps in (schedule.test_steps, fewshot.CURVE_STEPS)
     }

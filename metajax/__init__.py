@@ -5,7 +5,16 @@ from metajax.adapt import AdaptInfo, adapt
 from metajax.devices import task_mesh, use_every_core
 from metajax.evaluate import Scores, evaluate
 from metajax.interop import from_linen, from_nnx
-from metajax.learners import Learner, MetaSGDParams, anil, maml, meta_sgd, reptile
+from metajax.learners import (
+    Learner,
+    MAMLPlusPlusParams,
+    MetaSGDParams,
+    anil,
+    maml,
+    maml_plus_plus,
+    meta_sgd,
+    reptile,
+)
 from metajax.metagrad import meta_gradient
 from metajax.modes import GradientMode, first_order, mixed, rematerialised, unrolled
 from metajax.train import Trainer, TrainState, meta_trainer
@@ -20,6 +29,7 @@ __all__ = [
     "Episode",
     "GradientMode",
     "Learner",
+    "MAMLPlusPlusParams",
     "MetaSGDParams",
     "Sampler",
     "Scores",
@@ -34,6 +44,7 @@ __all__ = [
     "from_nnx",
     "losses",
     "maml",
+    "maml_plus_plus",
     "meta_gradient",
     "meta_sgd",
     "meta_trainer",

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks, trees
-from metajax.adapt import adapt
-from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax import trees
+from metajax.learners.base import Learner, OuterLoss
+from metajax.learners.learned_rates import learner_of_rates
 from metajax.modes import GradientMode
 from metajax.types import LossFn, Params, PyTree
 
@@ -86,27 +86,14 @@ def meta_sgd(
     Source: Li et al. 2017, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning"
     (arXiv 1707.09835).
     """
-    _checks.positive_int("steps", steps)
-    _checks.positive_float("learning_rate", learning_rate)
-    loss = episode_loss(loss_fn, outer_loss)
-
-    def init(params):
-        adapted, _ = trees.partition(params, trainable)
-        rates = jax.tree.map(lambda leaf: jnp.full_like(leaf, learning_rate), adapted)
-        return MetaSGDParams(params, rates)
-
-    def adapt_fn(params, support, *, observe=None):
-        initial, rates = params
-        adapted, info = adapt(
-            loss_fn,
-            initial,
-            support,
-            optimizer=scale_by_rates(rates),
-            steps=steps,
-            mode=mode,
-            trainable=trainable,
-            observe=None if observe is None else lambda p: observe(MetaSGDParams(p, rates)),
-        )
-        return MetaSGDParams(adapted, rates), info
-
-    return Learner(init, adapt_fn, lambda adapted, episode: loss(adapted.params, episode))
+    return learner_of_rates(
+        MetaSGDParams,
+        loss_fn,
+        first=lambda leaf: jnp.full_like(leaf, learning_rate),
+        descent=scale_by_rates,
+        learning_rate=learning_rate,
+        steps=steps,
+        mode=mode,
+        trainable=trainable,
+        outer_loss=outer_loss,
+    )

@@ -74,6 +74,7 @@ def maml_learner(
     inner_rate: float,
     steps: int,
     transductive: bool = True,
+    learned_rates: bool = False,
     mode: GradientMode | None = None,
 ) -> Learner:
     """MAML as published: gradient descent on all but the normalisation's shift.
@@ -84,16 +85,23 @@ def maml_learner(
         steps: inner steps.
         transductive: whether a query batch is normalised with its own statistics; if not, with the
             support set's.
+        learned_rates: whether each leaf's rate is learned, from ``inner_rate`` on, as in MAML++.
         mode: how the outer gradient passes through the inner loop.
     """
-    return metajax.maml(
-        losses.cross_entropy(network.apply),
-        optax.sgd(inner_rate),
-        steps=steps,
-        mode=mode,
-        trainable=models.adapts_in_maml,
-        outer_loss=None if transductive else losses.cross_entropy_given_support(network.apply_with),
-    )
+    loss_fn = losses.cross_entropy(network.apply)
+    options: dict[str, Any] = {
+        "steps": steps,
+        "mode": mode,
+        "trainable": models.adapts_in_maml,
+        "outer_loss": None
+        if transductive
+        else losses.cross_entropy_given_support(network.apply_with),
+    }
+    if learned_rates:
+        return metajax.maml_plus_plus(
+            loss_fn, learning_rate=inner_rate, rates_per_step=False, **options
+        )
+    return metajax.maml(loss_fn, optax.sgd(inner_rate), **options)
 
 
 class Schedule(NamedTuple):
@@ -103,12 +111,14 @@ class Schedule(NamedTuple):
         description: in words, for the table.
         steps: meta-steps.
         meta_batch: tasks in a meta-step.
-        inner_rate: inner learning rate, on the mean cross-entropy of the support set.
+        inner_rate: inner learning rate, on the mean cross-entropy of the support set; with
+            ``learned_rates``, what it starts from.
         inner_steps: inner steps in training.
         test_steps: inner steps at test.
         head_std: standard deviation of the head's initial weights; the paper's is 1.
         rotations: how training tasks turn their classes.
         optimizer: the outer optimizer.
+        learned_rates: whether each leaf's inner rate is learned too.
     """
 
     description: str
@@ -120,6 +130,17 @@ class Schedule(NamedTuple):
     head_std: float
     rotations: Rotations
     optimizer: optax.GradientTransformation
+    learned_rates: bool = False
+
+    def learner(self, network: Network, steps: int, **options: Any) -> Learner:
+        """What the schedule trains, with so many inner steps; options as for ``maml_learner``."""
+        return maml_learner(
+            network,
+            inner_rate=self.inner_rate,
+            steps=steps,
+            learned_rates=self.learned_rates,
+            **options,
+        )
 
 
 def warmup_cosine(peak: float, steps: int) -> optax.Schedule:
@@ -147,6 +168,18 @@ def muon(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     )
 
 
+def with_learned_rates(
+    optimizer: optax.GradientTransformation, factor: float = 5.0
+) -> optax.GradientTransformation:
+    """The outer optimizer for ``MAMLPlusPlusParams``: its step, ``factor`` times for the rates."""
+
+    def scale(updates: Any, params: Any) -> metajax.MAMLPlusPlusParams:
+        del params
+        return updates._replace(log_rates=optax.tree.scale(factor, updates.log_rates))
+
+    return optax.chain(optimizer, optax.stateless(scale))
+
+
 def train(
     run: Run,
     network: Network,
@@ -163,13 +196,7 @@ def train(
 ) -> Fitted:
     """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
     key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
-    learner = maml_learner(
-        network,
-        inner_rate=schedule.inner_rate,
-        steps=schedule.inner_steps,
-        transductive=transductive,
-        mode=mode,
-    )
+    learner = schedule.learner(network, schedule.inner_steps, transductive=transductive, mode=mode)
     sampler = lambda data, rotations: episode_sampler(
         data, n_way=n_way, k_shot=k_shot, query=k_shot, rotations=rotations
     )
@@ -181,12 +208,7 @@ def train(
         tasks_per_chunk=tasks_per_chunk,
         mesh=metajax.task_mesh(schedule.meta_batch),
     )
-    test_learner = maml_learner(
-        network,
-        inner_rate=schedule.inner_rate,
-        steps=schedule.test_steps,
-        transductive=transductive,
-    )
+    test_learner = schedule.learner(network, schedule.test_steps, transductive=transductive)
     # As at test: the paper turns each class of a test task too.
     turned: Rotations = "none" if schedule.rotations == "none" else "per_class"
     sample_validation = sampler(validation, turned)
@@ -308,7 +330,9 @@ def publish(
             "steps": schedule.steps,
             "meta-batch": schedule.meta_batch,
             "inner steps": schedule.inner_steps,
-            "inner rate": schedule.inner_rate,
+            "inner rate": f"{schedule.inner_rate} at first, learned for each leaf"
+            if schedule.learned_rates
+            else schedule.inner_rate,
             "head's initial deviation": schedule.head_std,
             **training,
         },
@@ -322,11 +346,12 @@ def publish(
     plots.training_curve(run.path / "training.png", fitted.metrics)
     plots.inner_steps(run.path / "inner_steps.png", curves, ylabel="accuracy in %")
 
-    learner = maml_learner(network, inner_rate=schedule.inner_rate, steps=schedule.test_steps)
+    learner = schedule.learner(network, schedule.test_steps)
     episode = picture(jax.random.key(TEST_SEED))
     params = jax.device_get(params)
     adapted, _ = jax.jit(learner.adapt)(params, episode.support)
-    logits = network.apply(adapted, episode.query.inputs)
+    weights = adapted.params if schedule.learned_rates else adapted
+    logits = network.apply(weights, episode.query.inputs)
     plots.episode_grid(
         run.path / "episode.png",
         _arrays(episode.support),

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import metajax
 from experiments import omniglot as experiment
 from metajax import runs
 from metajax.runs import fewshot
@@ -42,16 +43,25 @@ def test_the_papers_schedule(n_way, meta_batch, inner_steps, test_steps):
 
 
 def test_the_fast_schedule_follows_the_number_of_steps():
-    assert experiment.schedule_of(experiment.Config()).steps == 12_000
+    assert experiment.schedule_of(experiment.Config()).steps == 16_000
     schedule = experiment.schedule_of(experiment.Config(steps=1000))
     assert schedule.inner_rate == 1.0
     assert schedule.rotations == "as_classes"
-    used = rates(schedule.optimizer, 1001)
+    assert (schedule.meta_batch, schedule.learned_rates) == (8, True)
+    used = rates(optax.adam(fewshot.warmup_cosine(3e-3, 1000)), 1001)
     assert used[0] == 0
-    np.testing.assert_allclose(used[100], 2.5e-3, rtol=1e-3)
-    np.testing.assert_allclose(used[200], 5e-3, rtol=1e-3)
-    np.testing.assert_allclose(used[600], (5e-3 + 1e-6) / 2, rtol=1e-3)
+    np.testing.assert_allclose(used[100], 1.5e-3, rtol=1e-3)
+    np.testing.assert_allclose(used[200], 3e-3, rtol=1e-3)
+    np.testing.assert_allclose(used[600], (3e-3 + 1e-6) / 2, rtol=1e-3)
     np.testing.assert_allclose(used[1000], 1e-6, rtol=1e-2)
+
+
+def test_the_optimizer_takes_larger_steps_of_learned_rates():
+    gradient = metajax.MAMLPlusPlusParams(jnp.ones(2), jnp.ones(2))
+    optimizer = fewshot.with_learned_rates(optax.sgd(0.1), factor=3.0)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(updates.params, -0.1 * np.ones(2), rtol=1e-6)
+    np.testing.assert_allclose(updates.log_rates, -0.3 * np.ones(2), rtol=1e-6)
 
 
 def test_muon_turns_a_kernels_gradient_into_an_orthogonal_update():
@@ -116,7 +126,8 @@ def test_only_the_honest_rows_ignore_the_other_queries(small_data):
 
     def loss(row, query):
         score = jax.jit(row.learner.loss)
-        return float(score(network.params, episode._replace(query=query))[0])
+        params = row.learner.init(network.params)
+        return float(score(params, episode._replace(query=query))[0])
 
     both = jax.tree.map(lambda leaf: leaf[:2], episode.query)
     alone = (loss(honest, first) + loss(honest, others)) / 2
@@ -127,7 +138,7 @@ def test_only_the_honest_rows_ignore_the_other_queries(small_data):
 
 def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
     network = fewshot.conv4(5, jax.random.key(0), features=4)
-    config = experiment.Config()
+    config = experiment.Config(protocol="paper")
     row, *_ = experiment.evaluations(
         config, experiment.schedule_of(config), network, small_data("test")
     )
@@ -160,7 +171,8 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     table = (out / "table.md").read_text()
     assert table in printed
     assert "99.9 ± 0.1" in table
-    assert "ours: Muon with warm-up" in table
+    assert "ours: learned inner rates, Muon" in table
+    assert "1.0 at first, learned for each leaf" in table
     result = json.loads((out / "result.json").read_text())
     assert len(result["rows"]) == 3
     assert result["training"]["steps"] == 2

@@ -23,6 +23,10 @@ LEARNERS = {
     "fomaml": lambda: metajax.maml(toy.loss_fn, SGD, steps=2, mode=metajax.first_order()),
     "anil": lambda: metajax.anil(toy.loss_fn, SGD, steps=2),
     "meta_sgd": lambda: metajax.meta_sgd(toy.loss_fn, learning_rate=0.1, steps=2),
+    "maml_plus_plus": lambda: metajax.maml_plus_plus(toy.loss_fn, learning_rate=0.1, steps=2),
+    "maml_plus_plus_any_steps": lambda: metajax.maml_plus_plus(
+        toy.loss_fn, learning_rate=0.1, steps=2, rates_per_step=False
+    ),
     "reptile": lambda: metajax.reptile(toy.loss_fn, SGD, steps=3, batch_size=4),
 }
 every_learner = pytest.mark.parametrize("build", LEARNERS.values(), ids=LEARNERS.keys())
@@ -124,6 +128,10 @@ def test_observation_ends_with_the_adapted_parameters(build):
         (
             lambda: metajax.meta_sgd(toy.loss_fn, learning_rate=-0.1, steps=1),
             "learning_rate must be a positive finite number, got -0.1",
+        ),
+        (
+            lambda: metajax.maml_plus_plus(toy.loss_fn, learning_rate=0.0, steps=1),
+            "learning_rate must be a positive finite number, got 0.0",
         ),
         (
             lambda: metajax.meta_sgd(toy.loss_fn, learning_rate=0.1, steps="2"),

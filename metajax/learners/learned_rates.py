@@ -1,0 +1,59 @@
+"""What learners share whose inner learning rates are meta-parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from metajax import _checks, trees
+from metajax.adapt import adapt
+from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax.modes import GradientMode
+from metajax.types import LossFn, PyTree
+
+
+def learner_of_rates(
+    meta_params: Callable[[Any, PyTree], Any],
+    loss_fn: LossFn,
+    *,
+    first: Callable[[jax.Array], jax.Array],
+    descent: Callable[[PyTree], optax.GradientTransformation],
+    learning_rate: float,
+    steps: int,
+    mode: GradientMode | None,
+    trainable: trees.Trainable,
+    outer_loss: OuterLoss | None,
+) -> Learner:
+    """A learner of an initialisation and of the rates of the descent that adapts it.
+
+    Args:
+        meta_params: a named tuple of the initialisation, ``params``, and what makes the rates.
+        loss_fn: as in ``metajax.maml``, like all that isn't named here.
+        first: of a leaf that adapts, what its rates are made from at first.
+        descent: of what makes the rates, the inner optimizer.
+        learning_rate: what the rates start from; only checked here.
+    """
+    _checks.positive_int("steps", steps)
+    _checks.positive_float("learning_rate", learning_rate)
+    loss = episode_loss(loss_fn, outer_loss)
+
+    def init(params):
+        adapted, _ = trees.partition(params, trainable)
+        return meta_params(params, jax.tree.map(first, adapted))
+
+    def adapt_fn(params, support, *, observe=None):
+        initial, rates = params
+        adapted, info = adapt(
+            loss_fn,
+            initial,
+            support,
+            optimizer=descent(rates),
+            steps=steps,
+            mode=mode,
+            trainable=trainable,
+            observe=None if observe is None else lambda p: observe(meta_params(p, rates)),
+        )
+        return meta_params(adapted, rates), info
+
+    return Learner(init, adapt_fn, lambda adapted, episode: loss(adapted.params, episode))

@@ -1,0 +1,130 @@
+"""MAML++'s learned inner learning rates: one for every leaf, or every leaf and inner step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import trees
+from metajax.learners.base import Learner, OuterLoss
+from metajax.learners.learned_rates import learner_of_rates
+from metajax.modes import GradientMode
+from metajax.types import LossFn, Params, PyTree
+
+
+class MAMLPlusPlusParams(NamedTuple):
+    """The meta-parameters of MAML++.
+
+    Attributes:
+        params: the initialisation.
+        log_rates: logarithms of the learning rates, in the structure of ``params`` with None at the
+            leaves that don't adapt: a scalar a leaf, or ``[steps]``.
+    """
+
+    params: Params
+    log_rates: PyTree
+
+
+def scale_by_log_rates(log_rates: PyTree) -> optax.GradientTransformation:
+    """Gradient descent with a rate for each leaf, and for each step where there are as many.
+
+    Args:
+        log_rates: in the structure of the gradient, logarithms of the rates: scalars, or
+            ``[steps]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> descent = scale_by_log_rates(jnp.log(jnp.array([0.5, 0.25])))
+        >>> first, state = descent.update(jnp.array([2.0, 4.0]), descent.init(None))
+        >>> second, state = descent.update(jnp.array([2.0, 4.0]), state)
+        >>> first, second
+        (Array([-1., -2.], dtype=float32), Array([-0.5, -1. ], dtype=float32))
+    """
+    rates = jax.tree.map(jnp.exp, log_rates)
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+
+        def descend(rate, gradient):
+            at = rate if rate.ndim == 0 else rate[state.count]
+            return -at.astype(gradient.dtype) * gradient
+
+        updates = jax.tree.map(descend, rates, updates)
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def maml_plus_plus(
+    loss_fn: LossFn,
+    *,
+    learning_rate: float,
+    steps: int,
+    rates_per_step: bool = True,
+    mode: GradientMode | None = None,
+    trainable: trees.Trainable = None,
+    outer_loss: OuterLoss | None = None,
+) -> Learner:
+    """MAML++: learns the initialisation θ and a rate for each leaf l, and each step k, of
+    θ_{k+1,l} = θ_{k,l} − α_{k,l} ∇_l L_support(θ_k).
+
+    Of the paper's changes to MAML this has the learned rates, which cost no products of their own.
+    The paper learns α itself, this its logarithm: rates stay positive, and a step of the outer
+    optimizer changes them in proportion.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+        learning_rate: what every rate starts from.
+        steps: how many inner steps.
+        rates_per_step: whether each step has rates of its own, as in the paper. If not, the
+            meta-parameters serve any number of steps.
+        mode: how to differentiate through them; see ``metajax.adapt``.
+        trainable: which leaves adapt; see ``metajax.adapt``.
+        outer_loss: as in ``metajax.maml``.
+
+    Returns:
+        A ``Learner`` whose meta-parameters are a ``MAMLPlusPlusParams``.
+
+    Raises:
+        ValueError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive, or
+            meta-parameters have rates for another number of steps.
+
+    Example:
+        >>> import jax.numpy as jnp, metajax
+        >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
+        >>> learner = metajax.maml_plus_plus(loss_fn, learning_rate=0.25, steps=1)
+        >>> meta_params = learner.init(jnp.zeros(2))
+        >>> learner.adapt(meta_params, jnp.array([1.0, 2.0]))[0].params
+        Array([0.5, 1. ], dtype=float32)
+
+    Source: Antoniou et al. 2019, "How to train your MAML" (arXiv 1810.09502), section 4.
+    """
+
+    def descent(log_rates: PyTree) -> optax.GradientTransformation:
+        for path, leaf in jax.tree_util.tree_flatten_with_path(log_rates)[0]:
+            if leaf.shape not in ((), (steps,)):
+                raise ValueError(
+                    f"steps is {steps}, but log_rates{jax.tree_util.keystr(path)} has shape "
+                    f"{leaf.shape}: rates of a step each serve as many steps as they were made "
+                    "for; with rates_per_step=False they serve any number."
+                )
+        return scale_by_log_rates(log_rates)
+
+    return learner_of_rates(
+        MAMLPlusPlusParams,
+        loss_fn,
+        first=lambda leaf: jnp.full(
+            (steps,) if rates_per_step else (), jnp.log(learning_rate), leaf.dtype
+        ),
+        descent=descent,
+        learning_rate=learning_rate,
+        steps=steps,
+        mode=mode,
+        trainable=trainable,
+        outer_loss=outer_loss,
+    )
