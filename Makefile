@@ -20,6 +20,11 @@ omniglot_flags = \
 	$(if $(DATA),--data '$(DATA)') \
 	$(if $(OUT),--out '$(OUT)') \
 	$(if $(filter-out 0 no false,$(RESUME)),--resume)
+metric_flags = \
+	$(if $(METHOD),--method '$(METHOD)') \
+	$(if $(K_SHOT),--k-shot '$(K_SHOT)') \
+	$(if $(PROTOCOL),--protocol '$(PROTOCOL)') \
+	$(if $(DATA),--data '$(DATA)')
 common_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
@@ -28,7 +33,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot sinusoid bench bench-memory bench-transformer clean
+.PHONY: help install demo test lint omniglot omniglot-metric sinusoid data-weighting bench bench-memory bench-transformer clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -53,6 +58,12 @@ lint: $(INSTALLED) ## ruff and pyright
 
 omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's number
 	$(RUN) -m experiments.omniglot $(omniglot_flags)
+
+omniglot-metric: $(INSTALLED) ## Prototypical Networks (METHOD=matching, r2d2; K_SHOT=) on Omniglot
+	$(RUN) -m experiments.omniglot_metric $(metric_flags) $(common_flags)
+
+data-weighting: $(INSTALLED) ## learn which training labels to trust, through whole trainings
+	$(RUN) -m experiments.data_weighting $(common_flags)
 
 sinusoid: $(INSTALLED) ## MAML on sinusoid regression
 	$(RUN) -m experiments.sinusoid $(common_flags)

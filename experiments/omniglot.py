@@ -1,9 +1,9 @@
 """MAML on Omniglot, beside the numbers of Finn et al. 2017 (arXiv 1703.03400), table 1.
 
 python -m experiments.omniglot trains with our own faster schedule: 16,000 meta-steps of 8
-tasks, an inner rate learned for every leaf as in MAML++, the four rotations of a character as classes
-of their own, Muon with warm-up and cosine decay. Expected: 99.10 ± 0.33 % (5-way 1-shot) and
-99.49 ± 0.09 % (5-shot, the same model), trained in seven minutes on two CPU cores.
+tasks, an inner rate learned for every leaf as in MAML++, the four rotations of a character as
+classes of their own, Muon with warm-up and cosine decay. Expected: 99.10 ± 0.33 % (5-way 1-shot)
+and 99.49 ± 0.09 % (5-shot, the same model), trained in seven minutes on two CPU cores.
 
 python -m experiments.omniglot --protocol paper trains as the paper's published code does: 60,000
 meta-steps, one rotation per class and task, constant Adam. Expected: 99.30 ± 0.26 % and

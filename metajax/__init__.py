@@ -3,56 +3,96 @@
 from metajax import losses
 from metajax.adapt import AdaptInfo, adapt
 from metajax.devices import task_mesh, use_every_core
-from metajax.evaluate import Scores, evaluate
+from metajax.evaluate import Scores, evaluate, evaluate_episodes
 from metajax.interop import from_linen, from_nnx
 from metajax.learners import (
+    CAVIAParams,
     Learner,
     MAMLPlusPlusParams,
+    MetaCurvatureParams,
+    MetaOptNetParams,
     MetaSGDParams,
+    R2D2Params,
     anil,
+    boil,
+    carry_statistics,
+    cavia,
+    imaml,
     maml,
     maml_plus_plus,
+    matching,
+    meta_curvature,
     meta_sgd,
+    metaoptnet,
+    proto_maml,
+    prototypical,
+    r2d2,
+    relation,
     reptile,
 )
 from metajax.metagrad import meta_gradient
-from metajax.modes import GradientMode, first_order, mixed, rematerialised, unrolled
+from metajax.modes import (
+    GradientMode,
+    first_order,
+    mixed,
+    rematerialised,
+    truncated,
+    unrolled,
+)
 from metajax.train import Trainer, TrainState, meta_trainer
 from metajax.trees import combine, partition
-from metajax.types import Batch, Episode, Sampler
+from metajax.types import Batch, Episode, MaskedBatch, Sampler
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdaptInfo",
     "Batch",
+    "CAVIAParams",
     "Episode",
     "GradientMode",
     "Learner",
     "MAMLPlusPlusParams",
+    "MaskedBatch",
+    "MetaCurvatureParams",
+    "MetaOptNetParams",
     "MetaSGDParams",
+    "R2D2Params",
     "Sampler",
     "Scores",
     "TrainState",
     "Trainer",
     "adapt",
     "anil",
+    "boil",
+    "carry_statistics",
+    "cavia",
     "combine",
     "evaluate",
+    "evaluate_episodes",
     "first_order",
     "from_linen",
     "from_nnx",
+    "imaml",
     "losses",
     "maml",
     "maml_plus_plus",
+    "matching",
+    "meta_curvature",
     "meta_gradient",
     "meta_sgd",
     "meta_trainer",
+    "metaoptnet",
     "mixed",
     "partition",
+    "proto_maml",
+    "prototypical",
+    "r2d2",
+    "relation",
     "rematerialised",
     "reptile",
     "task_mesh",
+    "truncated",
     "unrolled",
     "use_every_core",
 ]

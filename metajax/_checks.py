@@ -15,6 +15,11 @@ def non_negative_int(name: str, value: Any) -> int:
     return _int(name, value, "an integer of at least 0", minimum=0)
 
 
+def at_least(name: str, value: Any, minimum: int) -> int:
+    """The same, where ``value`` must be ``minimum`` or more."""
+    return _int(name, value, f"an integer of at least {minimum}", minimum=minimum)
+
+
 def _int(name: str, value: Any, kind: str, *, minimum: int, remedy: str = "") -> int:
     suffix = f" {remedy}" if remedy else ""
     if isinstance(value, bool):

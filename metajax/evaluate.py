@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, devices
+from metajax import _checks, chunks, devices
 from metajax.chunks import map_chunks
 from metajax.learners.base import Learner
 from metajax.train import episode_keys, hoist_constants
-from metajax.types import Params, Sampler
+from metajax.types import Episode, Params, PyTree, Sampler
 
 
 class Scores(NamedTuple):
@@ -36,6 +36,29 @@ class Scores(NamedTuple):
     values: dict[str, np.ndarray]
 
 
+def _outcomes(learner: Learner, params: Params, episode: Episode) -> PyTree:
+    """What the loss reports before the first and after every inner step, ``[steps + 1]``."""
+
+    def outcome(adapted):
+        loss, metrics = learner.loss(adapted, episode)
+        return {"loss": loss, **metrics}
+
+    _, info = learner.adapt(params, episode.support, observe=outcome)
+    return info.observed
+
+
+@functools.lru_cache(maxsize=16)
+def _scorer(learner: Learner, tasks_per_chunk: int | None):
+    """The compiled evaluation of given episodes."""
+
+    @jax.jit
+    def values(params, episodes):
+        one_episode = functools.partial(_outcomes, learner, params)
+        return map_chunks(one_episode, episodes, tasks_per_chunk=tasks_per_chunk)
+
+    return values
+
+
 @functools.lru_cache(maxsize=16)
 def _evaluator(
     learner: Learner, sample: Sampler, episodes: int, tasks_per_chunk: int | None, mesh: Mesh | None
@@ -48,14 +71,7 @@ def _evaluator(
 
     def values(params, key, constants):
         def one_episode(episode_key):
-            episode = draw(constants, episode_key)
-
-            def outcome(adapted):
-                loss, metrics = learner.loss(adapted, episode)
-                return {"loss": loss, **metrics}
-
-            _, info = learner.adapt(params, episode.support, observe=outcome)
-            return info.observed
+            return _outcomes(learner, params, draw(constants, episode_key))
 
         keys = episode_keys(key, 0, own, devices.first_task(own, mesh))
         return map_chunks(one_episode, keys, tasks_per_chunk=tasks_per_chunk)
@@ -112,11 +128,52 @@ def evaluate(
         (600, 4.0)
     """
     _checks.positive_int("episodes", episodes)
-    if episodes < 2:
-        raise ValueError(f"episodes must be at least 2 for a confidence interval, got {episodes}.")
+    _check_enough(episodes)
     if tasks_per_chunk is not None:
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
     return summarise(_evaluator(learner, sample, episodes, tasks_per_chunk, mesh)(params, key))
+
+
+def evaluate_episodes(
+    learner: Learner,
+    params: Params,
+    episodes: Episode,
+    *,
+    tasks_per_chunk: int | None = None,
+) -> Scores:
+    """Adapts to given episodes, and scores their query sets: a fixed list, the same for everyone.
+
+    Args:
+        learner: the algorithm; as for ``evaluate``.
+        params: the meta-parameters.
+        episodes: an ``Episode`` with a leading task axis ``[tasks, ...]``; at least 2 of them.
+            Episodes of different sizes fit in one array as ``MaskedBatch``.
+        tasks_per_chunk: as for ``evaluate``.
+
+    Returns:
+        ``Scores``, on the host; ``values`` in the order of the list.
+
+    Raises:
+        ValueError: if there are fewer than 2 episodes, their leaves differ in number, or
+            ``tasks_per_chunk`` isn't a positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, metajax
+        >>> learner = metajax.maml(lambda p, c: (p - c) ** 2, optax.sgd(0.25), steps=1)
+        >>> episodes = metajax.Episode(jnp.array([2.0, 4.0]), jnp.array([2.0, 4.0]))
+        >>> scores = metajax.evaluate_episodes(learner, jnp.array(0.0), episodes)
+        >>> scores.values["loss"].tolist()
+        [[4.0, 1.0], [16.0, 4.0]]
+    """
+    _check_enough(chunks.count_tasks(episodes))
+    if tasks_per_chunk is not None:
+        _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
+    return summarise(jax.device_get(_scorer(learner, tasks_per_chunk)(params, episodes)))
+
+
+def _check_enough(episodes: int) -> None:
+    if episodes < 2:
+        raise ValueError(f"episodes must be at least 2 for a confidence interval, got {episodes}.")
 
 
 def summarise(values: dict[str, np.ndarray]) -> Scores:

@@ -7,10 +7,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.types import Batch, Episode, Metrics, Params
+from metajax.types import Batch, Episode, MaskedBatch, Metrics, Params, PyTree
 
 Apply = Callable[..., jax.Array]
 """``apply(params, inputs) -> outputs``, as ``from_linen`` and ``from_nnx`` return."""
+
+
+def as_masked(batch: PyTree) -> MaskedBatch:
+    """A ``Batch``, a pair of inputs and targets, or a ``MaskedBatch``, as the last.
+
+    Example:
+        >>> as_masked((jnp.zeros(2), jnp.zeros(2, jnp.int32))).mask is None
+        True
+    """
+    return batch if isinstance(batch, MaskedBatch) else MaskedBatch(*batch)
+
+
+def lowest(dtype: Any) -> float:
+    """A logit of what can't be chosen: finite, so that no product or difference with it is NaN."""
+    return float(jnp.finfo(dtype).min) / 8
 
 
 def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
@@ -23,8 +38,16 @@ def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
         raise ValueError(f"targets must be integer class indices, got {targets.dtype}.")
 
 
-def classification_outcome(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, Metrics]:
+def classification_outcome(
+    logits: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
+    classes: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
     """Mean cross-entropy in nats and accuracy of logits ``[examples, classes]``.
+
+    With a mask ``[examples]`` the means are over the examples where it is true; with ``classes``
+    ``[classes]``, only those where it is true take part.
 
     Example:
         >>> loss, metrics = classification_outcome(jnp.zeros((2, 4)), jnp.array([0, 3]))
@@ -32,8 +55,16 @@ def classification_outcome(logits: jax.Array, targets: jax.Array) -> tuple[jax.A
         (1.3863, 0.5)
     """
     _check_logits(logits, targets)
+    if classes is not None:
+        logits = jnp.where(classes.astype(bool), logits, lowest(logits.dtype))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return losses.mean(), {"accuracy": jnp.mean(logits.argmax(axis=-1) == targets)}
+    correct = logits.argmax(axis=-1) == targets
+    if mask is None:
+        return losses.mean(), {"accuracy": jnp.mean(correct)}
+    real = mask.astype(bool)
+    count = jnp.maximum(real.sum(), 1)
+    loss = jnp.where(real, losses, 0).sum() / count.astype(losses.dtype)
+    return loss, {"accuracy": (correct & real).sum() / count}
 
 
 def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tuple]:
@@ -45,7 +76,7 @@ def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tupl
 
     Returns:
         ``loss_fn(params, batch) -> (loss, {"accuracy": ...})`` for a ``Batch`` (or a pair) of
-        inputs and integer targets ``[examples]``.
+        inputs and integer targets ``[examples]``, or a ``MaskedBatch``.
 
     Raises:
         ValueError: at trace time, if the shapes or the targets' type don't fit.
@@ -58,8 +89,8 @@ def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tupl
     """
 
     def loss_fn(params, batch):
-        inputs, targets = batch
-        return classification_outcome(apply(params, inputs, **kwargs), targets)
+        inputs, targets, mask, classes = as_masked(batch)
+        return classification_outcome(apply(params, inputs, **kwargs), targets, mask, classes)
 
     return loss_fn
 
@@ -89,12 +120,12 @@ def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tup
     """
 
     def outer_loss(params, episode):
-        support_inputs, _ = episode.support
-        query_inputs, query_targets = episode.query
+        support_inputs, *_ = as_masked(episode.support)
+        query_inputs, targets, mask, classes = as_masked(episode.query)
         n_support = support_inputs.shape[0]
         inputs = jnp.concatenate([support_inputs, query_inputs])
         logits = apply(params, inputs, reference=n_support)[n_support:]
-        return classification_outcome(logits, query_targets)
+        return classification_outcome(logits, targets, mask, classes)
 
     return outer_loss
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from metajax import chunks, trees
 from metajax.chunks import TasksPerChunk
-from metajax.learners.base import Learner
+from metajax.learners.base import Learner, task_gradient, task_outcome
 from metajax.types import Episode, Metrics, Params, PyTree
 
 MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
@@ -54,10 +54,7 @@ def meta_gradient(
     """
     chunks.check(tasks_per_chunk, memory_budget)
 
-    def outcome(params, episode):
-        adapted, _ = learner.adapt(params, episode.support)
-        loss, metrics = learner.loss(adapted, episode)
-        return loss, {"loss": loss, **metrics}
+    outcome, one_gradient = task_outcome(learner), task_gradient(learner)
 
     def mean(tree: PyTree) -> Any:
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
@@ -72,11 +69,6 @@ def meta_gradient(
             return loss.mean(), mean(metrics)
 
         return jax.grad(mean_outcome, has_aux=True)(params)
-
-    def one_gradient(params, episode):
-        if learner.gradient is not None:
-            return learner.gradient(params, episode)
-        return jax.grad(outcome, has_aux=True)(params, episode)
 
     def resolve(params, episodes, n_tasks: int) -> int:
         if tasks_per_chunk == "auto":

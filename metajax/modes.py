@@ -270,6 +270,50 @@ def first_order() -> GradientMode:
     return GradientMode("first_order", _stopped_gradient, _scan, differentiates_update=False)
 
 
+def truncated(last: int, *, mode: GradientMode | None = None) -> GradientMode:
+    """Approximate: only the last steps are differentiated, as truncated back-propagation does.
+
+    What the steps before them added to the initialisation counts as a constant, so that the
+    gradient of the initialisation passes them unchanged; that of anything else that enters them
+    (learned rates, leaves that don't adapt) is left out. With ``last`` at least the number of
+    steps it is exact.
+
+    Args:
+        last: how many steps are differentiated.
+        mode: how; ``mixed()`` if None.
+
+    Raises:
+        ValueError: if ``last`` isn't a positive integer.
+
+    Source: Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization"
+    (arXiv 1810.10667).
+
+    Example:
+        >>> truncated(2).name
+        'mixed, truncated to the last 2 steps'
+    """
+    last = _checks.positive_int("last", last)
+    of_last = mixed() if mode is None else mode
+
+    def loop(step, carry, steps):
+        before = max(steps - last, 0)
+        if not before:
+            return of_last.loop(step, carry, steps)
+        moved, first = jax.lax.stop_gradient(_scan(step, carry, before))
+
+        def shifted(start, end):
+            return start + jax.lax.stop_gradient(end - start) if is_floating(start) else end
+
+        carry = jax.tree.map(shifted, carry, moved)
+        carry, rest = of_last.loop(
+            lambda carry, index: step(carry, index + before), carry, steps - before
+        )
+        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest)
+
+    name = f"{of_last.name}, truncated to the last {last} step{'s' if last > 1 else ''}"
+    return of_last._replace(name=name, loop=loop)
+
+
 def default_mode(steps: int) -> GradientMode:
     """What ``adapt`` takes where no mode is given: ``unrolled()`` for one step, else ``mixed()``.
 

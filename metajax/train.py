@@ -81,7 +81,7 @@ def episode_keys(
 
 
 def meta_trainer(
-    learner: Learner,
+    learner: Learner | Callable[[jax.Array], Learner],
     optimizer: optax.GradientTransformation,
     sample: Sampler,
     *,
@@ -97,7 +97,8 @@ def meta_trainer(
     all in one program.
 
     Args:
-        learner: the algorithm.
+        learner: the algorithm; or ``learner(step) -> Learner`` for one that changes with the
+            meta-step (int32 scalar), such as ``metajax.learners.warm_start`` or annealed weights.
         optimizer: the outer optimizer, any Optax transformation.
         sample: ``sample(key) -> Episode``, pure JAX. Arrays that it closes over, such as the data
             set, stay on the device and are not copied into the program.
@@ -134,9 +135,17 @@ def meta_trainer(
     """
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
     own = devices.equal_share("meta_batch", meta_batch, mesh)
-    gradient_fn = meta_gradient(
-        learner, tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
-    )
+
+    def learner_at(step) -> Learner:
+        return learner if isinstance(learner, Learner) else learner(step)
+
+    def gradient_at(step):
+        return meta_gradient(
+            learner_at(step), tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
+        )
+
+    if isinstance(learner, Learner):
+        gradient_at(0)  # so that wrong arguments fail now
     draw, constants = hoist_constants(sample)
     constants = devices.replicate(constants, mesh)
 
@@ -145,7 +154,7 @@ def meta_trainer(
             key = jax.random.wrap_key_data(key)
         # Steps donate their state: what the caller passed must not be what they consume.
         params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
-        params = learner.init(params)
+        params = learner_at(jnp.zeros((), jnp.int32)).init(params)
         state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
         return devices.replicate(state, mesh)
 
@@ -153,7 +162,7 @@ def meta_trainer(
         """Gradient and metrics: their means over this device's tasks."""
         keys = episode_keys(state.key, state.step, own, devices.first_task(own, mesh))
         episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
-        return gradient_fn(state.params, episodes)
+        return gradient_at(state.step)(state.params, episodes)
 
     def update(state: TrainState, means: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
         gradient, metrics = means

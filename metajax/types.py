@@ -27,6 +27,24 @@ class Batch(NamedTuple):
     targets: jax.Array
 
 
+class MaskedBatch(NamedTuple):
+    """Labelled examples of which some are padding, so that all tasks have one shape.
+
+    Attributes:
+        inputs: array ``[examples, ...]``; of padding, any finite values.
+        targets: class indices ``[examples]`` (int32); of padding, any class.
+        mask: ``[examples]``, True (or 1) for an example, False (or 0) for padding; None if all are
+            real.
+        classes: ``[n_way]``, True for a class of the task, False for one that is only padding; None
+            if all are real.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    mask: jax.Array | None = None
+    classes: jax.Array | None = None
+
+
 class Episode(NamedTuple):
     """One task: what is learnt from, and what is scored.
 

@@ -274,3 +274,28 @@ def test_adaptation_inside_the_loss_of_an_adaptation(x64):
     reference = jax.grad(outer)(start, unrolled, unrolled)
     for modes in ((unrolled, rematerialised), (mixed, unrolled)):
         np.testing.assert_allclose(jax.grad(outer)(start, *modes), reference, rtol=1e-10)
+
+
+def test_truncation_differentiates_the_last_steps_alone(x64):
+    """With S = (I − αA): the gradient through the last two of five steps is S² A_q(θ_5 − c_q)."""
+    rate, episode, start = 0.1, quadratic_task(0), jnp.ones(5)
+    (matrix, optimum), (query_matrix, query_optimum) = jax.tree.map(np.asarray, tuple(episode))
+    shrink = np.eye(5) - rate * matrix
+    final = optimum + np.linalg.matrix_power(shrink, 5) @ (np.ones(5) - optimum)
+    outer = query_matrix @ (final - query_optimum)
+    for inner in EXACT:
+        for last in (2, 5, 9):
+            mode = metajax.truncated(last, mode=inner)
+            learner = metajax.maml(quadratic, optax.sgd(rate), steps=5, mode=mode)
+            expected = np.linalg.matrix_power(shrink, min(last, 5)) @ outer
+            np.testing.assert_allclose(
+                meta_gradient_of(learner, start, episode), expected, rtol=1e-11, err_msg=mode.name
+            )
+    adapted, info = learner.adapt(start, episode.support, observe=lambda params: params)
+    np.testing.assert_allclose(adapted, final, rtol=1e-12)
+    assert info.observed.shape == (6, 5)
+
+
+def test_truncation_needs_a_step():
+    with pytest.raises(ValueError, match="last must be at least 1, got 0"):
+        metajax.truncated(0)

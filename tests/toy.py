@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import metajax
 
 FEATURES = 3
+WAYS = 3
 
 
 def init_params(dtype=jnp.float32):
@@ -33,6 +34,29 @@ def make_sampler(dtype=jnp.float32, examples=8):
         def batch(key):
             inputs = jax.random.normal(key, (examples, FEATURES))
             return metajax.Batch(inputs.astype(dtype), (inputs @ weights).astype(dtype))
+
+        return metajax.Episode(*map(batch, input_keys))
+
+    return sample
+
+
+def embed(params, inputs):
+    """For metric-based learners."""
+    return jnp.tanh(inputs @ params["body"])
+
+
+def make_class_sampler(dtype=jnp.float32, shots=4):
+    """Tasks of ``WAYS`` classes around centres of their own; the last feature is noise."""
+    targets = jnp.repeat(jnp.arange(WAYS), shots)
+    spread = jnp.array([0.3, 0.3, 6.0])
+
+    def sample(key):
+        centre_key, *input_keys = jax.random.split(key, 3)
+        centres = 2 * jax.random.normal(centre_key, (WAYS, FEATURES)) * jnp.array([1, 1, 0])
+
+        def batch(key):
+            noise = spread * jax.random.normal(key, (len(targets), FEATURES))
+            return metajax.Batch((centres[targets] + noise).astype(dtype), targets)
 
         return metajax.Episode(*map(batch, input_keys))
 

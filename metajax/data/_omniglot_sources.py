@@ -1,25 +1,20 @@
 """Where Omniglot's drawings come from: Lake's files, or tensorflow-datasets."""
 
-import importlib.util
-import os
 import re
-import struct
-import warnings
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metajax.data import _tfds
+from metajax.data._tfds import DataNotFoundError
+
 Drawings = dict[tuple[str, int], list[bytes]]
 """PNG files of each character, by alphabet and number in it (from 1), in no particular order."""
 
 PARTS = ("images_background", "images_evaluation")
 _FILE = re.compile(r"(?:^|/)([^/]+)/character(\d+)/\d+_\d+\.png$")
-
-
-class DataNotFoundError(FileNotFoundError):
-    """A data set is at none of the places where it was looked for; the message lists them."""
 
 
 def from_folder(folder: Path) -> Drawings:
@@ -72,11 +67,6 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         raise ValueError(f"{source} cannot be read as a zip: {error}. Fetch it again.") from error
 
 
-def prepared_folder() -> Path:
-    """Where tensorflow-datasets keeps what it has prepared."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
 def from_prepared(data_dir: Path) -> Drawings:
     """Reads what tensorflow-datasets has prepared; needs no TensorFlow.
 
@@ -84,10 +74,7 @@ def from_prepared(data_dir: Path) -> Drawings:
         DataNotFoundError: if ``data_dir`` holds no prepared Omniglot.
         Exception: whatever tensorflow-datasets raises on files that it cannot read.
     """
-    if not any((data_dir / "omniglot").glob("*/dataset_info.json")):
-        raise DataNotFoundError("holds no prepared Omniglot")
-    tfds = _import_tfds()
-    return _read(tfds, tfds.builder("omniglot", data_dir=data_dir))
+    return _read(_tfds.prepared("omniglot", data_dir))
 
 
 def from_download(data_dir: Path) -> Drawings:
@@ -97,47 +84,18 @@ def from_download(data_dir: Path) -> Drawings:
         ImportError: without TensorFlow, which preparing (but not reading) needs.
         Exception: whatever tensorflow-datasets raises when the download fails.
     """
-    if importlib.util.find_spec("tensorflow") is None:
-        raise ImportError("needs TensorFlow, which is not installed")
-    tfds = _import_tfds()
-    builder = tfds.builder("omniglot", data_dir=data_dir)
-    builder.download_and_prepare()
-    return _read(tfds, builder)
+    return _read(_tfds.downloaded("omniglot", data_dir))
 
 
-def _import_tfds() -> Any:
-    with warnings.catch_warnings():  # of its dependencies, which users can do nothing about
-        warnings.simplefilter("ignore")
-        import tensorflow_datasets as tfds
-    return tfds
-
-
-def _read(tfds: Any, builder: Any) -> Drawings:
+def _read(builder: Any) -> Drawings:
     # The PNG files as they are: left to decode these 1-bit images, tensorflow-datasets returns 0
     # and 1, or 0 and 255, depending on what else is installed.
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    decoders = {"image": _tfds.import_tfds().decode.SkipDecoding()}
     alphabets = builder.info.features["alphabet"]
     drawings: Drawings = defaultdict(list)
     for split in ("train", "test"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for example in _examples(builder, split, decoders):
-                alphabet = alphabets.int2str(int(example["alphabet"]))
-                character = int(example["alphabet_char_id"]) + 1
-                drawings[alphabet, character].append(example["image"])
+        for example in _tfds.examples(builder, split, decoders):
+            alphabet = alphabets.int2str(int(example["alphabet"]))
+            character = int(example["alphabet_char_id"]) + 1
+            drawings[alphabet, character].append(example["image"])
     return dict(drawings)
-
-
-def _examples(builder: Any, split: str, decoders: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    if builder.info.file_format.value != "tfrecord":
-        yield from builder.as_data_source(split=split, decoders=decoders)
-        return
-    # tensorflow-datasets' default format, which it reads only with TensorFlow: length (8 bytes),
-    # checksum (4), record, checksum (4).
-    for path in builder.info.splits[split].filepaths:
-        content, start = Path(path).read_bytes(), 0
-        while start < len(content):
-            (length,) = struct.unpack_from("<Q", content, start)
-            record = content[start + 12 : start + 12 + length]
-            yield builder.info.features.deserialize_example_np(record, decoders=decoders)
-            start += 16 + length

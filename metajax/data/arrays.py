@@ -107,7 +107,6 @@ def from_folder(path: str | os.PathLike[str], *, size: int = 84, mode: Mode = "R
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(f"path={str(path)!r} is not a folder. Name one with a subfolder a class.")
-    visible = lambda folder: sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     folders = [folder for folder in visible(root) if folder.is_dir()]
     if not folders:
         raise ValueError(f"path={str(path)!r} has no subfolders. It must have one for each class.")
@@ -116,12 +115,17 @@ def from_folder(path: str | os.PathLike[str], *, size: int = 84, mode: Mode = "R
         files = visible(folder)
         if not files:
             raise ValueError(f"{folder} is empty. Put the images of the class there, or remove it.")
-        images += [_read_image(file, size, mode) for file in files]
+        images += [read_image(file, size, mode) for file in files]
         labels += [label] * len(files)
     return from_arrays(np.stack(images), labels)
 
 
-def _read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, in the order of its names, without what begins with a dot."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
     """One image as uint8 ``[size, size, channels]``."""
     try:
         with Image.open(file) as image:

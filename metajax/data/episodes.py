@@ -34,6 +34,7 @@ def episode_sampler(
     k_shot: int,
     query: int,
     rotations: Rotations = "none",
+    groups: jax.Array | np.ndarray | None = None,
 ) -> Sampler:
     """Builds ``sample(key) -> Episode``: one N-way K-shot classification task.
 
@@ -50,6 +51,8 @@ def episode_sampler(
         rotations: ``"none"``; ``"per_class"``, one random multiple of 90 degrees for each class of
             each episode, the same for support and query (MAML's protocol); ``"as_classes"``, the
             four rotations of a class are four classes (Matching Networks' protocol).
+        groups: integers ``[classes]``, such as ``metajax.data.omniglot_alphabets``: an episode's
+            classes are then of one group, which is drawn uniformly first; of all if None.
 
     Returns:
         A pure function: a key to an episode with ``support.inputs`` ``[n_way * k_shot, ...]``,
@@ -57,7 +60,8 @@ def episode_sampler(
 
     Raises:
         ValueError: if an argument is not a positive integer, the data has too few classes or too
-            few examples in a class, its values are not finite, or images to rotate are not square.
+            few examples in a class, its values are not finite, images to rotate are not square, or
+            a group has fewer classes than ``n_way``.
         TypeError: if the examples are not numbers.
 
     Example:
@@ -92,6 +96,7 @@ def episode_sampler(
             f"n_way is {n_way}, but there are only {n_classes} classes to draw from."
             " Lower n_way, or use a split with more classes."
         )
+    members, sizes_of_groups = _groups(groups, examples.shape[0], n_way, rotations)
     per_class = k_shot + query
     smallest = int(np.argmin(counts))
     if per_class > counts[smallest]:
@@ -106,15 +111,20 @@ def episode_sampler(
 
     def sample(key: jax.Array, /) -> Episode:
         # One call of the generator for the whole episode: each call costs more than its numbers.
-        bits = jax.random.bits(key, [n_way, 2 + per_class])
-        classes = _distinct(bits[:, 0], jnp.uint32(n_classes))
+        columns = 2 + per_class + (groups is not None)
+        bits = jax.random.bits(key, [n_way, columns])
+        group = bits[0, -1] % len(members) if groups is not None else 0
+        repeats = n_classes // examples.shape[0]
+        classes = _distinct(bits[:, 0], repeats * sizes_of_groups[group])
         turns = jnp.zeros([n_way], jnp.int32)
         if rotations == "as_classes":
             # Two classes may be the same character in two rotations: each draws its own examples.
             classes, turns = classes // 4, classes % 4
         elif rotations == "per_class":
             turns = (bits[:, 1] % 4).astype(jnp.int32)
-        chosen = jax.vmap(_distinct)(bits[:, 2:], sizes[classes])
+        if groups is not None:
+            classes = members[group, classes]
+        chosen = jax.vmap(_distinct)(bits[:, 2 : 2 + per_class], sizes[classes])
         # Gathered and turned in the stored dtype: a quarter of the memory traffic of float32.
         picked = examples[classes[:, None], chosen]
         if turned:
@@ -127,6 +137,33 @@ def episode_sampler(
         )
 
     return sample
+
+
+def _groups(
+    groups: jax.Array | np.ndarray | None, n_classes: int, n_way: int, rotations: Rotations
+) -> tuple[jax.Array, jax.Array]:
+    """The classes of each group ``[groups, largest]``, padded, and how many there are, uint32."""
+    if groups is None:
+        return jnp.zeros((1, 1), jnp.int32), jnp.array([n_classes], jnp.uint32)
+    labels = np.asarray(groups)
+    if labels.shape != (n_classes,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"groups must be integers of shape [{n_classes}], one for each class, got "
+            f"{labels.dtype} of shape {list(labels.shape)}."
+        )
+    names = np.unique(labels)
+    parts = [np.flatnonzero(labels == name) for name in names]
+    turns = 4 if rotations == "as_classes" else 1
+    for name, part in zip(names, parts, strict=True):
+        if turns * len(part) < n_way:
+            raise ValueError(
+                f"n_way is {n_way}, but group {name} has only {turns * len(part)} classes. Lower "
+                "n_way, or leave out the small groups' classes with metajax.data.select_classes."
+            )
+    table = np.zeros((len(parts), max(map(len, parts))), np.int32)
+    for row, part in zip(table, parts, strict=True):
+        row[: len(part)] = part
+    return jnp.asarray(table), jnp.array([len(part) for part in parts], jnp.uint32)
 
 
 def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from metajax._checks import one_of
-from metajax.data import _cache, _omniglot_sources
-from metajax.data._omniglot_sources import DataNotFoundError, Drawings
+from metajax.data import _cache, _omniglot_sources, _tfds
+from metajax.data._omniglot_sources import Drawings
 from metajax.data.arrays import fixed_order
 from metajax.data.episodes import ClassData
 
@@ -149,6 +149,23 @@ def omniglot(
     return ClassData(images[classes], np.full(len(classes), DRAWINGS, np.int32))
 
 
+def omniglot_alphabets(split: Split = "train", *, protocol: Protocol = "maml") -> np.ndarray:
+    """The alphabet of every class of a split, for ``episode_sampler(groups=...)``.
+
+    Returns:
+        int32 ``[classes]``, in the order of ``omniglot(split, protocol=protocol)``; equal numbers
+        for the characters of one alphabet. Small alphabets have 14 characters, and what a split
+        has of one may be fewer.
+
+    Example:
+        >>> len(set(omniglot_alphabets("test", protocol="vinyals").tolist()))
+        13
+    """
+    names = list(dict.fromkeys(alphabet for alphabet, _ in CHARACTERS))
+    classes = split_classes_of(split, protocol=protocol)
+    return np.array([names.index(CHARACTERS[c][0]) for c in classes], np.int32)
+
+
 def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray:
     """The classes of a split, as indices into ``CHARACTERS``.
 
@@ -206,31 +223,28 @@ def _images(folder: str | os.PathLike[str] | None) -> np.ndarray:
 
 def _find() -> tuple[str, Drawings]:
     """Tries the sources that need not be named; returns which one had the drawings, and them."""
-    data_dir = _omniglot_sources.prepared_folder()
-    sources = {
-        f"tensorflow-datasets' folder {data_dir}": _omniglot_sources.from_prepared,
-        f"a download by tensorflow-datasets to {data_dir}": _omniglot_sources.from_download,
-    }
-    tried = [
-        "a folder with Lake's zips: none was named",
-        f"the cache in {_cache.cache_folder()}: empty",
-    ]
-    for name, source in sources.items():
-        try:
-            return name, source(data_dir)
-        except Exception as error:  # tensorflow-datasets raises of many types; all are reported
-            reason = str(error).strip() or repr(error)
-            tried.append(f"{name}: {reason if len(reason) < 300 else reason[:300] + ' ...'}")
-    raise DataNotFoundError(
-        "Omniglot was not found. Tried:\n"
-        + "".join(f"  - {line}\n" for line in tried)
-        + "Three ways to go on:\n"
+    data_dir = _tfds.prepared_folder()
+    return _tfds.find(
+        "Omniglot",
+        {
+            f"tensorflow-datasets' folder {data_dir}": lambda: _omniglot_sources.from_prepared(
+                data_dir
+            ),
+            f"a download by tensorflow-datasets to {data_dir}": lambda: (
+                _omniglot_sources.from_download(data_dir)
+            ),
+        },
+        tried=[
+            "a folder with Lake's zips: none was named",
+            f"the cache in {_cache.cache_folder()}: empty",
+        ],
+        remedy="Three ways to go on:\n"
         "  1. Get images_background.zip and images_evaluation.zip from\n"
         "     https://github.com/brendenlake/omniglot/tree/master/python, and name their folder:\n"
         "     folder=... or METAJAX_OMNIGLOT=...\n"
         "  2. Let tensorflow-datasets download it: pip install 'metajax[prepare]'; or set\n"
         "     TFDS_DATA_DIR to a folder where it has been prepared.\n"
-        "  3. make demo: the same training on glyphs, which need no download."
+        "  3. make demo: the same training on glyphs, which need no download.",
     )
 
 

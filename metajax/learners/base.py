@@ -41,6 +41,25 @@ class Learner(NamedTuple):
     gradient: Callable[[Params, Episode], tuple[Params, Metrics]] | None = None
 
 
+def task_gradient(learner: Learner) -> Callable[[Params, Episode], tuple[Params, Metrics]]:
+    """``gradient(meta_params, episode) -> (gradient, metrics)`` of one task: the learner's own, or
+    that of its loss after adaptation, with the loss among the metrics."""
+    if learner.gradient is not None:
+        return learner.gradient
+    return jax.grad(task_outcome(learner), has_aux=True)
+
+
+def task_outcome(learner: Learner) -> Callable[[Params, Episode], tuple[jax.Array, Metrics]]:
+    """``outcome(meta_params, episode) -> (loss, metrics)`` of one task after adaptation."""
+
+    def outcome(params: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
+        adapted, _ = learner.adapt(params, episode.support)
+        loss, metrics = learner.loss(adapted, episode)
+        return loss, {"loss": loss, **metrics}
+
+    return outcome
+
+
 OuterLoss = Callable[[Params, Episode], jax.Array | tuple[jax.Array, Metrics]]
 """``outer_loss(adapted, episode) -> scalar``, or ``(scalar, metrics)``."""
 

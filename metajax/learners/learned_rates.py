@@ -17,7 +17,7 @@ def learner_of_rates(
     meta_params: Callable[[Any, PyTree], Any],
     loss_fn: LossFn,
     *,
-    first: Callable[[jax.Array], jax.Array],
+    first: Callable[[jax.Array], PyTree],
     descent: Callable[[PyTree], optax.GradientTransformation],
     learning_rate: float,
     steps: int,

@@ -2,7 +2,19 @@
 
 from metajax.models.conv import Conv
 from metajax.models.conv4 import Conv4, adapts_in_maml
+from metajax.models.full_context import FullContext
 from metajax.models.mlp import MLP
 from metajax.models.normalization import Normalization
+from metajax.models.relation_head import RelationHead
+from metajax.models.resnet12 import ResNet12
 
-__all__ = ["MLP", "Conv", "Conv4", "Normalization", "adapts_in_maml"]
+__all__ = [
+    "MLP",
+    "Conv",
+    "Conv4",
+    "FullContext",
+    "Normalization",
+    "RelationHead",
+    "ResNet12",
+    "adapts_in_maml",
+]

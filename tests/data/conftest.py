@@ -4,16 +4,21 @@ import omniglot_standin
 import pytest
 
 import metajax.data.omniglot  # noqa: F401
-from metajax.data import _omniglot_sources
+from metajax.data import _tfds
 
 
 @pytest.fixture
-def small_omniglot(tmp_path, monkeypatch):
-    """Omniglot as if it had the stand-in's characters; no cache, no data, no TensorFlow."""
-    module = sys.modules["metajax.data.omniglot"]  # the package's attribute is the function
-    monkeypatch.setattr(module, "CHARACTERS", omniglot_standin.CHARACTERS)
-    monkeypatch.setattr(module, "DRAWINGS", 3)
+def nothing_there(tmp_path, monkeypatch):
+    """No cache, no data, no TensorFlow."""
     monkeypatch.delenv("METAJAX_OMNIGLOT", raising=False)
     monkeypatch.setenv("METAJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no tfds"))
-    monkeypatch.setattr(_omniglot_sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_tfds.importlib.util, "find_spec", lambda name: None)
+
+
+@pytest.fixture
+def small_omniglot(nothing_there, monkeypatch):
+    """Omniglot as if it had the stand-in's characters, and was nowhere to be found."""
+    module = sys.modules["metajax.data.omniglot"]  # the package's attribute is the function
+    monkeypatch.setattr(module, "CHARACTERS", omniglot_standin.CHARACTERS)
+    monkeypatch.setattr(module, "DRAWINGS", 3)

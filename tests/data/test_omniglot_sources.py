@@ -18,7 +18,7 @@ from omniglot_standin import (
     write_zips,
 )
 
-from metajax.data import DataNotFoundError, _omniglot_sources
+from metajax.data import DataNotFoundError, _omniglot_sources, _tfds
 from metajax.data.omniglot import omniglot
 
 pytestmark = pytest.mark.usefixtures("small_omniglot")
@@ -117,7 +117,7 @@ def test_nothing_found_says_what_was_tried_and_three_ways_on(tmp_path):
         "none was named",
         str(tmp_path / "cache"),
         str(tmp_path / "no tfds"),
-        "holds no prepared Omniglot",
+        "holds no prepared omniglot",
         "TensorFlow, which is not installed",
         "METAJAX_OMNIGLOT",
         "metajax[prepare]",
@@ -170,7 +170,7 @@ def fake_tfds(monkeypatch):
 
 
 def test_a_download_is_prepared_and_gives_the_same_array(tmp_path, monkeypatch, fake_tfds):
-    monkeypatch.setattr(_omniglot_sources.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_tfds.importlib.util, "find_spec", lambda name: object())
     downloaded = omniglot("all").examples
     assert fake_tfds == [
         ("omniglot", tmp_path / "no tfds"),
@@ -184,7 +184,7 @@ def test_a_download_is_prepared_and_gives_the_same_array(tmp_path, monkeypatch, 
 
 
 def test_prepared_files_are_read_before_anything_is_downloaded(tmp_path, monkeypatch, fake_tfds):
-    monkeypatch.setattr(_omniglot_sources.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_tfds.importlib.util, "find_spec", lambda name: object())
     version = tmp_path / "no tfds" / "omniglot" / "3.0.0"
     version.mkdir(parents=True)
     (version / "dataset_info.json").write_text("{}")
@@ -193,7 +193,7 @@ def test_prepared_files_are_read_before_anything_is_downloaded(tmp_path, monkeyp
 
 
 def test_a_failed_download_is_told(monkeypatch, fake_tfds):
-    monkeypatch.setattr(_omniglot_sources.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(_tfds.importlib.util, "find_spec", lambda name: object())
 
     def fail(self):
         raise ConnectionError("no route to host")
@@ -213,10 +213,10 @@ def test_records_in_tensorflows_own_format_are_read_without_it(tmp_path):
     builder.info.features = types.SimpleNamespace(
         deserialize_example_np=lambda record, decoders: {"image": record, "decoders": decoders}
     )
-    found = list(_omniglot_sources._examples(builder, "train", {"image": "skip"}))
+    found = list(_tfds.examples(builder, "train", {"image": "skip"}))
     assert [example["image"] for example in found] == contents
 
 
 def test_the_prepared_folder_has_a_default(monkeypatch):
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert _omniglot_sources.prepared_folder() == Path.home() / "tensorflow_datasets"
+    assert _tfds.prepared_folder() == Path.home() / "tensorflow_datasets"

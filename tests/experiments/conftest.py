@@ -12,7 +12,7 @@ from metajax.data import ClassData
 def small_data():
     """Twenty classes of noisy copies of one random pattern each; the split only sets the seed."""
 
-    def load(split, folder=None):
+    def load(split, folder=None, protocol="maml"):
         random = np.random.default_rng(len(split))
         patterns = random.integers(0, 200, (20, 1, 28, 28))
         noise = random.integers(0, 55, (20, 20, 28, 28))

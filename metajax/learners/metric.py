@@ -1,0 +1,172 @@
+"""What metric-based learners share: they compare a query's embedding with the support set's."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metajax import losses
+from metajax.adapt import AdaptInfo
+from metajax.learners.base import Learner
+from metajax.types import Episode, Metrics, Params, PyTree
+
+Embed = Callable[[Params, jax.Array], Any]
+"""``embed(params, inputs) -> features [examples, ...]``, or a pair of them and a dict of the
+collections that the pass changed (running statistics), reported for ``carry_statistics``."""
+
+
+class Remembered(NamedTuple):
+    """What a metric-based learner has after adaptation: it keeps the support set itself.
+
+    Attributes:
+        params: the meta-parameters, unchanged.
+        support: the support set.
+    """
+
+    params: Params
+    support: PyTree
+
+
+class Support(NamedTuple):
+    """The embedded support set.
+
+    Attributes:
+        features: ``[examples, ...]``.
+        targets: int32 ``[examples]``.
+        weights: 1 for an example, 0 for padding, ``[examples]`` of the features' type.
+        members: one-hot targets times weights, ``[examples, n_way]``.
+    """
+
+    features: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+    members: jax.Array
+
+    @property
+    def counts(self) -> jax.Array:
+        """How many examples each class has, ``[n_way]``."""
+        return self.members.sum(axis=0)
+
+
+Score = Callable[[Params, Support, jax.Array], jax.Array]
+"""``score(meta_params, support, query_features) -> logits [queries, n_way]``."""
+
+Outcome = Callable[..., tuple[jax.Array, Metrics]]
+"""``outcome(logits, targets, mask, classes) -> (loss, metrics)``, as
+``losses.classification_outcome``; the last two may be None."""
+
+
+def embedded(features: jax.Array, support: PyTree, n_way: int) -> Support:
+    """The features of a support set with what its targets and mask say of them."""
+    _, targets, mask, _ = losses.as_masked(support)
+    weights = jnp.ones(len(targets)) if mask is None else mask
+    weights = weights.astype(features.dtype)
+    one_hot = jax.nn.one_hot(targets, n_way, dtype=features.dtype)
+    return Support(features, targets, weights, one_hot * weights[:, None])
+
+
+def metric_learner(
+    embed: Embed,
+    score: Score,
+    *,
+    n_way: int,
+    init: Callable[[Params], Params] = lambda params: params,
+    network: Callable[[Params], Params] = lambda params: params,
+    outcome: Outcome = losses.classification_outcome,
+) -> Learner:
+    """A learner whose only adaptation is to remember the support set.
+
+    Support and query go through the network in one pass, as in the published code of Prototypical
+    Networks: where it normalises by the batch, by the statistics of both.
+
+    Args:
+        embed: the network; see ``Embed``.
+        score: compares; a class without support examples is never chosen, whatever it says.
+        n_way: classes of an episode, with classes that are only padding.
+        init: makes the meta-parameters of the network's.
+        network: finds the network's parameters in the meta-parameters.
+        outcome: the loss.
+    """
+
+    def adapt(params, support, *, observe=None):
+        adapted = Remembered(params, support)
+        observed = None
+        if observe is not None:
+            observed = jax.tree.map(lambda value: jnp.asarray(value)[None], observe(adapted))
+        return adapted, AdaptInfo(jnp.zeros(0), None, observed)
+
+    def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
+        inputs, *_ = losses.as_masked(adapted.support)
+        query_inputs, targets, mask, _ = losses.as_masked(episode.query)
+        both = jnp.concatenate([inputs, query_inputs])
+        features, changed = _features(embed(network(adapted.params), both), len(both))
+        support = embedded(features[: len(inputs)], adapted.support, n_way)
+        logits = score(adapted.params, support, features[len(inputs) :])
+        value, metrics = outcome(logits, targets, mask, support.counts > 0)
+        return value, {**metrics, **changed}
+
+    return Learner(init, adapt, loss)
+
+
+def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:
+    """Features and changed collections of what ``embed`` returned."""
+    features, changed = output if isinstance(output, tuple) else (output, {})
+    if features.ndim < 2 or features.shape[0] != examples:
+        raise ValueError(
+            f"embed must return features [examples, ...] of {examples} examples, got shape "
+            f"{features.shape}."
+        )
+    return features, dict(changed)
+
+
+def class_means(support: Support) -> jax.Array:
+    """The mean features of each class, ``[n_way, ...]``; zero for a class without examples."""
+    counts = jnp.maximum(support.counts, 1)
+    sums = jnp.tensordot(support.members, support.features, axes=(0, 0))
+    return sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))
+
+
+def squared_distances(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Squared Euclidean distances ``[n, m]`` of the rows of ``a [n, d]`` and ``b [m, d]``.
+
+    Example:
+        >>> squared_distances(jnp.array([[0.0, 0.0]]), jnp.array([[3.0, 4.0]]))
+        Array([[25.]], dtype=float32)
+    """
+    return jnp.sum((a[:, None] - b[None]) ** 2, axis=-1)
+
+
+def cosine_similarities(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Cosines ``[n, m]`` between the rows of ``a [n, d]`` and ``b [m, d]``.
+
+    The cosine with a zero vector is 0, and its derivative finite.
+
+    Example:
+        >>> cosine_similarities(jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([[2.0, 0.0]]))
+        Array([[1.],
+               [0.]], dtype=float32)
+    """
+
+    def unit(x):
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+    return unit(a) @ unit(b).T
+
+
+def carry_statistics(params: Params, metrics: Metrics) -> tuple[Params, Metrics]:
+    """For ``meta_trainer(carry=...)``: running statistics from the metrics into the parameters.
+
+    For parameters that are a dict of Flax collections, or a named tuple with such ``params``, and a
+    loss that reports ``batch_stats`` among its metrics, where the trainer has averaged them over
+    the tasks.
+
+    Example:
+        >>> carry_statistics({"params": 1, "batch_stats": 0}, {"loss": 0.5, "batch_stats": 2})
+        ({'params': 1, 'batch_stats': 2}, {'loss': 0.5})
+    """
+    if hasattr(params, "_replace"):
+        inner, metrics = carry_statistics(params.params, metrics)
+        return params._replace(params=inner), metrics
+    metrics = dict(metrics)
+    return {**params, "batch_stats": metrics.pop("batch_stats")}, metrics

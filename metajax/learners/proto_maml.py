@@ -1,0 +1,85 @@
+"""Proto-MAML: MAML whose head starts from the task's prototypes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metajax import _checks, losses
+from metajax.adapt import adapt
+from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax.learners.metric import class_means, embedded
+from metajax.modes import GradientMode
+from metajax.trees import Trainable
+from metajax.types import Params
+
+
+def proto_maml(
+    embed: Callable[[Params, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    n_way: int,
+    steps: int,
+    mode: GradientMode | None = None,
+    trainable: Trainable = None,
+    outer_loss: OuterLoss | None = None,
+) -> Learner:
+    """Proto-MAML: inner steps from a head W_c = 2 p_c, b_c = −||p_c||² of the task's prototypes p.
+
+    This head scores as Prototypical Networks do, −||f(x) − p_c||² up to what all classes share. The
+    outer gradient passes through the prototypes.
+
+    Args:
+        embed: ``embed(params, inputs)`` returns features ``[examples, d]``.
+        optimizer: the inner optimizer, any Optax transformation.
+        n_way: classes of an episode, at least 2.
+        steps: how many inner steps.
+        mode: how to differentiate through them; see ``metajax.adapt``.
+        trainable: which leaves adapt, of ``{"body": params, "head": {"bias", "kernel"}}``; see
+            ``metajax.adapt``.
+        outer_loss: ``outer_loss(adapted, episode)`` with ``adapted`` of that structure; the query's
+            cross-entropy if None.
+
+    Returns:
+        A ``Learner`` whose meta-parameters are the network's parameters, and whose adapted ones are
+        ``{"body": params, "head": {"bias": [n_way], "kernel": [d, n_way]}}``.
+
+    Raises:
+        ValueError: if ``n_way`` is less than 2 or ``steps`` isn't a positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, metajax
+        >>> learner = metajax.proto_maml(lambda w, x: x * w, optax.sgd(0.1), n_way=2, steps=1)
+        >>> support = metajax.Batch(jnp.array([[0.0], [2.0]]), jnp.array([0, 1]))
+        >>> adapted, info = learner.adapt(jnp.array(1.0), support)
+        >>> sorted(adapted), round(float(info.loss[0]), 4)  # ln(1 + e⁻⁴)
+        (['body', 'head'], 0.0181)
+
+    Source: Triantafillou et al. 2020, "Meta-Dataset" (arXiv 1903.03096), section 3.
+    """
+    _checks.at_least("n_way", n_way, 2)
+    _checks.positive_int("steps", steps)
+
+    def apply(params, inputs):
+        head = params["head"]
+        return embed(params["body"], inputs) @ head["kernel"] + head["bias"]
+
+    loss_fn = losses.cross_entropy(apply)
+
+    def adapt_fn(params, support, *, observe=None):
+        features = embed(params, losses.as_masked(support).inputs)
+        prototypes = class_means(embedded(features, support, n_way))
+        head = {"bias": -jnp.sum(prototypes**2, axis=-1), "kernel": 2 * prototypes.T}
+        return adapt(
+            loss_fn,
+            {"body": params, "head": head},
+            support,
+            optimizer=optimizer,
+            steps=steps,
+            mode=mode,
+            trainable=trainable,
+            observe=observe,
+        )
+
+    return Learner(lambda params: params, adapt_fn, episode_loss(loss_fn, outer_loss))

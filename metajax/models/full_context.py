@@ -1,0 +1,52 @@
+"""Full-context embeddings of Matching Networks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class FullContext(nn.Module):
+    """Embeds the support set as a sequence, and the query with attention to it.
+
+    The support features pass through a bidirectional LSTM, whose two outputs are added to them. A
+    query's features are read ``steps`` times by an LSTM whose state is its outcome plus the
+    features, and, by attention, a mean of the support embeddings.
+
+    Attributes:
+        features: width d of the features.
+        steps: how many times a query is read.
+
+    Example:
+        >>> support, query = jnp.zeros((5, 8)), jnp.zeros((3, 8))
+        >>> (g, f), _ = FullContext(8).init_with_output(jax.random.key(0), support, query)
+        >>> g.shape, f.shape
+        ((5, 8), (3, 8))
+
+    Source: Vinyals et al. 2016 (arXiv 1606.04080), appendix A.
+    """
+
+    features: int
+    steps: int = 5
+
+    @nn.compact
+    def __call__(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both sets' embeddings, of the shapes of ``support [n, d]`` and ``query [m, d]``."""
+        for name, given in (("support", support), ("query", query)):
+            if given.ndim != 2 or given.shape[1] != self.features:
+                raise ValueError(
+                    f"{name} must be features [examples, {self.features}], got shape {given.shape}."
+                )
+        read = lambda name, **how: nn.RNN(nn.LSTMCell(self.features), name=name, **how)
+        there = read("forward")(support[None])[0]
+        back = read("backward", reverse=True, keep_order=True)(support[None])[0]
+        embedded = support + there + back
+
+        cell = nn.LSTMCell(self.features, name="attending")
+        hidden = query
+        memory = jnp.zeros_like(query)
+        for _ in range(self.steps):
+            attended = jax.nn.softmax(hidden @ embedded.T, axis=-1) @ embedded
+            # The cell's input is the query; what was attended to is added to its hidden state.
+            (memory, output), _ = cell((memory, hidden + attended), query)
+            hidden = output + query
+        return embedded, hidden

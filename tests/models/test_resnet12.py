@@ -1,0 +1,44 @@
+"""ResNet-12 against Flax's own layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.models import ResNet12
+
+
+def test_equals_flax_layers_on_the_same_parameters(x64):
+    network = ResNet12(n_classes=3, features=(4, 16, 16, 20))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 17, 16, 3)))
+    params = network.init(jax.random.key(0), images)["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+    def convolve(x, layer):
+        kernel = layer["kernel"]
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def normalise(x, layer):
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return (x - mean) / jnp.sqrt(variance + 1e-5) * layer["scale"] + layer["bias"]
+
+    x = images
+    for name in ("block_0", "block_1", "block_2", "block_3"):
+        block, start = params[name], x
+        for layer in range(3):
+            x = normalise(convolve(x, block[f"conv_{layer}"]), block[f"norm_{layer}"])
+            if layer < 2:
+                x = jnp.where(x > 0, x, 0.1 * x)
+        x = x + normalise(convolve(start, block["conv_shortcut"]), block["norm_shortcut"])
+        x = nn.max_pool(jnp.where(x > 0, x, 0.1 * x), (2, 2), (2, 2))
+    expected = x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"]
+    outputs = network.apply({"params": params}, images)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_features_may_be_kept_whole():
+    images = jnp.zeros((2, 32, 32, 3))
+    whole = ResNet12(None, features=(4, 4, 4, 6), pool=False)
+    assert whole.init_with_output(jax.random.key(0), images)[0].shape == (2, 2 * 2 * 6)
