@@ -98,8 +98,8 @@ def weighting_learner(apply: Any, start: Any, *, inner_rate: float, steps: int) 
     Nothing here is special to weights: whatever the inner loss closes over has its gradient.
     """
 
-    def adapt(logits, support, *, observe=None):
-        weights = jax.nn.sigmoid(logits)
+    def adapt(params, support, *, observe=None):
+        weights = jax.nn.sigmoid(params)
 
         def weighted_loss(params, batch):
             losses = optax.softmax_cross_entropy_with_integer_labels(
