@@ -1,15 +1,27 @@
-"""The README's programs run as they are written."""
+"""The programs of README and docs run as they are written."""
 
 import json
 import pathlib
 import re
 
+import jax
+import numpy as np
+import optax
 import pytest
+import toy
 
+import metajax
 from experiments.benchmarks import report
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
-PROGRAMS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+ALGORITHMS = README.parent / "docs" / "algorithms.md"
+
+
+def programs(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+PROGRAMS = programs(README)
 
 
 def test_adaptation(capsys):
@@ -37,3 +49,31 @@ def test_the_benchmark_table_is_that_of_the_committed_result():
     result = README.parent / "docs" / "results" / "bench" / "meta_step.json"
     table = report.headline(json.loads(result.read_text(encoding="utf-8")))
     assert table in README.read_text(encoding="utf-8")
+
+
+def test_the_new_learner_of_the_docs_is_whole_and_short():
+    """From an empty file to the contract matrix in under 60 lines."""
+    file, line = programs(ALGORITHMS)
+    assert len((file + line).splitlines()) < 60
+    learners = {}
+    names = {"LEARNERS": learners, "toy": toy, "SGD": optax.sgd(0.1)}
+    exec(file + line, names)
+    learner = learners["coin_maml"]()
+    episodes = jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(0), 3))
+    params = learner.init(toy.init_params())
+    gradients = [
+        metajax.meta_gradient(learner, tasks_per_chunk=chunk)(params, episodes)[0]
+        for chunk in (1, 3)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
+
+
+def test_the_docs_list_every_learner():
+    table = ALGORITHMS.read_text(encoding="utf-8")
+    factories = {
+        name
+        for name in metajax.learners.__all__
+        if name in metajax.__all__ and name.islower() and name != "carry_statistics"
+    }
+    assert not {name for name in factories if f"| `{name}" not in table}
+    assert len(factories) == 15
