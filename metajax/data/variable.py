@@ -51,7 +51,7 @@ def variable_episode_sampler(
         >>> sample = variable_episode_sampler(data, max_way=5, max_shot=3, query=2)
         >>> episode = sample(jax.random.key(1))
         >>> episode.support.inputs.shape, int(episode.support.classes.sum())
-        ((15, 8, 8, 1), 4)
+        ((15, 8, 8, 1), 2)
     """
     positive_int("max_shot", max_shot)
     at_least("min_way", min_way, 2)

@@ -70,8 +70,8 @@ def annealed_weights(step: jax.Array | int, *, steps: int, over: int) -> jax.Arr
         ``[steps]``, which sum to 1.
 
     Example:
-        >>> annealed_weights(0, steps=4, over=100), annealed_weights(100, steps=2, over=100)
-        (Array([0.25, 0.25, 0.25, 0.25], dtype=float32), Array([0.015, 0.985], dtype=float32))
+        >>> [annealed_weights(step, steps=2, over=100).round(3).tolist() for step in (0, 50)]
+        [[0.5, 0.5], [0.25, 0.75]]
     """
     steps = _checks.positive_int("steps", steps)
     over = _checks.positive_int("over", over)

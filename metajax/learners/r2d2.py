@@ -42,7 +42,7 @@ def ridge(features: jax.Array, targets: jax.Array, penalty: jax.Array) -> jax.Ar
         ``[d, k]``.
 
     Example:
-        >>> ridge(jnp.eye(2), jnp.array([[2.0], [4.0]]), jnp.array(1.0))
+        >>> ridge(jnp.eye(2), jnp.array([[2.0], [4.0]]), jnp.array(1.0)).round(3)
         Array([[1.],
                [2.]], dtype=float32)
     """
