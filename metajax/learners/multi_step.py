@@ -70,7 +70,7 @@ def annealed_weights(step: jax.Array | int, *, steps: int, over: int) -> jax.Arr
         ``[steps]``, which sum to 1.
 
     Example:
-        >>> [annealed_weights(step, steps=2, over=100).round(3).tolist() for step in (0, 50)]
+        >>> [annealed_weights(step, steps=2, over=100).tolist() for step in (0, 50)]
         [[0.5, 0.5], [0.25, 0.75]]
     """
     steps = _checks.positive_int("steps", steps)
