@@ -3,8 +3,8 @@
 The outer parameters of a bilevel problem need not be an initialisation. Here they are one weight
 for each training example: the inner loop trains a small network from scratch on the weighted
 examples, the outer loss is that of the trained network on a few clean ones, and its gradient,
-through all inner steps, tells which examples to trust. Two half moons, 40 % of 400 labels flipped,
-40 clean examples to validate, 2,000 to test.
+through all inner steps, tells which examples to trust. Two half moons, 45 % of 400 labels flipped,
+100 clean examples to validate, 2,000 to test.
 
 Source of the idea: Ren et al. 2018, "Learning to Reweight Examples for Robust Deep Learning"
 (arXiv 1803.09050); theirs are reweighted online, these are learned to the end.
@@ -32,11 +32,11 @@ CLASSES = 2
 class Config(runs.RunConfig):
     """Options of the experiment."""
 
-    flipped: float = 0.4
+    flipped: float = 0.45
     """Share of the training labels that are wrong."""
     train: int = 400
     """Training examples, each with a weight to learn."""
-    validation: int = 40
+    validation: int = 100
     """Clean examples that the weights are learned from."""
     test: int = 2000
     """Clean examples for the table."""
@@ -131,7 +131,7 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Learns the weights, compares, and leaves everything in the run folder."""
     config = runs.parse(Config, arguments, __doc__ or "")
-    config = dataclasses.replace(config, steps=config.steps or 300)
+    config = dataclasses.replace(config, steps=config.steps or 100)
     assert config.steps is not None
     run = runs.open_run("data-weighting", config)
     data = make_data(config)
