@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, chunks, devices
-from metajax.chunks import map_chunks
 from metajax.learners.base import Learner
 from metajax.train import episode_keys, hoist_constants
 from metajax.types import Episode, Params, PyTree, Sampler
@@ -54,7 +53,7 @@ def _scorer(learner: Learner, tasks_per_chunk: int | None):
     @jax.jit
     def values(params, episodes):
         one_episode = functools.partial(_outcomes, learner, params)
-        return map_chunks(one_episode, episodes, tasks_per_chunk=tasks_per_chunk)
+        return chunks.map_chunks(one_episode, episodes, tasks_per_chunk=tasks_per_chunk)
 
     return values
 
@@ -74,7 +73,7 @@ def _evaluator(
             return _outcomes(learner, params, draw(constants, episode_key))
 
         keys = episode_keys(key, 0, own, devices.first_task(own, mesh))
-        return map_chunks(one_episode, keys, tasks_per_chunk=tasks_per_chunk)
+        return chunks.map_chunks(one_episode, keys, tasks_per_chunk=tasks_per_chunk)
 
     shared = jax.jit(
         devices.share(values, mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(devices.AXIS))

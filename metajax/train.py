@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, devices
+from metajax import _checks, chunks, devices
 from metajax.chunks import TasksPerChunk
 from metajax.learners.base import Learner
 from metajax.metagrad import meta_gradient
@@ -135,17 +135,11 @@ def meta_trainer(
     """
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
     own = devices.equal_share("meta_batch", meta_batch, mesh)
+    chunks.check(tasks_per_chunk, memory_budget)
 
     def learner_at(step) -> Learner:
         return learner if isinstance(learner, Learner) else learner(step)
 
-    def gradient_at(step):
-        return meta_gradient(
-            learner_at(step), tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
-        )
-
-    if isinstance(learner, Learner):
-        gradient_at(0)  # so that wrong arguments fail now
     draw, constants = hoist_constants(sample)
     constants = devices.replicate(constants, mesh)
 
@@ -162,7 +156,10 @@ def meta_trainer(
         """Gradient and metrics: their means over this device's tasks."""
         keys = episode_keys(state.key, state.step, own, devices.first_task(own, mesh))
         episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
-        return gradient_at(state.step)(state.params, episodes)
+        gradient_fn = meta_gradient(
+            learner_at(state.step), tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
+        )
+        return gradient_fn(state.params, episodes)
 
     def update(state: TrainState, means: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
         gradient, metrics = means

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import uuid
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,18 @@ def write(path: Path, cached: Cached) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_or_warn(path: Path, cached: Cached, name: str) -> None:
+    """``write``, or a warning to the data set's user where that fails."""
+    try:
+        write(path, cached)
+    except OSError as error:
+        warnings.warn(
+            f"{name} could not be cached in {path.parent} ({error}); set METAJAX_CACHE to a"
+            " folder that can be written, or it will be read from its source every time.",
+            stacklevel=4,
+        )
 
 
 def _checksum(images: np.ndarray) -> str:

@@ -1,6 +1,5 @@
 """CIFAR-FS: CIFAR-100's classes in 64 to train, 16 to validate and 20 to test."""
 
-import warnings
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -101,14 +100,7 @@ def _images(names: list[str]) -> np.ndarray:
             f"{'; '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}. Prepare it again."
         )
     array = np.stack([np.stack(sorted(images[name], key=bytes)) for name in names])
-    try:
-        _cache.write(path, _cache.Cached(array, ""))
-    except OSError as error:
-        warnings.warn(
-            f"CIFAR-FS could not be cached in {path.parent} ({error}); set METAJAX_CACHE to a "
-            "folder that can be written, or it will be read from its source every time.",
-            stacklevel=3,
-        )
+    _cache.write_or_warn(path, _cache.Cached(array, ""), "CIFAR-FS")
     return array
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -210,14 +209,7 @@ def _images(folder: str | os.PathLike[str] | None) -> np.ndarray:
         return cached.images
     images = _to_array(drawings)
     if cached is None:
-        try:
-            _cache.write(path, _cache.Cached(images, fingerprint))
-        except OSError as error:
-            warnings.warn(
-                f"Omniglot could not be cached in {path.parent} ({error}); set METAJAX_CACHE to a"
-                " folder that can be written, or it will be read from its source every time.",
-                stacklevel=3,
-            )
+        _cache.write_or_warn(path, _cache.Cached(images, fingerprint), "Omniglot")
     return images
 
 
