@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Adam with warm-up and cosine decay",
         steps=config.steps,
         meta_batch=16,
+        learner=fewshot.maml_learner(1.0),
         inner_rate=1.0,
         inner_steps=1,
         test_steps=3,
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sample=test_tasks(query),
             inner_steps=schedule.test_steps,
             query=query,
+            transductive=transductive,
+            curve=steps > schedule.test_steps,
         )
         for protocol, transductive, query, steps in (
             ("transductive, as in the MAML paper", True, K_SHOT, fewshot.CURVE_STEPS),

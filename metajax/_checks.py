@@ -1,4 +1,5 @@
-"""Checks of static arguments: they fail at build, with the argument's name and value."""
+"""Checks of static arguments, which fail at build, and of shapes, which fail at trace: with the
+argument's name and value."""
 
 import math
 import operator
@@ -40,8 +41,18 @@ def positive_float(name: str, value: Any) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a positive number, got {value!r}.") from None
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be a positive finite number, got {value!r}.")
+        raise ValueError(f"{name} must be a positive finite number, got {number!r}.")
     return number
+
+
+def one_width(name: str, support: Any, query: Any) -> None:
+    """Raises a ValueError if the features that ``name`` made of support and query aren't vectors
+    ``[examples, d]`` of one width."""
+    if support.ndim != 2 or query.ndim != 2 or support.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"{name} must return features [examples, d] with one d for support and query, got "
+            f"shapes {support.shape} and {query.shape}."
+        )
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:

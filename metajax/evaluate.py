@@ -4,6 +4,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
@@ -21,9 +22,10 @@ class Scores(NamedTuple):
         mean: the mean over episodes after the last inner step.
         std: the standard deviation over episodes after the last inner step (with n − 1).
         ci95: half the width of the 95 % confidence interval of ``mean``: 1.96 · std / √episodes.
-        curve: the means before the first and after every inner step, ``[steps + 1]``.
-        curve_ci95: half the widths of their 95 % confidence intervals, ``[steps + 1]``.
-        values: every episode's figures, ``[episodes, steps + 1]``.
+        curve: the means before the first and after every inner step, ``[steps + 1]``; after the
+            last alone, ``[1]``, if no curve was asked for.
+        curve_ci95: half the widths of their 95 % confidence intervals, as ``curve``.
+        values: every episode's figures, ``[episodes, steps + 1]``, or ``[episodes, 1]``.
     """
 
     episodes: int
@@ -35,24 +37,28 @@ class Scores(NamedTuple):
     values: dict[str, np.ndarray]
 
 
-def _outcomes(learner: Learner, params: Params, episode: Episode) -> PyTree:
-    """What the loss reports before the first and after every inner step, ``[steps + 1]``."""
+def _outcomes(learner: Learner, curve: bool, params: Params, episode: Episode) -> PyTree:
+    """What the loss reports before the first and after every inner step, ``[steps + 1]``; without
+    the curve, after the last, ``[1]``."""
 
     def outcome(adapted):
         loss, metrics = learner.loss(adapted, episode)
         return {"loss": loss, **metrics}
 
+    if not curve:
+        adapted, _ = learner.adapt(params, episode.support)
+        return jax.tree.map(lambda value: jnp.asarray(value)[None], outcome(adapted))
     _, info = learner.adapt(params, episode.support, observe=outcome)
     return info.observed
 
 
 @functools.lru_cache(maxsize=16)
-def _scorer(learner: Learner, tasks_per_chunk: int | None):
+def _scorer(learner: Learner, curve: bool, tasks_per_chunk: int | None):
     """The compiled evaluation of given episodes."""
 
     @jax.jit
     def values(params, episodes):
-        one_episode = functools.partial(_outcomes, learner, params)
+        one_episode = functools.partial(_outcomes, learner, curve, params)
         return chunks.map_chunks(one_episode, episodes, tasks_per_chunk=tasks_per_chunk)
 
     return values
@@ -60,7 +66,12 @@ def _scorer(learner: Learner, tasks_per_chunk: int | None):
 
 @functools.lru_cache(maxsize=16)
 def _evaluator(
-    learner: Learner, sample: Sampler, episodes: int, tasks_per_chunk: int | None, mesh: Mesh | None
+    learner: Learner,
+    sample: Sampler,
+    episodes: int,
+    curve: bool,
+    tasks_per_chunk: int | None,
+    mesh: Mesh | None,
 ):
     """The compiled evaluation; cached, so that validating again and again compiles once."""
     draw, constants = hoist_constants(sample)
@@ -70,7 +81,7 @@ def _evaluator(
 
     def values(params, key, constants):
         def one_episode(episode_key):
-            return _outcomes(learner, params, draw(constants, episode_key))
+            return _outcomes(learner, curve, params, draw(constants, episode_key))
 
         keys = episode_keys(key, 0, own, devices.first_task(own, mesh))
         return chunks.map_chunks(one_episode, keys, tasks_per_chunk=tasks_per_chunk)
@@ -94,6 +105,7 @@ def evaluate(
     key: jax.Array,
     *,
     episodes: int = 600,
+    curve: bool = True,
     tasks_per_chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Scores:
@@ -106,6 +118,8 @@ def evaluate(
         sample: ``sample(key) -> Episode``.
         key: episode i is drawn from this key, folded with 0 and with i.
         episodes: how many episodes, at least 2.
+        curve: whether to score before and between the inner steps too, which takes a pass over the
+            query set each.
         tasks_per_chunk: how many are computed together; if None, one on a CPU and all elsewhere.
         mesh: the devices that share the episodes, from ``metajax.task_mesh``; JAX's default device
             if None.
@@ -130,7 +144,8 @@ def evaluate(
     _check_enough(episodes)
     if tasks_per_chunk is not None:
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
-    return summarise(_evaluator(learner, sample, episodes, tasks_per_chunk, mesh)(params, key))
+    values = _evaluator(learner, sample, episodes, curve, tasks_per_chunk, mesh)
+    return summarise(values(params, key))
 
 
 def evaluate_episodes(
@@ -138,6 +153,7 @@ def evaluate_episodes(
     params: Params,
     episodes: Episode,
     *,
+    curve: bool = True,
     tasks_per_chunk: int | None = None,
 ) -> Scores:
     """Adapts to given episodes, and scores their query sets: a fixed list, the same for everyone.
@@ -147,6 +163,7 @@ def evaluate_episodes(
         params: the meta-parameters.
         episodes: an ``Episode`` with a leading task axis ``[tasks, ...]``; at least 2 of them.
             Episodes of different sizes fit in one array as ``MaskedBatch``.
+        curve: as for ``evaluate``.
         tasks_per_chunk: as for ``evaluate``.
 
     Returns:
@@ -167,7 +184,7 @@ def evaluate_episodes(
     _check_enough(chunks.count_tasks(episodes))
     if tasks_per_chunk is not None:
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
-    return summarise(jax.device_get(_scorer(learner, tasks_per_chunk)(params, episodes)))
+    return summarise(jax.device_get(_scorer(learner, curve, tasks_per_chunk)(params, episodes)))
 
 
 def _check_enough(episodes: int) -> None:

@@ -62,6 +62,16 @@ def _selection(params: Params, trainable: Trainable) -> list[bool]:
     return selected
 
 
+def selected(params: Params, trainable: Trainable) -> PyTree:
+    """Whether each leaf is selected: bools in the structure of ``params``.
+
+    Example:
+        >>> selected({"body": 1.0, "head": 2.0}, lambda path: path == "head")
+        {'body': False, 'head': True}
+    """
+    return jax.tree.unflatten(jax.tree.structure(params), _selection(params, trainable))
+
+
 def partition(params: Params, trainable: Trainable) -> tuple[Params, Params]:
     """Splits parameters into the leaves that adapt and those that stay.
 

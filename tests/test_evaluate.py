@@ -53,6 +53,15 @@ def test_scores_are_those_of_adapting_to_each_episode(tasks_per_chunk):
     )
 
 
+def test_without_a_curve_the_scores_are_those_after_the_last_step():
+    key, sample, params = jax.random.key(2), toy.make_sampler(), toy.init_params()
+    scores = metajax.evaluate(learner(), params, sample, key, episodes=20, curve=False)
+    assert scores.values["loss"].shape == (20, 1)
+    np.testing.assert_allclose(
+        scores.values["loss"][:, 0], losses_of_each_episode()[:, -1], rtol=1e-4, atol=1e-6
+    )
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     draws = rng.normal(3.0, 2.0, size=(2000, 400))

@@ -51,8 +51,10 @@ def import_tfds() -> Any:
     return tfds
 
 
-def examples(builder: Any, split: str, decoders: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The examples of a split, one by one."""
+def examples(
+    builder: Any, split: str, decoders: dict[str, Any] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The examples of a split, one by one, with each feature's own decoder if None is given."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if builder.info.file_format.value != "tfrecord":

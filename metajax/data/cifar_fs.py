@@ -6,6 +6,7 @@ import numpy as np
 
 from metajax._checks import one_of
 from metajax.data import _cache, _tfds
+from metajax.data._splits import disjoint
 from metajax.data.episodes import ClassData
 
 Split = Literal["train", "validation", "test"]
@@ -32,9 +33,7 @@ _NAMES: dict[Split, str] = {
     ),
 }
 
-CLASSES: dict[Split, tuple[str, ...]] = {
-    split: tuple(names.split()) for split, names in _NAMES.items()
-}
+CLASSES: dict[Split, tuple[str, ...]] = disjoint(_NAMES)
 """The published split, by CIFAR-100's names, in alphabetical order."""
 
 
@@ -109,6 +108,6 @@ def read(builder: Any, names: list[str]) -> dict[str, list[np.ndarray]]:
     label = builder.info.features["label"]
     images: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for split in ("train", "test"):
-        for example in _tfds.examples(builder, split, {}):
+        for example in _tfds.examples(builder, split):
             images[label.int2str(int(example["label"]))].append(np.asarray(example["image"]))
     return images

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from metajax._checks import one_of, positive_int
+from metajax.data._splits import disjoint
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, read_image, visible
 from metajax.data.episodes import ClassData
@@ -35,9 +36,7 @@ _NAMES: dict[Split, str] = {
     ),
 }
 
-CLASSES: dict[Split, tuple[str, ...]] = {
-    split: tuple(names.split()) for split, names in _NAMES.items()
-}
+CLASSES: dict[Split, tuple[str, ...]] = disjoint(_NAMES)
 """The published split, by ImageNet's class identifiers, in their order."""
 
 _SUBFOLDERS = ("", "train", "val", "validation", "test", "images")

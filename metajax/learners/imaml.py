@@ -50,7 +50,7 @@ def imaml(
     Returns:
         A ``Learner`` whose meta-parameters are the parameters themselves. Training reports, beside
         the loss, ``"solver_residual"``: ||(I + H/λ) u − ∇L_query|| / ||∇L_query||, which is large
-        where the solver did not converge.
+        where the solver did not converge, and infinite where it diverged beyond the numbers.
 
     Raises:
         ValueError: if ``steps``, ``solver_steps`` or ``proximal`` isn't positive, ``damping`` is
@@ -132,7 +132,8 @@ def imaml(
             (_, u), _ = jax.lax.scan(term, (right, right), length=solver_steps)
         residual = optax.tree.norm(optax.tree.sub(system(u), right))
         size = jnp.maximum(optax.tree.norm(right), jnp.finfo(residual.dtype).tiny)
-        metrics["solver_residual"] = residual / size
+        # NaN would pass for converged in a comparison with a bound.
+        metrics["solver_residual"] = jnp.where(jnp.isnan(residual), jnp.inf, residual / size)
 
         if jax.tree.leaves(frozen):
             _, transpose = jax.vjp(lambda f: support_gradient(adapted, f), frozen)

@@ -1,4 +1,4 @@
-"""MAML++'s learned inner learning rates: one for every leaf, or every leaf and inner step."""
+"""MAML++: learned inner learning rates, and leaves of which every inner step has its own."""
 
 from typing import NamedTuple
 
@@ -17,9 +17,10 @@ class MAMLPlusPlusParams(NamedTuple):
     """The meta-parameters of MAML++.
 
     Attributes:
-        params: the initialisation.
+        params: the initialisation; ``[steps + 1, ...]`` at the leaves of which each step has its
+            own. After adaptation, the network's parameters.
         log_rates: logarithms of the learning rates, in the structure of ``params`` with None at the
-            leaves that don't adapt: a scalar a leaf, or ``[steps]``.
+            leaves that don't descend: a scalar a leaf, or ``[steps]``.
     """
 
     params: Params
@@ -66,6 +67,7 @@ def maml_plus_plus(
     learning_rate: float,
     steps: int,
     rates_per_step: bool = True,
+    per_step: trees.Trainable = None,
     mode: GradientMode | None = None,
     trainable: trees.Trainable = None,
     outer_loss: OuterLoss | None = None,
@@ -73,9 +75,10 @@ def maml_plus_plus(
     """MAML++: learns the initialisation θ and a rate for each leaf l, and each step k, of
     θ_{k+1,l} = θ_{k,l} − α_{k,l} ∇_l L_support(θ_k).
 
-    Of the paper's changes to MAML this has the learned rates, which cost no products of their own.
     The paper learns α itself, this its logarithm: rates stay positive, and a step of the outer
-    optimizer changes them in proportion.
+    optimizer changes them in proportion. Each of the paper's other changes is a switch of its own:
+    ``per_step`` here (shift and scale of the normalisation), ``metajax.learners.multi_step_loss``
+    with ``annealed_weights``, ``warm_start``, and the outer optimizer's schedule.
 
     Args:
         loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
@@ -83,8 +86,10 @@ def maml_plus_plus(
         steps: how many inner steps.
         rates_per_step: whether each step has rates of its own, as in the paper. If not, the
             meta-parameters serve any number of steps.
-        mode: how to differentiate through them; see ``metajax.adapt``.
-        trainable: which leaves adapt; see ``metajax.adapt``.
+        per_step: leaves that don't descend, and of which each inner step has its own, the query
+            set's pass after the last one too: chosen as by ``trainable``, none if None.
+        mode: how to differentiate through the steps; see ``metajax.adapt``.
+        trainable: which leaves adapt; see ``metajax.adapt``. Those of ``per_step`` don't.
         outer_loss: as in ``metajax.maml``.
 
     Returns:
@@ -92,7 +97,7 @@ def maml_plus_plus(
 
     Raises:
         ValueError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive, or
-            meta-parameters have rates for another number of steps.
+            meta-parameters have rates or leaves for another number of steps.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -115,16 +120,89 @@ def maml_plus_plus(
                 )
         return scale_by_log_rates(log_rates)
 
-    return learner_of_rates(
-        MAMLPlusPlusParams,
-        loss_fn,
-        first=lambda leaf: jnp.full(
-            (steps,) if rates_per_step else (), jnp.log(learning_rate), leaf.dtype
-        ),
-        descent=descent,
-        learning_rate=learning_rate,
-        steps=steps,
-        mode=mode,
-        trainable=trainable,
-        outer_loss=outer_loss,
-    )
+    def build(loss_fn: LossFn, descent, trainable: trees.Trainable) -> Learner:
+        return learner_of_rates(
+            MAMLPlusPlusParams,
+            loss_fn,
+            first=lambda leaf: jnp.full(
+                (steps,) if rates_per_step else (), jnp.log(learning_rate), leaf.dtype
+            ),
+            descent=descent,
+            learning_rate=learning_rate,
+            steps=steps,
+            mode=mode,
+            trainable=trainable,
+            outer_loss=outer_loss,
+        )
+
+    plain = build(loss_fn, descent, trainable)
+    if per_step is None:
+        return plain
+
+    def descending(params, versions):
+        adapts = trees.selected(params, trainable)
+        return jax.tree.map(lambda adapts, own: adapts and not own, adapts, versions)
+
+    def init(params):
+        versions = trees.selected(params, per_step)
+        start = build(loss_fn, descent, descending(params, versions)).init(params)
+        stack = lambda own, leaf: jnp.stack([leaf] * (steps + 1)) if own else leaf
+        return start._replace(params=jax.tree.map(stack, versions, params))
+
+    def adapt_fn(params, support, *, observe=None):
+        versions = trees.selected(params.params, per_step)
+        _check_versions(params.params, versions, steps)
+
+        def current(params):
+            return jax.tree.map(lambda own, leaf: leaf[0] if own else leaf, versions, params)
+
+        def now(meta_params):
+            return meta_params._replace(params=current(meta_params.params))
+
+        moving = jax.tree.map(
+            lambda descends, own: descends or own, descending(params.params, versions), versions
+        )
+        learner = build(
+            lambda params, batch: loss_fn(current(params), batch),
+            lambda log_rates: next_versions(descent(log_rates), versions),
+            moving,
+        )
+        adapted, info = learner.adapt(
+            params, support, observe=None if observe is None else lambda p: observe(now(p))
+        )
+        return now(adapted), info
+
+    return Learner(init, adapt_fn, plain.loss)
+
+
+def next_versions(
+    descent: optax.GradientTransformation, versions: PyTree
+) -> optax.GradientTransformation:
+    """The descent, which also turns the leaves with versions, so that the next one comes first.
+
+    Args:
+        descent: for the other leaves.
+        versions: bools, True at leaves ``[versions, ...]``.
+    """
+
+    def update(updates, state, params=None):
+        others = jax.tree.map(lambda own, leaf: None if own else leaf, versions, updates)
+        descended, state = descent.update(others, state)
+        turned = jax.tree.map(
+            lambda own, leaf: jnp.roll(leaf, -1, axis=0) - leaf if own else None, versions, params
+        )
+        return trees.combine(descended, turned), state
+
+    return optax.GradientTransformation(descent.init, update)
+
+
+def _check_versions(params: Params, versions: PyTree, steps: int) -> None:
+    own = jax.tree.leaves(versions)
+    for (path, leaf), has_versions in zip(
+        jax.tree_util.tree_flatten_with_path(params)[0], own, strict=True
+    ):
+        if has_versions and (leaf.ndim == 0 or leaf.shape[0] != steps + 1):
+            raise ValueError(
+                f"steps is {steps}, but params{jax.tree_util.keystr(path)} has shape {leaf.shape}:"
+                f" per_step leaves are [steps + 1, ...]; learner.init makes them."
+            )

@@ -35,7 +35,8 @@ def matching(
         are given.
 
     Raises:
-        ValueError: if ``n_way`` or ``scale`` isn't positive.
+        ValueError: if ``n_way`` or ``scale`` isn't positive; when run, if the features that are
+            compared aren't vectors of one width, or ``full_context`` returns more or fewer.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -54,9 +55,17 @@ def matching(
     scale = _checks.positive_float("scale", scale)
 
     def score(params, support, query):
-        features = support.features
+        features, name = support.features, "embed"
+        examples = len(features), len(query)
         if full_context is not None:
+            name = "full_context"
             features, query = full_context(params, features, query)
+        _checks.one_width(name, features, query)
+        if (len(features), len(query)) != examples:
+            raise ValueError(
+                f"{name} must return features of {examples[0]} support and {examples[1]} query "
+                f"examples, got shapes {features.shape} and {query.shape}."
+            )
         similarities = scale * cosine_similarities(query, features)
         never = lowest(similarities.dtype)
         similarities = jnp.where(support.weights > 0, similarities, never)

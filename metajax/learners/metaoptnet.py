@@ -41,11 +41,16 @@ def svm_dual(
         regularisation: C, positive.
         iterations: how many.
 
+    Raises:
+        ValueError: if ``regularisation`` or ``iterations`` isn't positive.
+
     Example:
         >>> svm_dual(jnp.eye(2), jnp.eye(2), regularisation=1.0, iterations=20).round(3)
         Array([[ 0.5, -0.5],
                [-0.5,  0.5]], dtype=float32)
     """
+    regularisation = _checks.positive_float("regularisation", regularisation)
+    iterations = _checks.positive_int("iterations", iterations)
     dtype = kernel.dtype
     kernel, one_hot = (x.astype(jnp.promote_types(dtype, jnp.float32)) for x in (kernel, one_hot))
     # The largest eigenvalue is at most the trace, and the largest row sum of magnitudes.
@@ -92,7 +97,8 @@ def metaoptnet(
         A ``Learner`` whose meta-parameters are a ``MetaOptNetParams``.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2, or another argument isn't positive.
+        ValueError: if ``n_way`` is less than 2, or another argument isn't positive; when run, if
+            the features aren't vectors.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -115,6 +121,7 @@ def metaoptnet(
         return MetaOptNetParams(params, jnp.ones((), dtype))
 
     def score(meta_params: MetaOptNetParams, support: Support, query: jax.Array) -> jax.Array:
+        _checks.one_width("embed", support.features, query)
         rows = support.features * support.weights[:, None]
         dual = svm_dual(
             rows @ rows.T, support.members, regularisation=regularisation, iterations=iterations

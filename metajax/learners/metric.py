@@ -1,6 +1,6 @@
 """What metric-based learners share: they compare a query's embedding with the support set's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,8 +49,9 @@ class Support(NamedTuple):
         return self.members.sum(axis=0)
 
 
-Score = Callable[[Params, Support, jax.Array], jax.Array]
-"""``score(meta_params, support, query_features) -> logits [queries, n_way]``."""
+Score = Callable[[Params, Support, jax.Array], Any]
+"""``score(meta_params, support, query_features)`` returns logits ``[queries, n_way]``, or a pair of
+them and a dict of changed collections, as ``Embed``."""
 
 Outcome = Callable[..., tuple[jax.Array, Metrics]]
 """``outcome(logits, targets, mask, classes) -> (loss, metrics)``, as
@@ -99,12 +100,18 @@ def metric_learner(
     def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
         inputs, *_ = losses.as_masked(adapted.support)
         query_inputs, targets, mask, _ = losses.as_masked(episode.query)
+        if inputs.shape[1:] != query_inputs.shape[1:]:
+            raise ValueError(
+                "support and query inputs must have examples of one shape, got "
+                f"{inputs.shape} and {query_inputs.shape}."
+            )
         both = jnp.concatenate([inputs, query_inputs])
         features, changed = _features(embed(network(adapted.params), both), len(both))
         support = embedded(features[: len(inputs)], adapted.support, n_way)
-        logits = score(adapted.params, support, features[len(inputs) :])
+        output = score(adapted.params, support, features[len(inputs) :])
+        logits, changed_too = output if isinstance(output, tuple) else (output, {})
         value, metrics = outcome(logits, targets, mask, support.counts > 0)
-        return value, {**metrics, **changed}
+        return value, {**metrics, **merged(changed, changed_too)}
 
     return Learner(init, adapt, loss)
 
@@ -118,6 +125,20 @@ def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:
             f"{features.shape}."
         )
     return features, dict(changed)
+
+
+def merged(first: Any, second: Any) -> dict[str, Any]:
+    """Two nested dicts as one; where both have a leaf, the second's.
+
+    Example:
+        >>> merged({"batch_stats": {"body": 1}}, {"batch_stats": {"head": 2}})
+        {'batch_stats': {'body': 1, 'head': 2}}
+    """
+    both = dict(first)
+    for key, value in second.items():
+        inner = key in both and isinstance(both[key], Mapping) and isinstance(value, Mapping)
+        both[key] = merged(both[key], value) if inner else value
+    return both
 
 
 def class_means(support: Support) -> jax.Array:
@@ -149,7 +170,11 @@ def cosine_similarities(a: jax.Array, b: jax.Array) -> jax.Array:
     """
 
     def unit(x):
-        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+        # Squares in half precision would leave its range, and so would the floor.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        floor = max(1e-12, float(jnp.finfo(x.dtype).tiny))
+        square = jnp.sum(wide * wide, axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(jnp.maximum(square, floor))).astype(x.dtype)
 
     return unit(a) @ unit(b).T
 

@@ -28,7 +28,7 @@ def proto_maml(
     """Proto-MAML: inner steps from a head W_c = 2 p_c, b_c = −||p_c||² of the task's prototypes p.
 
     This head scores as Prototypical Networks do, −||f(x) − p_c||² up to what all classes share. The
-    outer gradient passes through the prototypes.
+    outer gradient passes through the prototypes. A class without support examples is never chosen.
 
     Args:
         embed: ``embed(params, inputs)`` returns features ``[examples, d]``.
@@ -46,7 +46,8 @@ def proto_maml(
         ``{"body": params, "head": {"bias": [n_way], "kernel": [d, n_way]}}``.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2 or ``steps`` isn't a positive integer.
+        ValueError: if ``n_way`` is less than 2 or ``steps`` isn't a positive integer; when run, if
+            the features aren't vectors of one width for support and query.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -62,15 +63,25 @@ def proto_maml(
     _checks.positive_int("steps", steps)
 
     def apply(params, inputs):
-        head = params["head"]
-        return embed(params["body"], inputs) @ head["kernel"] + head["bias"]
+        head, features = params["head"], embed(params["body"], inputs)
+        if features.ndim != 2 or features.shape[1] != len(head["kernel"]):
+            raise ValueError(
+                f"embed must return features [examples, {len(head['kernel'])}], as wide as the "
+                f"support set's, got shape {features.shape}."
+            )
+        return features @ head["kernel"] + head["bias"]
 
     loss_fn = losses.cross_entropy(apply)
 
     def adapt_fn(params, support, *, observe=None):
         features = embed(params, losses.as_masked(support).inputs)
-        prototypes = class_means(embedded(features, support, n_way))
-        head = {"bias": -jnp.sum(prototypes**2, axis=-1), "kernel": 2 * prototypes.T}
+        _checks.one_width("embed", features, features)
+        examples = embedded(features, support, n_way)
+        prototypes = class_means(examples)
+        bias = jnp.where(
+            examples.counts > 0, -jnp.sum(prototypes**2, axis=-1), losses.lowest(prototypes.dtype)
+        )
+        head = {"bias": bias, "kernel": 2 * prototypes.T}
         return adapt(
             loss_fn,
             {"body": params, "head": head},

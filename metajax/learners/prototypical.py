@@ -34,7 +34,8 @@ def prototypical(
         support set; support and query are embedded in one pass.
 
     Raises:
-        ValueError: if ``n_way`` or ``scale`` isn't positive, or the distance has another name.
+        ValueError: if ``n_way`` or ``scale`` isn't positive, or the distance has another name; when
+            run, if the features aren't vectors.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -55,6 +56,7 @@ def prototypical(
 
     def score(params, support, query):
         del params
+        _checks.one_width("embed", support.features, query)
         prototypes = class_means(support)
         if distance == "cosine":
             return scale * (cosine_similarities(query, prototypes) - 1)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from metajax import _checks
 from metajax.learners.base import Learner
@@ -41,11 +42,17 @@ def ridge(features: jax.Array, targets: jax.Array, penalty: jax.Array) -> jax.Ar
     Returns:
         ``[d, k]``.
 
+    Raises:
+        ValueError: if ``penalty`` isn't positive. One that is traced has no value yet, and is not
+            checked.
+
     Example:
         >>> ridge(jnp.eye(2), jnp.array([[2.0], [4.0]]), jnp.array(1.0)).round(3)
         Array([[1.],
                [2.]], dtype=float32)
     """
+    if not isinstance(penalty, Tracer):
+        penalty = jnp.asarray(_checks.positive_float("penalty", penalty))
     examples, d = features.shape
     dtype = features.dtype
     # There is no solver in half precision.
@@ -75,7 +82,8 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0) -> Learner:
         set; support and query are embedded in one pass.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2 or ``penalty`` isn't positive.
+        ValueError: if ``n_way`` is less than 2 or ``penalty`` isn't positive; when run, if the
+            features aren't vectors.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -98,6 +106,7 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0) -> Learner:
         return R2D2Params(params, jnp.log(penalty) * one, one, 0 * one)
 
     def score(meta_params: R2D2Params, support: Support, query: jax.Array) -> jax.Array:
+        _checks.one_width("embed", support.features, query)
         # A padded row of zeros is fitted exactly, and changes nothing.
         rows = support.features * support.weights[:, None]
         weights = ridge(rows, support.members, jnp.exp(meta_params.log_lambda))

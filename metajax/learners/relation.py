@@ -1,6 +1,7 @@
 """Relation Networks: the comparison is learned too."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from metajax.learners.base import Learner
 from metajax.learners.metric import Embed, metric_learner
 from metajax.types import Metrics, Params
 
-Relate = Callable[[Params, jax.Array], jax.Array]
-"""``relate(params, pairs [n, ..., 2 · channels]) -> relations [n]`` between 0 and 1."""
+Relate = Callable[[Params, jax.Array], Any]
+"""``relate(params, pairs [n, ..., 2 · channels])`` returns relations ``[n]`` between 0 and 1, or a
+pair of them and a dict of changed collections, as ``Embed``."""
 
 
 def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
@@ -24,7 +26,8 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
         embed: ``embed(params, inputs)`` returns feature maps ``[examples, ..., channels]``; as for
             ``metajax.prototypical``.
         relate: ``relate(params, pairs)`` of pairs ``[n, ..., 2 · channels]`` returns ``[n]``, such
-            as ``metajax.models.RelationHead`` applied to a part of ``params``.
+            as ``metajax.models.RelationHead`` applied to a part of ``params``; or a pair of them
+            and the collections it changed, merged with those of ``embed``.
         n_way: classes of an episode, at least 2.
 
     Returns:
@@ -56,13 +59,14 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
         pairs = jnp.concatenate(
             [jnp.broadcast_to(sums[None], shape), jnp.broadcast_to(query[:, None], shape)], axis=-1
         )
-        relations = relate(params, pairs.reshape(-1, *pairs.shape[2:]))
+        output = relate(params, pairs.reshape(-1, *pairs.shape[2:]))
+        relations, changed = output if isinstance(output, tuple) else (output, {})
         if relations.shape != (len(query) * n_way,):
             raise ValueError(
                 f"relate must return a relation for each of {len(query) * n_way} pairs, got shape "
                 f"{relations.shape}."
             )
-        return relations.reshape(len(query), n_way)
+        return relations.reshape(len(query), n_way), changed
 
     def outcome(
         relations: jax.Array, targets: jax.Array, mask: jax.Array | None, classes: jax.Array

@@ -1,7 +1,7 @@
 """Networks in Flax Linen that stay fast when every task has weights of its own."""
 
 from metajax.models.conv import Conv
-from metajax.models.conv4 import Conv4, adapts_in_maml
+from metajax.models.conv4 import Conv4, Form, adapts_in_maml
 from metajax.models.full_context import FullContext
 from metajax.models.mlp import MLP
 from metajax.models.normalization import Normalization
@@ -12,6 +12,7 @@ __all__ = [
     "MLP",
     "Conv",
     "Conv4",
+    "Form",
     "FullContext",
     "Normalization",
     "RelationHead",

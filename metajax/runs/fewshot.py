@@ -1,8 +1,8 @@
 """What experiments in few-shot image classification share: training, test protocols, pictures."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ VALIDATION_EPISODES = 200
 """Tasks of the validation classes in each validation."""
 
 CURVE_STEPS = 10
-"""Accuracy is drawn after 0 to so many inner steps."""
+"""Accuracy is drawn after 0 to so many inner steps, where a learner serves as many."""
 
 
 class Network(NamedTuple):
@@ -55,92 +55,108 @@ class Network(NamedTuple):
 
 
 def conv4(
-    n_way: int, key: jax.Array, *, head_std: float = 1.0, features: int = 64, size: int = 28
+    n_way: int,
+    key: jax.Array,
+    *,
+    head_std: float = 1.0,
+    features: int = 64,
+    size: int = 28,
+    **options: Any,
 ) -> Network:
     """The network of MAML's Omniglot experiments, for ``size`` × ``size`` images.
 
-    ``head_std`` is the standard deviation of the head's initial weights.
+    ``head_std`` is the standard deviation of the head's initial weights; ``options`` are others of
+    ``models.Conv4``.
     """
     example = jnp.zeros((1, size, size, 1))
-    network = models.Conv4(n_way, features=features, head_init=nn.initializers.normal(head_std))
+    network = models.Conv4(
+        n_way, features=features, head_init=nn.initializers.normal(head_std), **options
+    )
     params, apply = metajax.from_linen(network, key, example)
     _, apply_with = metajax.from_linen(network.copy(norm="support"), key, example)
     return Network(params, apply, apply_with)
 
 
-def maml_learner(
-    network: Network,
-    *,
-    inner_rate: float,
-    steps: int,
-    transductive: bool = True,
-    learned_rates: bool = False,
-    mode: GradientMode | None = None,
-) -> Learner:
-    """MAML as published: gradient descent on all but the normalisation's shift.
+def inner_options(network: Network, *, transductive: bool = True) -> dict[str, Any]:
+    """The loss of a network and what MAML's Omniglot experiments ask of a learner by gradients.
+
+    All but the normalisation's shift and scale adapts.
 
     Args:
         network: from ``conv4``.
-        inner_rate: the learning rate on the mean cross-entropy over the support set.
-        steps: inner steps.
         transductive: whether a query batch is normalised with its own statistics; if not, with the
             support set's.
-        learned_rates: whether each leaf's rate is learned, from ``inner_rate`` on, as in MAML++.
-        mode: how the outer gradient passes through the inner loop.
     """
-    loss_fn = losses.cross_entropy(network.apply)
-    options: dict[str, Any] = {
-        "steps": steps,
-        "mode": mode,
+    return {
+        "loss_fn": losses.cross_entropy(network.apply),
         "trainable": models.adapts_in_maml,
         "outer_loss": None
         if transductive
         else losses.cross_entropy_given_support(network.apply_with),
     }
-    if learned_rates:
-        return metajax.maml_plus_plus(
-            loss_fn, learning_rate=inner_rate, rates_per_step=False, **options
-        )
-    return metajax.maml(loss_fn, optax.sgd(inner_rate), **options)
+
+
+class LearnerOfNetwork(Protocol):
+    """A learner of so many inner steps on a network."""
+
+    def __call__(self, network: Network, steps: int, *, transductive: bool = True) -> Learner: ...
+
+
+def maml_learner(
+    inner_rate: float, *, learned_rates: bool = False, mode: GradientMode | None = None
+) -> LearnerOfNetwork:
+    """MAML as published: gradient descent on all but the normalisation's shift.
+
+    Args:
+        inner_rate: the learning rate on the mean cross-entropy over the support set.
+        learned_rates: whether each leaf's rate is learned, from ``inner_rate`` on, as in MAML++.
+        mode: how the outer gradient passes through the inner loop.
+    """
+
+    def build(network: Network, steps: int, *, transductive: bool = True) -> Learner:
+        options = inner_options(network, transductive=transductive) | {"steps": steps, "mode": mode}
+        if learned_rates:
+            return metajax.maml_plus_plus(learning_rate=inner_rate, rates_per_step=False, **options)
+        return metajax.maml(optimizer=optax.sgd(inner_rate), **options)
+
+    return build
 
 
 class Schedule(NamedTuple):
-    """How the parameters are trained.
+    """How the parameters are trained, and adapted at test.
 
     Attributes:
         description: in words, for the table.
         steps: meta-steps.
         meta_batch: tasks in a meta-step.
-        inner_rate: inner learning rate, on the mean cross-entropy of the support set; with
-            ``learned_rates``, what it starts from.
+        learner: the algorithm.
+        inner_rate: its inner learning rate in words, or as a number, for the table.
         inner_steps: inner steps in training.
         test_steps: inner steps at test.
         head_std: standard deviation of the head's initial weights; the paper's is 1.
         rotations: how training tasks turn their classes.
         optimizer: the outer optimizer.
-        learned_rates: whether each leaf's inner rate is learned too.
+        trained: what is trained, where it isn't ``learner`` with ``inner_steps``; may be a
+            ``step -> Learner``.
+        train_shot: support examples of each class in training, where they aren't those at test.
+        curve_steps: accuracy is drawn after 0 to so many inner steps; 0 for no curve.
+        form: the network's; see ``models.Conv4``.
     """
 
     description: str
     steps: int
     meta_batch: int
-    inner_rate: float
+    learner: LearnerOfNetwork
+    inner_rate: float | str
     inner_steps: int
     test_steps: int
     head_std: float
     rotations: Rotations
     optimizer: optax.GradientTransformation
-    learned_rates: bool = False
-
-    def learner(self, network: Network, steps: int, **options: Any) -> Learner:
-        """What the schedule trains, with so many inner steps; options as for ``maml_learner``."""
-        return maml_learner(
-            network,
-            inner_rate=self.inner_rate,
-            steps=steps,
-            learned_rates=self.learned_rates,
-            **options,
-        )
+    trained: Callable[..., Learner | Callable[[jax.Array], Learner]] | None = None
+    train_shot: int | None = None
+    curve_steps: int = CURVE_STEPS
+    form: models.Form = "stride"
 
 
 def warmup_cosine(peak: float, steps: int) -> optax.Schedule:
@@ -191,19 +207,18 @@ def train(
     k_shot: int,
     validate_every: int,
     transductive: bool = True,
-    mode: GradientMode | None = None,
     tasks_per_chunk: TasksPerChunk = None,
 ) -> Fitted:
     """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
     key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
-    learner = schedule.learner(network, schedule.inner_steps, transductive=transductive, mode=mode)
-    sampler = lambda data, rotations: episode_sampler(
-        data, n_way=n_way, k_shot=k_shot, query=k_shot, rotations=rotations
+    trained = schedule.trained or schedule.learner
+    sampler = lambda data, rotations, shots=k_shot: episode_sampler(
+        data, n_way=n_way, k_shot=shots, query=k_shot, rotations=rotations
     )
     trainer = metajax.meta_trainer(
-        learner,
+        trained(network, schedule.inner_steps, transductive=transductive),
         schedule.optimizer,
-        sampler(data, schedule.rotations),
+        sampler(data, schedule.rotations, schedule.train_shot or k_shot),
         meta_batch=schedule.meta_batch,
         tasks_per_chunk=tasks_per_chunk,
         mesh=metajax.task_mesh(schedule.meta_batch),
@@ -220,6 +235,7 @@ def train(
             sample_validation,
             key_validation,
             episodes=VALIDATION_EPISODES,
+            curve=False,
             mesh=metajax.task_mesh(VALIDATION_EPISODES),
         ).mean
 
@@ -239,11 +255,13 @@ class Evaluation(NamedTuple):
     Attributes:
         task: such as ``"5-way 1-shot"``.
         protocol: the protocol in words.
-        learner: adapts for at least ``inner_steps``; for more, if the curve is to show them.
+        learner: adapts for ``inner_steps``; for more, if there is to be a curve of them.
         sample: draws the test tasks.
         inner_steps: after how many the row's number is taken.
         query: query images a class.
+        transductive: whether a prediction depends on the other query images.
         paper: the published figure, where this is its evaluation.
+        curve: whether the scores after each step are drawn.
     """
 
     task: str
@@ -252,13 +270,15 @@ class Evaluation(NamedTuple):
     sample: Sampler
     inner_steps: int
     query: int
+    transductive: bool
     paper: str | None = None
+    curve: bool = False
 
 
 def measure(
     params: Params, evaluations: Sequence[Evaluation], *, episodes: int
 ) -> tuple[list[Row], list[plots.Curve]]:
-    """Evaluates, in percent; the curves are those of more inner steps than their row's."""
+    """Evaluates, in percent."""
     rows, curves = [], []
     for index, evaluation in enumerate(evaluations):
         key = jax.random.fold_in(jax.random.key(TEST_SEED), index)
@@ -268,10 +288,11 @@ def measure(
             evaluation.sample,
             key,
             episodes=episodes,
+            curve=evaluation.curve,
             mesh=metajax.task_mesh(episodes),
         )
         mean, ci95 = 100 * scores.curve["accuracy"], 100 * scores.curve_ci95["accuracy"]
-        at = evaluation.inner_steps
+        at = evaluation.inner_steps if evaluation.curve else -1
         rows.append(
             Row(
                 task=evaluation.task,
@@ -280,11 +301,12 @@ def measure(
                 ci95=float(ci95[at]),
                 paper=evaluation.paper,
                 episodes=scores.episodes,
-                inner_steps=at,
+                inner_steps=evaluation.inner_steps,
                 query=evaluation.query,
+                transductive=evaluation.transductive,
             )
         )
-        if len(mean) > at + 1:
+        if evaluation.curve:
             curves.append(plots.Curve(f"{evaluation.task}, {evaluation.protocol}", mean, ci95))
     return rows, curves
 
@@ -330,9 +352,7 @@ def publish(
             "steps": schedule.steps,
             "meta-batch": schedule.meta_batch,
             "inner steps": schedule.inner_steps,
-            "inner rate": f"{schedule.inner_rate} at first, learned for each leaf"
-            if schedule.learned_rates
-            else schedule.inner_rate,
+            "inner rate": schedule.inner_rate,
             "head's initial deviation": schedule.head_std,
             **training,
         },
@@ -344,13 +364,14 @@ def publish(
     )
     table = write_report(run.path, report)
     plots.training_curve(run.path / "training.png", fitted.metrics)
-    plots.inner_steps(run.path / "inner_steps.png", curves, ylabel="accuracy in %")
+    if curves:
+        plots.inner_steps(run.path / "inner_steps.png", curves, ylabel="accuracy in %")
 
     learner = schedule.learner(network, schedule.test_steps)
     episode = picture(jax.random.key(TEST_SEED))
     params = jax.device_get(params)
     adapted, _ = jax.jit(learner.adapt)(params, episode.support)
-    weights = adapted.params if schedule.learned_rates else adapted
+    weights = adapted.params if isinstance(adapted, metajax.MAMLPlusPlusParams) else adapted
     logits = network.apply(weights, episode.query.inputs)
     plots.episode_grid(
         run.path / "episode.png",

@@ -27,6 +27,8 @@ class Row(NamedTuple):
         episodes: how many test tasks.
         inner_steps: how many inner steps at test.
         query: query examples, of each class or of the task (see ``Report.query``).
+        transductive: whether a prediction depends on the other query examples; None where the
+            question doesn't arise.
     """
 
     task: str
@@ -37,6 +39,7 @@ class Row(NamedTuple):
     episodes: int
     inner_steps: int
     query: int
+    transductive: bool | None = None
 
 
 class Report(NamedTuple):

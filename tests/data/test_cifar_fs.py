@@ -1,42 +1,70 @@
-"""CIFAR-FS on data that tensorflow-datasets' own mocking would give: labels and random images."""
+"""CIFAR-FS on what tensorflow-datasets' own mocking makes of its ``cifar100``: no TensorFlow and no
+download, but the real builder, with its features and metadata files."""
 
-import types
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from metajax.data import CacheError, DataNotFoundError, _tfds, cifar_fs
-from metajax.data.cifar_fs import CLASSES, PER_CLASS
+from metajax.data.cifar_fs import CLASSES, PER_CLASS, read
 
 pytestmark = pytest.mark.usefixtures("nothing_there")
-NAMES = sorted(name for part in CLASSES.values() for name in part)
+NAMES = sorted(name for part in CLASSES.values() for name in part)  # CIFAR-100's own order
+SIZES = {"train": 500, "test": 100}  # images of a class
 
 
-class FakeBuilder:
-    """CIFAR-100 as tensorflow-datasets reads it; image i of a class tells the two."""
+class Complete(Sequence):
+    """One of CIFAR-100's splits, the last class first; an image's first pixel tells which it is."""
 
-    def __init__(self, missing=0):
-        label = types.SimpleNamespace(int2str=NAMES.__getitem__)
-        self.info = types.SimpleNamespace(
-            features={"label": label}, file_format=types.SimpleNamespace(value="array_record")
-        )
-        self.missing = missing
+    def __init__(self, split, missing=0):
+        self.first = 0 if split == "train" else SIZES["train"]
+        self.length = 100 * SIZES[split] - missing
 
-    def as_data_source(self, *, split, decoders):
-        assert decoders == {}
-        each = range(500) if split == "train" else range(500, PER_CLASS - self.missing)
-        for i in reversed(each):
-            for label in range(100):
-                image = np.zeros((32, 32, 3), np.uint8)
-                image[0, 0] = label, i // 256, i % 256
-                yield {"label": np.int64(label), "image": image}
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index >= self.length:
+            raise IndexError(index)
+        label, i = 99 - index % 100, self.first + index // 100
+        image = np.zeros((32, 32, 3), np.uint8)
+        image[0, 0] = label, i // 256, i % 256
+        return {
+            "id": f"{index:05d}",
+            "image": image,
+            "label": np.int64(label),
+            "coarse_label": np.int64(label // 5),
+        }
 
 
 @pytest.fixture
-def prepared(monkeypatch):
-    asked = []
-    monkeypatch.setattr(_tfds, "prepared", lambda name, folder: asked.append(name) or FakeBuilder())
-    return asked
+def mocked(tmp_path, monkeypatch):
+    """``tfds.testing.mock_data`` for a folder with the metadata of a prepared ``cifar100``."""
+    folder = tmp_path / "tfds"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder))
+    tfds = _tfds.import_tfds()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mock_data, policy = tfds.testing.mock_data, tfds.testing.MockPolicy.USE_FILES
+        builder = tfds.builder("cifar100", data_dir=folder, file_format="array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=builder.data_dir, dataset_name=builder.name, filetype_suffix="array_record"
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=name, shard_lengths=[100 * size], num_bytes=0, filename_template=template
+        )
+        for name, size in SIZES.items()
+    ]
+    builder.info.set_splits(tfds.core.SplitDict(splits))
+    # Only a download tells the builder these; the prepared folder then keeps them.
+    builder.info.features["label"].names = NAMES
+    Path(builder.data_dir).mkdir(parents=True)
+    builder.info.write_to_directory(builder.data_dir)
+    return lambda **options: mock_data(policy=policy, data_dir=str(folder), **options)
 
 
 def test_the_published_split_has_64_16_and_20_classes():
@@ -45,28 +73,55 @@ def test_the_published_split_has_64_16_and_20_classes():
     assert all(list(part) == sorted(part) for part in CLASSES.values())
 
 
-def test_all_images_of_the_split_s_classes(prepared):
-    data = cifar_fs("test")
-    assert data.examples.shape == (20, PER_CLASS, 32, 32, 3)
-    labels = data.examples[:, :, 0, 0, 0]
-    assert (labels == np.array([NAMES.index(n) for n in CLASSES["test"]])[:, None]).all()
-    high, low = data.examples[0, :, 0, 0, 1:].astype(int).T
-    np.testing.assert_array_equal(256 * high + low, np.arange(PER_CLASS))
-    assert len(cifar_fs("train").counts) == 64
-    assert prepared == ["cifar100"]  # then it was in the cache
+def test_all_images_of_the_split_s_classes(mocked):
+    asked = []
+
+    def source(builder, split, decoders=None):
+        asked.append((builder.name, split))
+        return Complete(split)
+
+    with mocked(as_data_source_fn=source):
+        for split, classes in (("train", 64), ("validation", 16), ("test", 20)):
+            data = cifar_fs(split)
+            assert data.examples.shape == (classes, PER_CLASS, 32, 32, 3)
+            assert data.counts.tolist() == [600] * classes
+            labels = data.examples[:, :, 0, 0, 0]
+            assert (labels == np.array([NAMES.index(n) for n in CLASSES[split]])[:, None]).all()
+            high, low = data.examples[0, :, 0, 0, 1:].astype(int).T
+            np.testing.assert_array_equal(256 * high + low, np.arange(PER_CLASS))
+    assert asked == [("cifar100", "train"), ("cifar100", "test")]  # then it was in the cache
 
 
-def test_a_damaged_cache_is_refused(prepared, tmp_path, monkeypatch):
+def test_random_images_go_to_the_class_of_their_fine_label(mocked):
+    with mocked(num_examples=120):
+        builder = _tfds.prepared("cifar100", _tfds.prepared_folder())
+        images = read(builder, NAMES)
+        drawn = list(builder.as_data_source(split="train"))
+    assert set(drawn[0]) == {"id", "image", "label", "coarse_label"}
+    assert sum(map(len, images.values())) == 2 * len(drawn)  # the mock's splits are alike
+    for name, found in images.items():
+        expected = [each["image"] for each in drawn if each["label"] == NAMES.index(name)]
+        assert len(found) == 2 * len(expected)
+        if expected:
+            np.testing.assert_array_equal(found, expected * 2)
+
+
+def test_a_damaged_cache_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("METAJAX_CACHE", str(tmp_path))
     (tmp_path / "cifar-fs-v1.npz").write_bytes(b"not a cache")
     with pytest.raises(CacheError, match="cifar-fs-v1"):
         cifar_fs("train")
 
 
-def test_an_incomplete_data_set_is_refused(monkeypatch):
-    monkeypatch.setattr(_tfds, "prepared", lambda name, folder: FakeBuilder(missing=1))
-    with pytest.raises(ValueError, match="apple has 599"):
-        cifar_fs("train")
+def test_an_incomplete_data_set_is_refused(mocked):
+    """One image less, of the first class; and random labels, which no class has 600 of."""
+    less = lambda builder, split, decoders=None: Complete(split, missing=split == "test")
+    for options, message in (
+        ({"as_data_source_fn": less}, "apple has 599. Prepare it again"),
+        ({"num_examples": 30}, r"folder .*tfds does not hold 600 .* has \d+; .* and others"),
+    ):
+        with mocked(**options), pytest.raises(ValueError, match=message):
+            cifar_fs("train")
 
 
 def test_where_it_was_looked_for_is_told():

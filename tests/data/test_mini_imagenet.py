@@ -34,6 +34,15 @@ def test_the_identifier_decides_the_split(folder):
         np.testing.assert_array_equal(data.examples[:, 0, 0, 0, 0], colours)
 
 
+def test_a_class_in_the_folders_of_two_splits_is_named_with_both(folder):
+    name = sorted(name for part in CLASSES.values() for name in part)[0]  # in train already
+    (folder / "test" / name).mkdir(parents=True)
+    split = next(split for split, part in CLASSES.items() if name in part)
+    both = rf"class {name} is there twice: .*train.{name} and .*test.{name}"
+    with pytest.raises(ValueError, match=both):
+        mini_imagenet(folder, split, size=4)
+
+
 def test_what_is_missing_or_twice_there_is_named(folder):
     first = CLASSES["test"][0]
     place = next(path for path in folder.rglob(first))

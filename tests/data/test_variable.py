@@ -112,6 +112,27 @@ def test_omniglot_s_alphabets_fit_its_classes():
     assert len(set(omniglot_alphabets("all").tolist())) == 50
 
 
+@pytest.mark.parametrize("rotations", ["none", "as_classes"])
+def test_an_alphabet_too_small_for_the_ways(rotations):
+    """The smallest of the split is just large enough, and its number is told where it isn't."""
+    alphabets = omniglot_alphabets("validation", protocol="vinyals")
+    numbers, sizes = np.unique(alphabets, return_counts=True)
+    smallest, largest_way = numbers[sizes.argmin()], sizes.min()
+    turns = 4 if rotations == "as_classes" else 1
+    drawings = ClassData(np.zeros((len(alphabets), 2, 2, 2), np.uint8), np.full(len(alphabets), 2))
+
+    def sampler(n_way):
+        return episode_sampler(
+            drawings, n_way=n_way, k_shot=1, query=1, rotations=rotations, groups=alphabets
+        )
+
+    sampler(turns * largest_way)
+    too_many = turns * largest_way + 1
+    message = f"n_way is {too_many}, but group {smallest} has only {too_many - 1} classes"
+    with pytest.raises(ValueError, match=message):
+        sampler(too_many)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

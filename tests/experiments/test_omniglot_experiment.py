@@ -11,6 +11,7 @@ import pytest
 
 import metajax
 from experiments import omniglot as experiment
+from experiments.omniglot_schedules import PUBLISHED, schedule_of
 from metajax import runs
 from metajax.runs import fewshot
 
@@ -32,7 +33,7 @@ def rates(optimizer, steps):
     ("n_way", "meta_batch", "inner_steps", "test_steps"), [(5, 32, 1, 3), (20, 16, 5, 5)]
 )
 def test_the_papers_schedule(n_way, meta_batch, inner_steps, test_steps):
-    schedule = experiment.schedule_of(experiment.Config(protocol="paper", n_way=n_way))
+    schedule = schedule_of(protocol="paper", n_way=n_way)
     assert schedule.steps == 60_000
     assert schedule.inner_rate == 2.0
     assert schedule.head_std == 1
@@ -43,11 +44,11 @@ def test_the_papers_schedule(n_way, meta_batch, inner_steps, test_steps):
 
 
 def test_the_fast_schedule_follows_the_number_of_steps():
-    assert experiment.schedule_of(experiment.Config()).steps == 16_000
-    schedule = experiment.schedule_of(experiment.Config(steps=1000))
-    assert schedule.inner_rate == 1.0
+    assert schedule_of().steps == 16_000
+    schedule = schedule_of(steps=1000)
+    assert schedule.inner_rate == "1.0 at first, learned for each leaf"
     assert schedule.rotations == "as_classes"
-    assert (schedule.meta_batch, schedule.learned_rates) == (8, True)
+    assert schedule.meta_batch == 8
     used = rates(optax.adam(fewshot.warmup_cosine(3e-3, 1000)), 1001)
     assert used[0] == 0
     np.testing.assert_allclose(used[100], 1.5e-3, rtol=1e-3)
@@ -82,8 +83,8 @@ def test_muon_turns_a_kernels_gradient_into_an_orthogonal_update():
 
 
 def test_the_head_may_start_otherwise():
-    assert experiment.schedule_of(experiment.Config()).head_std == fewshot.HEAD_STD
-    assert experiment.schedule_of(experiment.Config(protocol="paper", head_std=0.5)).head_std == 0.5
+    assert schedule_of().head_std == fewshot.HEAD_STD
+    assert schedule_of(protocol="paper", head_std=0.5).head_std == 0.5
     with pytest.raises(ValueError, match=r"head_std must be above zero; got -1\.0"):
         experiment.Config(head_std=-1.0)
 
@@ -96,7 +97,7 @@ def test_short_schedules_are_finite(steps):
 def test_rows_of_the_table(small_data):
     config = experiment.Config(protocol="paper")
     network = fewshot.conv4(5, jax.random.key(0), features=2)
-    schedule = experiment.schedule_of(config)
+    schedule = schedule_of(protocol="paper")
     rows = experiment.evaluations(config, schedule, network, small_data("test"))
     found = [(row.task, row.query, row.inner_steps, row.paper) for row in rows]
     assert found == [
@@ -116,9 +117,7 @@ def test_rows_of_the_table(small_data):
 def test_only_the_honest_rows_ignore_the_other_queries(small_data):
     config = experiment.Config()
     network = fewshot.conv4(5, jax.random.key(0), head_std=1.0, features=4)
-    rows = experiment.evaluations(
-        config, experiment.schedule_of(config), network, small_data("test")
-    )
+    rows = experiment.evaluations(config, schedule_of(), network, small_data("test"))
     paper, _, honest = rows[:3]
     episode = jax.jit(honest.sample)(jax.random.key(0))
     first = jax.tree.map(lambda leaf: leaf[:1], episode.query)
@@ -140,7 +139,7 @@ def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
     network = fewshot.conv4(5, jax.random.key(0), features=4)
     config = experiment.Config(protocol="paper")
     row, *_ = experiment.evaluations(
-        config, experiment.schedule_of(config), network, small_data("test")
+        config, schedule_of(protocol="paper"), network, small_data("test")
     )
     episode = jax.jit(row.sample)(jax.random.key(0))
     adapted, _ = jax.jit(row.learner.adapt)(network.params, episode.support)
@@ -181,11 +180,45 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     assert [line["step"] for line in lines] == [2]
     assert 0 <= lines[0]["validation_accuracy"] <= 1
 
-    with pytest.raises(runs.RunError, match="gradient was 'second' and is now 'first'"):
-        experiment.main([*arguments, "--out", str(out), "--resume", "--gradient", "first"])
+    with pytest.raises(runs.RunError, match="method was 'maml' and is now 'fomaml'"):
+        experiment.main([*arguments, "--out", str(out), "--resume", "--method", "fomaml"])
     with pytest.raises(runs.RunError, match="already there"):
         experiment.main([*arguments, "--out", str(out)])
     assert (out / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize("method", ["fomaml", "reptile", "anil", "maml++", "imaml"])
+def test_other_learners_train_and_are_evaluated(
+    method, tmp_path, monkeypatch, small_data, small_network
+):
+    monkeypatch.setattr(experiment, "omniglot", small_data)
+    out = tmp_path / "run"
+    arguments = ["--method", method, "--k-shot", "5", "--steps", "2", "--test-episodes", "2"]
+    experiment.main([*arguments, "--out", str(out)])
+    result = json.loads((out / "result.json").read_text())
+    source, figures = PUBLISHED[method]
+    assert [row["paper"] for row in result["rows"]] == [figures.get((5, 5)), None, None]
+    assert [row["transductive"] for row in result["rows"]] == [True, True, False]
+    assert result["source"] == source
+    assert (out / "episode.png").exists()
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("n_way", [5, 20])
+def test_published_schedules_and_ours_have_their_own_lengths(method, n_way):
+    paper, fast = (schedule_of(method, protocol, n_way=n_way) for protocol in ("paper", "fast"))
+    assert paper.steps > fast.steps
+    assert schedule_of(method, n_way=n_way, steps=7).steps == 7
+
+
+def test_reptile_s_outer_step_falls_to_zero_and_its_support_is_larger():
+    schedule = schedule_of("reptile", "paper")
+    one, state = jnp.array(1.0), schedule.optimizer.init(jnp.array(0.0))
+    for step, expected in ((0, 1.0), (50_000, 0.5), (100_000, 0.0)):
+        at = jax.tree.map(lambda count, step=step: jnp.full_like(count, step), state)
+        update, _ = schedule.optimizer.update(one, at)
+        np.testing.assert_allclose(-update, expected, atol=1e-6)
+    assert (schedule.train_shot, schedule.inner_steps, schedule.test_steps) == (10, 5, 50)
 
 
 def test_only_the_papers_constant_schedule_may_be_given_more_steps():

@@ -41,6 +41,9 @@ LEARNERS = {
     "maml_plus_plus_any_steps": lambda: metajax.maml_plus_plus(
         toy.loss_fn, learning_rate=0.1, steps=2, rates_per_step=False
     ),
+    "maml_plus_plus_own_bodies": lambda: metajax.maml_plus_plus(
+        toy.loss_fn, learning_rate=0.1, steps=2, per_step=lambda path: path == "body"
+    ),
     "boil": lambda: metajax.boil(toy.loss_fn, SGD, steps=2),
     "cavia": lambda: metajax.cavia(with_context, SGD, context=jnp.zeros(()), steps=2),
     "imaml": lambda: metajax.imaml(toy.loss_fn, SGD, steps=8, proximal=1.0),

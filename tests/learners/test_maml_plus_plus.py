@@ -73,3 +73,49 @@ def test_rates_exist_for_the_leaves_that_adapt_alone():
     meta_params = learner.init({"a": jnp.ones(()), "b": jnp.ones(3)})
     assert meta_params.log_rates["b"] is None
     np.testing.assert_allclose(meta_params.log_rates["a"], np.log([0.5, 0.5]), rtol=1e-6)
+
+
+def test_each_step_has_its_own_version_of_a_leaf_and_the_query_the_last(x64):
+    """For L = |θ + b − c|² / 2 with a shift b_k of step k, by hand: θ_{k+1} = θ_k − α (θ_k + b_k −
+    s), and the query's loss has b_2."""
+    loss_fn = lambda p, batch: jnp.sum((p["theta"] + p["shift"] - batch) ** 2) / 2
+    learner = metajax.maml_plus_plus(
+        loss_fn, learning_rate=0.25, steps=2, per_step=lambda path: path == "shift"
+    )
+    start = learner.init({"theta": jnp.array(1.0), "shift": jnp.array(0.5)})
+    np.testing.assert_array_equal(start.params["shift"], [0.5, 0.5, 0.5])
+    assert start.log_rates["shift"] is None
+    shifts = jnp.array([0.5, -1.0, 2.0])
+    meta_params = start._replace(params={"theta": jnp.array(1.0), "shift": shifts})
+    support, query = 3.0, -1.0
+    first = 1 - 0.25 * (1 + 0.5 - support)
+    second = first - 0.25 * (first - 1.0 - support)
+
+    seen = lambda adapted: learner.loss(adapted, metajax.Episode(support, query))[0]
+    adapted, info = learner.adapt(meta_params, support, observe=seen)
+    np.testing.assert_allclose(adapted.params["theta"], second, rtol=1e-12)
+    np.testing.assert_allclose(adapted.params["shift"], 2.0, rtol=1e-12)
+    by_step = [(1 + 0.5 + 1) ** 2 / 2, (first - 1.0 + 1) ** 2 / 2, (second + 2.0 + 1) ** 2 / 2]
+    np.testing.assert_allclose(info.observed, by_step, rtol=1e-12)
+
+    episodes = metajax.Episode(jnp.array([support]), jnp.array([query]))
+    gradient, _ = metajax.meta_gradient(learner)(meta_params, episodes)
+    residual = second + 2.0 - query
+    # ∂θ_2 / ∂(θ, b_0, b_1): (1 − α)², −α (1 − α), −α
+    np.testing.assert_allclose(gradient.params["theta"], 0.75**2 * residual, rtol=1e-12)
+    np.testing.assert_allclose(
+        gradient.params["shift"], residual * np.array([-0.25 * 0.75, -0.25, 1.0]), rtol=1e-12
+    )
+
+
+def test_versions_for_another_number_of_steps_are_named():
+    build = lambda steps: metajax.maml_plus_plus(
+        lambda p, batch: jnp.sum(p["theta"] + p["shift"] - batch) ** 2,
+        learning_rate=0.25,
+        steps=steps,
+        rates_per_step=False,
+        per_step=lambda path: path == "shift",
+    )
+    meta_params = build(2).init({"theta": jnp.array(1.0), "shift": jnp.array(0.5)})
+    with pytest.raises(ValueError, match=r"steps is 3, but params\['shift'\] has shape \(3,\)"):
+        build(3).adapt(meta_params, 1.0)

@@ -97,6 +97,19 @@ def test_relation(weights, episode):
     np.testing.assert_allclose(metrics["accuracy"], right, rtol=1e-6)
 
 
+def test_the_statistics_of_both_of_relation_s_networks_are_reported(weights, episode):
+    embed = lambda w, x: (linear(w, x), {"batch_stats": {"body": {"mean": x.mean()}}})
+    relate = lambda w, pairs: (
+        jax.nn.sigmoid(pairs.sum(axis=-1)),
+        {"batch_stats": {"head": {"mean": pairs.mean()}}},
+    )
+    learner = metajax.relation(embed, relate, n_way=N_WAY)
+    _, metrics = loss_of(learner, weights, episode)
+    inputs = jnp.concatenate([episode.support.inputs, episode.query.inputs])
+    np.testing.assert_allclose(metrics["batch_stats"]["body"]["mean"], inputs.mean(), rtol=1e-6)
+    assert set(metrics["batch_stats"]) == {"body", "head"}
+
+
 @pytest.mark.parametrize("examples", [3, 9])
 def test_ridge_is_the_minimum_in_either_space(examples, x64):
     """Fewer examples than features, and more: the gradient of the penalised square is zero."""
