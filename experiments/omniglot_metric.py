@@ -1,34 +1,43 @@
 """Metric-based meta-learning on Omniglot, beside the papers' numbers.
 
 python -m experiments.omniglot_metric trains Prototypical Networks: episodes of 60 classes, the four
-rotations of a character as classes of their own, five query images a class. The model is tested on
+rotations of a character as classes of their own, five query images a class, every image shifted by
+up to two pixels. The model is tested on
 5-way and 20-way tasks alike, with running statistics: no query image sees another one.
 
---method takes another learner on the same network, --k-shot the shots of training and test, and
---protocol paper the published schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000
-episodes.
+--method takes another learner: matching, r2d2, or relation with a network of its own, in episodes
+of 20 classes. --k-shot gives the shots of training and test, and --protocol paper the published
+schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 import metajax
+from experiments.omniglot_schedules import SHIFT, UNCHECKED
 from metajax import models, runs
-from metajax.data import ClassData, episode_sampler, omniglot
+from metajax.data import ClassData, episode_sampler, omniglot, random_shifts
 from metajax.runs import fewshot, plots
 
-Method = Literal["prototypical", "matching", "r2d2"]
+Method = Literal["prototypical", "matching", "relation", "r2d2"]
+
+TITLES: dict[str, str] = {
+    "prototypical": "Prototypical Networks",
+    "matching": "Matching Networks",
+    "relation": "Relation Networks",
+    "r2d2": "R2-D2",
+}
 
 # Accuracy in % by (n_way, k_shot), with the source.
-PUBLISHED: dict[Method, tuple[str, dict[tuple[int, int], str]]] = {
+PUBLISHED: dict[str, tuple[str, dict[tuple[int, int], str]]] = {
     "prototypical": (
         "Snell et al. 2017, table 1",
         {(5, 1): "98.8", (5, 5): "99.7", (20, 1): "96.0", (20, 5): "98.9"},
@@ -37,7 +46,24 @@ PUBLISHED: dict[Method, tuple[str, dict[tuple[int, int], str]]] = {
         "Vinyals et al. 2016, table 1",
         {(5, 1): "98.1", (5, 5): "98.9", (20, 1): "93.8", (20, 5): "98.5"},
     ),
-    "r2d2": ("none", {}),
+    "relation": (
+        "Sung et al. 2018",
+        {
+            (5, 1): "99.6" + UNCHECKED,
+            (5, 5): "99.8" + UNCHECKED,
+            (20, 1): "97.6" + UNCHECKED,
+            (20, 5): "99.1" + UNCHECKED,
+        },
+    ),
+    "r2d2": (
+        "Bertinetto et al. 2019",
+        {
+            (5, 1): "98.91" + UNCHECKED,
+            (5, 5): "99.74" + UNCHECKED,
+            (20, 1): "96.2" + UNCHECKED,
+            (20, 5): "99.2" + UNCHECKED,
+        },
+    ),
 }
 SIZE = 28
 QUERY_IN_TRAINING = 5
@@ -56,8 +82,8 @@ class Config(runs.RunConfig):
     """The learner."""
     k_shot: int = 1
     """Support images of each class, in training and at test."""
-    train_way: int = 60
-    """Classes of a training episode."""
+    train_way: int | None = None
+    """Classes of a training episode; without it 60, or 20 for the pairs of relation."""
     protocol: Literal["fast", "paper"] = "fast"
     """How to train: our faster schedule, or that of Prototypical Networks' published code."""
     test_episodes: int = 1000
@@ -72,34 +98,79 @@ class Config(runs.RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         runs.check_positive(self, "k_shot", "validate_every")
-        if self.train_way < 2:
+        if self.train_way is None:
+            object.__setattr__(self, "train_way", 20 if self.method == "relation" else 60)
+        elif self.train_way < 2:
             raise ValueError(f"train_way must be at least 2; got {self.train_way}")
         if self.test_episodes < 2:
             raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
 
-def network_of(key: jax.Array, features: int = 64) -> tuple[Any, metajax.losses.Apply]:
-    """The four-layer network with max-pooling: its variables, and its apply function."""
-    body = models.Conv4(None, features=features, form="pool", norm="running")
-    return metajax.from_linen(body, key, jnp.zeros((1, SIZE, SIZE, 1)))
+class Network(NamedTuple):
+    """What the learners compare images with.
+
+    Attributes:
+        variables: collections of parameters and running statistics.
+        embed: ``embed(variables, images, train=...)``: features, in training with the changed
+            statistics.
+        relate: the same of pairs of feature maps; None but for Relation Networks.
+    """
+
+    variables: Any
+    embed: Callable[..., Any]
+    relate: Callable[..., Any] | None = None
 
 
-def learner_of(
-    method: Method, apply: metajax.losses.Apply, *, n_way: int, train: bool
-) -> metajax.Learner:
+def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
+    """The four-layer network with max-pooling, and Relation Networks' two of their own."""
+    images = jnp.zeros((1, SIZE, SIZE, 1))
+    if method != "relation":
+        body = models.Conv4(None, features=features, form="pool", norm="running")
+        variables, apply = metajax.from_linen(body, key, images)
+        return Network(variables, _reporting(apply))
+    body = models.Conv4(None, features=features, form="maps", norm="running")
+    head = models.RelationHead(features, norm="running")
+    body_key, head_key = jax.random.split(key)
+    body_variables, apply = metajax.from_linen(body, body_key, images)
+    maps = jax.eval_shape(apply, body_variables, images)
+    pairs = jnp.zeros((*maps.shape[:-1], 2 * maps.shape[-1]))
+    head_variables, relate = metajax.from_linen(head, head_key, pairs)
+    variables = {
+        kind: {"body": body_variables[kind], "head": head_variables[kind]}
+        for kind in body_variables
+    }
+    return Network(variables, _reporting(apply, "body"), _reporting(relate, "head"))
+
+
+def _reporting(apply: metajax.losses.Apply, part: str | None = None) -> Callable[..., Any]:
+    """``apply`` to a part of the variables; in training by the batch's statistics, and with the
+    changed running ones."""
+
+    def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
+        own = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
+        if not train:
+            return apply(own, inputs, train=False)
+        outputs, changed = apply(own, inputs, mutable=["batch_stats"])
+        return outputs, changed if part is None else {
+            kind: {part: tree} for kind, tree in changed.items()
+        }
+
+    return applied
+
+
+def learner_of(method: Method, network: Network, *, n_way: int, train: bool) -> metajax.Learner:
     """The method on episodes of so many classes.
 
     In training the batch's statistics normalise, and the running ones are reported; at test these
     do.
     """
-
-    def embed(variables, inputs):
-        if train:
-            return apply(variables, inputs, mutable=["batch_stats"])
-        return apply(variables, inputs, train=False)
-
+    embed = functools.partial(network.embed, train=train)
     if method == "matching":
         return metajax.matching(embed, n_way=n_way, scale=MATCHING_SCALE)
+    if method == "relation":
+        assert network.relate is not None
+        relate = functools.partial(network.relate, train=train)
+        return metajax.relation(embed, relate, n_way=n_way)
     build = metajax.prototypical if method == "prototypical" else metajax.r2d2
     return build(embed, n_way=n_way)
 
@@ -110,7 +181,8 @@ def optimizer_of(config: Config, steps: int) -> tuple[str, optax.GradientTransfo
         halved = optax.exponential_decay(1e-3, 2000, 0.5, staircase=True)
         return "the paper's: Adam at 1e-3, halved every 2,000 episodes", optax.adam(halved)
     rate = fewshot.warmup_cosine(5e-3, steps)
-    return "ours: Muon with warm-up and cosine decay", fewshot.muon(rate)
+    words = f"ours: Muon with warm-up and cosine decay, images shifted by up to {SHIFT} pixels"
+    return words, fewshot.muon(rate)
 
 
 def sampler(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
@@ -124,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = runs.parse(Config, arguments, __doc__ or "")
     config = dataclasses.replace(config, steps=config.steps or DEFAULT_STEPS[config.protocol])
     assert config.steps is not None
+    assert config.train_way is not None
     run = runs.open_run(f"omniglot-{config.method}-{config.k_shot}shot", config)
     data = {
         split: omniglot(split, protocol="vinyals", folder=config.data)
@@ -131,28 +204,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
 
     key_network, key_tasks, key_validation = jax.random.split(jax.random.key(config.seed), 3)
-    variables, apply = network_of(key_network)
+    network = network_of(config.method, key_network)
     description, optimizer = optimizer_of(config, config.steps)
-    learner = learner_of(config.method, apply, n_way=config.train_way, train=True)
+    learner = learner_of(config.method, network, n_way=config.train_way, train=True)
     # An episode is one batch to the normalisation, so it isn't shared between devices: all cores
     # work on its large operations.
     trainer = metajax.meta_trainer(
         learner,
         optimizer,
-        sampler(data["train"], config.train_way, config.k_shot, QUERY_IN_TRAINING),
+        random_shifts(
+            sampler(data["train"], config.train_way, config.k_shot, QUERY_IN_TRAINING),
+            SHIFT if config.protocol == "fast" else 0,
+        ),
         meta_batch=1,
         carry=metajax.carry_statistics,
     )
 
     @functools.cache  # evaluate compiles a learner and a sampler once, if they are the same objects
     def test(split, n_way):
-        learner = learner_of(config.method, apply, n_way=n_way, train=False)
+        learner = learner_of(config.method, network, n_way=n_way, train=False)
         return learner, sampler(data[split], n_way, config.k_shot, QUERY_AT_TEST)
 
     def score(params, split, n_way, key, episodes):
         learner, sample = test(split, n_way)
-        mesh = metajax.task_mesh(episodes)
-        return metajax.evaluate(learner, params, sample, key, episodes=episodes, mesh=mesh)
+        return metajax.evaluate(
+            learner,
+            params,
+            sample,
+            key,
+            episodes=episodes,
+            curve=False,
+            mesh=metajax.task_mesh(episodes),
+        )
 
     def validate(params):
         n_way, episodes = TEST_WAYS[-1], fewshot.VALIDATION_EPISODES
@@ -161,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fitted = runs.fit(
         run,
         trainer,
-        trainer.init(variables, key_tasks),
+        trainer.init(network.variables, key_tasks),
         steps=config.steps,
         validate=validate,
         validate_every=config.validate_every,
@@ -183,10 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 episodes=scores.episodes,
                 inner_steps=0,
                 query=QUERY_AT_TEST,
+                transductive=False,
             )
         )
     report = runs.Report(
-        title=f"{config.method.capitalize()} on Omniglot, {config.k_shot}-shot",
+        title=f"{TITLES[config.method]} on Omniglot, {config.k_shot}-shot",
         metric="accuracy in % ± 95 % CI",
         source=source,
         schedule=description,

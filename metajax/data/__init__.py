@@ -3,6 +3,7 @@
 from metajax.data._cache import CacheError
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, from_folder, select_classes, split_classes
+from metajax.data.augment import random_shifts
 from metajax.data.cifar_fs import cifar_fs
 from metajax.data.episodes import ClassData, episode_sampler
 from metajax.data.glyphs import glyphs
@@ -23,6 +24,7 @@ __all__ = [
     "mini_imagenet",
     "omniglot",
     "omniglot_alphabets",
+    "random_shifts",
     "select_classes",
     "sinusoid_sampler",
     "split_classes",

@@ -66,7 +66,7 @@ def check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be above zero; got {value}")
 
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT = TypeVar("ConfigT")
 
 
 def parse(kind: type[ConfigT], arguments: Sequence[str] | None, description: str) -> ConfigT:
@@ -75,7 +75,7 @@ def parse(kind: type[ConfigT], arguments: Sequence[str] | None, description: str
     A wrong value prints what is accepted and exits with status 2.
 
     Args:
-        kind: a subclass of ``RunConfig``.
+        kind: a frozen dataclass, such as a subclass of ``RunConfig``.
         arguments: the words after the program's name; None takes ``sys.argv``'s.
         description: the help's first paragraphs, usually the script's docstring.
 

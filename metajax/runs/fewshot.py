@@ -14,6 +14,7 @@ import optax.contrib
 import metajax
 from metajax import losses, models
 from metajax.chunks import TasksPerChunk
+from metajax.data.augment import random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.learners import Learner
 from metajax.modes import GradientMode
@@ -136,6 +137,7 @@ class Schedule(NamedTuple):
         head_std: standard deviation of the head's initial weights; the paper's is 1.
         rotations: how training tasks turn their classes.
         optimizer: the outer optimizer.
+        shift: by up to how many pixels each training image is moved.
         trained: what is trained, where it isn't ``learner`` with ``inner_steps``; may be a
             ``step -> Learner``.
         train_shot: support examples of each class in training, where they aren't those at test.
@@ -153,6 +155,7 @@ class Schedule(NamedTuple):
     head_std: float
     rotations: Rotations
     optimizer: optax.GradientTransformation
+    shift: int = 0
     trained: Callable[..., Learner | Callable[[jax.Array], Learner]] | None = None
     train_shot: int | None = None
     curve_steps: int = CURVE_STEPS
@@ -218,7 +221,9 @@ def train(
     trainer = metajax.meta_trainer(
         trained(network, schedule.inner_steps, transductive=transductive),
         schedule.optimizer,
-        sampler(data, schedule.rotations, schedule.train_shot or k_shot),
+        random_shifts(
+            sampler(data, schedule.rotations, schedule.train_shot or k_shot), schedule.shift
+        ),
         meta_batch=schedule.meta_batch,
         tasks_per_chunk=tasks_per_chunk,
         mesh=metajax.task_mesh(schedule.meta_batch),

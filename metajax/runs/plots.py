@@ -78,6 +78,58 @@ def inner_steps(path: Path, curves: Sequence[Curve], *, ylabel: str, log: bool =
     _save(figure, path)
 
 
+class Beside(NamedTuple):
+    """One cell of a table: our score and the paper's.
+
+    Attributes:
+        group: the panel that it is in.
+        label: its line in the panel.
+        ours: mean and half the width of its 95 % confidence interval; None where there is none.
+        paper: the published figure; None where there is none.
+    """
+
+    group: str
+    label: str
+    ours: Sequence[float] | None
+    paper: float | None
+
+
+def beside_paper(path: Path, cells: Sequence[Beside], *, xlabel: str) -> None:
+    """Draws our scores with their intervals, and the papers', a panel for each group.
+
+    Args:
+        path: the PNG file to write; nothing is written without cells.
+        cells: in the order in which they are drawn, from the top.
+        xlabel: what the scores are, with their unit.
+    """
+    groups = list(dict.fromkeys(cell.group for cell in cells))
+    if not groups:
+        return
+    labels = list(dict.fromkeys(cell.label for cell in cells))
+    figure = Figure(
+        figsize=(1.6 + 2.6 * len(groups), 1.2 + 0.28 * len(labels)), dpi=100, layout="constrained"
+    )
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        for cell in (cell for cell in cells if cell.group == group):
+            row = labels.index(cell.label)
+            if cell.paper is not None:
+                axes.plot(cell.paper, row, "D", color="black", fillstyle="none", label="paper")
+            if cell.ours is not None:
+                mean, interval = cell.ours
+                axes.errorbar(mean, row, xerr=interval, fmt="o", color="tab:blue", label="ours")
+        axes.set(title=group, xlabel=xlabel)
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    found: dict[str, Any] = {}
+    for axes in panels:
+        handles, names = axes.get_legend_handles_labels()
+        found |= dict(zip(names, handles, strict=True))
+    figure.legend(list(found.values()), list(found), loc="outside upper right", ncols=2, fontsize=8)
+    _save(figure, path)
+
+
 def episode_grid(
     path: Path,
     support: tuple[np.ndarray, np.ndarray],

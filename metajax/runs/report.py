@@ -105,13 +105,9 @@ def format_table(report: Report) -> str:
     }
     if all(row.paper is None for row in report.rows):
         del columns[f"paper ({report.source})"]
-    head, rows = list(columns), list(zip(*columns.values(), strict=True))
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    lines = [_line(head, widths), _line(["-" * width for width in widths], widths)]
-    lines += [_line(row, widths) for row in rows]
     where = report.environment
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    times = ", ".join(f"{name} {_duration(value)}" for name, value in report.seconds.items())
+    times = ", ".join(f"{name} {duration(value)}" for name, value in report.seconds.items())
     facts = {
         "Schedule": report.schedule,
         "Training": ", ".join(f"{name} {value}" for name, value in report.training.items()),
@@ -121,7 +117,7 @@ def format_table(report: Report) -> str:
         "Command": f"`{report.command}`",
     }
     notes = [f"- {name}: {text}" for name, text in facts.items()]
-    return "\n".join([f"# {report.title}", "", *lines, "", *notes, ""])
+    return "\n".join([f"# {report.title}", "", *markdown_table(columns), "", *notes, ""])
 
 
 def write_report(folder: Path, report: Report) -> str:
@@ -139,12 +135,29 @@ def write_report(folder: Path, report: Report) -> str:
     return table
 
 
+def markdown_table(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, its columns aligned.
+
+    >>> markdown_table({"task": ["a", "b"], "score": ["1", "23"]})
+    ['| task | score |', '| ---- | ----- |', '| a    | 1     |', '| b    | 23    |']
+    """
+    head, rows = list(columns), list(zip(*columns.values(), strict=True))
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    lines = [_line(head, widths), _line(["-" * width for width in widths], widths)]
+    return lines + [_line(row, widths) for row in rows]
+
+
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
     return "| " + " | ".join(padded) + " |"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(75.2), duration(7380)
+    ('1 min 15 s', '2 h 03 min')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

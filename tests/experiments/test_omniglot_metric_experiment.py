@@ -20,9 +20,10 @@ def small(monkeypatch, small_data):
     monkeypatch.setattr(experiment, "network_of", network)
 
 
-def test_a_test_image_s_prediction_does_not_depend_on_the_others(small):
-    variables, apply = experiment.network_of(jax.random.key(0))
-    learner = experiment.learner_of("prototypical", apply, n_way=3, train=False)
+@pytest.mark.parametrize("method", ["prototypical", "relation"])
+def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
+    network = experiment.network_of(method, jax.random.key(0))
+    learner = experiment.learner_of(method, network, n_way=3, train=False)
     images = jax.random.uniform(jax.random.key(1), (3, 28, 28, 1))
     query = jax.random.uniform(jax.random.key(2), (4, 28, 28, 1))
     targets = jnp.array([0, 1, 2, 0])
@@ -30,7 +31,7 @@ def test_a_test_image_s_prediction_does_not_depend_on_the_others(small):
 
     def loss(chosen):
         batch = metajax.Batch(query[chosen], targets[chosen])
-        adapted, _ = learner.adapt(variables, support)
+        adapted, _ = learner.adapt(network.variables, support)
         return learner.loss(adapted, metajax.Episode(support, batch))[0]
 
     alone = [loss(jnp.array([i])) for i in range(4)]
@@ -48,8 +49,24 @@ def test_a_tiny_run_and_a_resume(tmp_path, small, capsys):
     assert "--train-way 6" in result["command"]
     lines = runs.read_metrics(out / "metrics.jsonl")
     assert set(lines[-1]) >= {"loss", "accuracy", "validation_accuracy"}
+    assert [row["transductive"] for row in result["rows"]] == [False, False]
     with pytest.raises(runs.RunError, match="method was 'r2d2' and is now 'prototypical'"):
         experiment.main(["--out", str(out), "--resume", *arguments[2:]])
+
+
+def test_both_of_relation_s_networks_keep_statistics(small):
+    network = experiment.network_of("relation", jax.random.key(0))
+    learner = experiment.learner_of("relation", network, n_way=2, train=True)
+    images = jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
+    batch = metajax.Batch(images, jnp.array([0, 1, 0, 1]))
+    adapted, _ = learner.adapt(network.variables, batch)
+    _, metrics = learner.loss(adapted, metajax.Episode(batch, batch))
+    changed = jax.tree.map(
+        lambda new, old: bool((new != old).any()),
+        metrics["batch_stats"],
+        network.variables["batch_stats"],
+    )
+    assert all(jax.tree.leaves(changed))
 
 
 def test_the_papers_rate_is_halved_every_2000_episodes():
