@@ -1,8 +1,7 @@
 """Metric-based meta-learning on Omniglot, beside the papers' numbers.
 
 python -m experiments.omniglot_metric trains Prototypical Networks: episodes of 60 classes, the four
-rotations of a character as classes of their own, five query images a class, every image shifted by
-up to two pixels. The model is tested on
+rotations of a character as classes of their own, five query images a class. The model is tested on
 5-way and 20-way tasks alike, with running statistics: no query image sees another one.
 
 --method takes another learner: matching, r2d2, or relation with a network of its own, in episodes
@@ -22,9 +21,9 @@ import jax.numpy as jnp
 import optax
 
 import metajax
-from experiments.omniglot_schedules import SHIFT, UNCHECKED
+from experiments.omniglot_schedules import UNCHECKED
 from metajax import models, runs
-from metajax.data import ClassData, episode_sampler, omniglot, random_shifts
+from metajax.data import ClassData, episode_sampler, omniglot
 from metajax.runs import fewshot, plots
 
 Method = Literal["prototypical", "matching", "relation", "r2d2"]
@@ -181,8 +180,7 @@ def optimizer_of(config: Config, steps: int) -> tuple[str, optax.GradientTransfo
         halved = optax.exponential_decay(1e-3, 2000, 0.5, staircase=True)
         return "the paper's: Adam at 1e-3, halved every 2,000 episodes", optax.adam(halved)
     rate = fewshot.warmup_cosine(5e-3, steps)
-    words = f"ours: Muon with warm-up and cosine decay, images shifted by up to {SHIFT} pixels"
-    return words, fewshot.muon(rate)
+    return "ours: Muon with warm-up and cosine decay", fewshot.muon(rate)
 
 
 def sampler(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
@@ -212,10 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = metajax.meta_trainer(
         learner,
         optimizer,
-        random_shifts(
-            sampler(data["train"], config.train_way, config.k_shot, QUERY_IN_TRAINING),
-            SHIFT if config.protocol == "fast" else 0,
-        ),
+        sampler(data["train"], config.train_way, config.k_shot, QUERY_IN_TRAINING),
         meta_batch=1,
         carry=metajax.carry_statistics,
     )

@@ -2,8 +2,8 @@
 
 ``"paper"`` is what the paper's published code does, where there is one; ``"fast"`` is ours, in
 minutes on two CPU cores: Muon with warm-up and cosine decay, a character's four rotations as
-classes of their own, images shifted by up to two pixels, a head that starts at Flax's default
-deviation.
+classes of their own, a head that starts at Flax's default deviation; for 20 ways, images shifted by
+up to a pixel.
 """
 
 import functools
@@ -29,9 +29,6 @@ TITLES: dict[str, str] = {
     "maml++": "MAML++",
     "imaml": "iMAML",
 }
-SHIFT = 2
-"""By up to how many pixels our schedules move each training image."""
-
 UNCHECKED = " (unchecked)"
 """Marks figures quoted from memory: no second source was at hand."""
 
@@ -83,6 +80,9 @@ def schedule_of(
     head_std: float | None = None,
 ) -> fewshot.Schedule:
     """The schedule of a method; ``steps`` and ``head_std`` in place of its own."""
+    # Of 5 classes nothing is learned by heart, and two pixels took 99.1 to 98.5 %; of 20, one lowered
+    # the validation loss by an eighth.
+    shift = 1 if n_way >= 20 else 0
     # A method's own facts; what they leave out is the protocol's.
     parts = _OF_METHOD[method](protocol, n_way >= 20, steps)
     if protocol == "paper":
@@ -101,7 +101,7 @@ def schedule_of(
             "meta_batch": 4 if n_way >= 20 else 8,
             "head_std": head_std or fewshot.HEAD_STD,
             "rotations": "as_classes",
-            "shift": SHIFT,
+            "shift": shift,
             "optimizer": fewshot.muon(fewshot.warmup_cosine(3e-3, count)),
         }
     parts.pop("steps", None)
@@ -123,7 +123,7 @@ def _maml(protocol: Protocol, many: bool, steps: int | None, mode=None, words: s
         }
     return {
         "description": "ours: learned inner rates, Muon with warm-up and cosine decay, rotations "
-        f"as classes of their own, images shifted by up to {SHIFT} pixels{words}",
+        f"as classes of their own{', images shifted by up to a pixel' if many else ''}{words}",
         "steps": 24_000 if many else 16_000,
         "learner": fewshot.maml_learner(1.0, learned_rates=True, mode=mode),
         "inner_rate": "1.0 at first, learned for each leaf",
@@ -223,7 +223,7 @@ def _maml_plus_plus(protocol: Protocol, many: bool, steps: int | None) -> dict:
     if protocol == "paper":
         cosine = lambda _, steps: optax.adam(optax.cosine_decay_schedule(1e-3, steps, alpha=0.01))
         return facts | {"optimizer": cosine, "form": "pool", "rotations": "as_classes"}
-    facts["description"] = f"ours: Muon, shifted images, strided network; {facts['description']}"
+    facts["description"] = f"ours: Muon, strided network; {facts['description']}"
     return facts | {
         "optimizer": lambda optimizer, steps: fewshot.with_learned_rates(optimizer),
     }
@@ -255,7 +255,7 @@ def _imaml(protocol: Protocol, many: bool, steps: int | None) -> dict:
             "optimizer": lambda _, steps: optax.adam(1e-3, eps=1e-3),
         }
     return facts | {
-        "description": f"ours: Muon, shifted images; {facts['description']}",
+        "description": f"ours: Muon; {facts['description']}",
         "steps": 3000,
     }
 
