@@ -80,8 +80,8 @@ def schedule_of(
     head_std: float | None = None,
 ) -> fewshot.Schedule:
     """The schedule of a method; ``steps`` and ``head_std`` in place of its own."""
-    # Of 5 classes nothing is learned by heart, and two pixels took 99.1 to 98.5 %; of 20, one lowered
-    # the validation loss by an eighth.
+    # With 5 classes nothing is learned by heart, and two pixels took 99.1 to 98.5 %; with 20, one
+    # lowered the validation loss by an eighth.
     shift = 1 if n_way >= 20 else 0
     # A method's own facts; what they leave out is the protocol's.
     parts = _OF_METHOD[method](protocol, n_way >= 20, steps)
