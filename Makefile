@@ -12,6 +12,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 
 # A variable becomes a flag only when it is given, so every default stays in the experiment.
 omniglot_flags = \
+	$(if $(METHOD),--method '$(METHOD)') \
 	$(if $(PROTOCOL),--protocol '$(PROTOCOL)') \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
@@ -25,6 +26,14 @@ metric_flags = \
 	$(if $(K_SHOT),--k-shot '$(K_SHOT)') \
 	$(if $(PROTOCOL),--protocol '$(PROTOCOL)') \
 	$(if $(DATA),--data '$(DATA)')
+table_flags = \
+	$(if $(METHODS),--methods '$(METHODS)') \
+	$(if $(CELLS),--cells '$(CELLS)') \
+	$(if $(SEEDS),--seeds '$(SEEDS)') \
+	$(if $(PROTOCOL),--protocol '$(PROTOCOL)') \
+	$(if $(STEPS),--steps '$(STEPS)') \
+	$(if $(DATA),--data '$(DATA)') \
+	$(if $(OUT),--out '$(OUT)')
 common_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
@@ -33,15 +42,17 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric sinusoid data-weighting bench bench-memory bench-transformer clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting bench bench-memory bench-transformer clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
-	@echo "  PROTOCOL=fast|paper N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>. RESUME=1"
-	@echo "  goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer) for .venv."
+	@echo "  PROTOCOL=fast|paper METHOD= N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>; for"
+	@echo "  omniglot-metric METHOD= K_SHOT=; for omniglot-table METHODS=protonet,maml CELLS=20w1s SEEDS=."
+	@echo "  RESUME=1 goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer)"
+	@echo "  for .venv."
 
 install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 
@@ -59,8 +70,11 @@ lint: $(INSTALLED) ## ruff and pyright
 omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's number
 	$(RUN) -m experiments.omniglot $(omniglot_flags)
 
-omniglot-metric: $(INSTALLED) ## Prototypical Networks (METHOD=matching, r2d2; K_SHOT=) on Omniglot
+omniglot-metric: $(INSTALLED) ## Prototypical Networks (METHOD=matching, relation, r2d2) on Omniglot
 	$(RUN) -m experiments.omniglot_metric $(metric_flags) $(common_flags)
+
+omniglot-table: $(INSTALLED) ## ten learners beside their papers, cell by cell; the same command goes on
+	$(RUN) -m experiments.omniglot_table $(table_flags)
 
 data-weighting: $(INSTALLED) ## learn which training labels to trust, through whole trainings
 	$(RUN) -m experiments.data_weighting $(common_flags)
@@ -68,8 +82,9 @@ data-weighting: $(INSTALLED) ## learn which training labels to trust, through wh
 sinusoid: $(INSTALLED) ## MAML on sinusoid regression
 	$(RUN) -m experiments.sinusoid $(common_flags)
 
-bench: $(BENCH_INSTALLED) ## time the meta-step beside PyTorch and ordinary Flax (twenty minutes)
+bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')
+	$(RUN) -m experiments.benchmarks.prototypical $(if $(OUT),--out '$(OUT)')
 
 bench-memory: $(INSTALLED) ## memory and time by gradient mode, inner steps and tasks
 	$(RUN) -m experiments.benchmarks.memory $(if $(OUT),--out '$(OUT)')

@@ -80,6 +80,9 @@ def meta_gradient(
         _check_floating(params)
         n_tasks = chunks.count_tasks(episodes)
         chunk = resolve(params, episodes, n_tasks)
+        if n_tasks == 1:
+            # Without a task axis: XLA shares an operation between a CPU's cores along its first.
+            return one_gradient(params, jax.tree.map(lambda leaf: leaf[0], episodes))
         if chunk == n_tasks:
             return chunk_gradient(params, episodes)
         n_chunks, remainder = divmod(n_tasks, chunk)

@@ -1,16 +1,18 @@
 """Measurements of programs beside each other, in one process."""
 
 import ctypes
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from experiments.benchmarks.workload import Program, relative_error
+from experiments.benchmarks.workload import Compilation, Program, relative_error
 from metajax import runs
 
 PAUSE = 0.02
@@ -123,6 +125,51 @@ def interleaved(
                     states[name] = state
                 bar.update()
     return seconds, memory
+
+
+def rows(
+    programs: Sequence[Program],
+    compilations: Sequence[Compilation],
+    seconds: Mapping[str, Sequence[float]],
+    peaks: Mapping[str, int | None],
+    *,
+    flops: int,
+    float64_errors: Mapping[str, float],
+    float32_errors: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """What was found of each program, as JSON values; ratios are to the first one's median.
+
+    Args:
+        programs: what was timed.
+        compilations: what compiling each took.
+        seconds: as ``interleaved`` returns them, by name.
+        peaks: the same.
+        flops: floating-point operations of a step's products.
+        float64_errors: as ``check_agreement`` returns them; a program may be missing.
+        float32_errors: the same, of all programs.
+    """
+    base = statistics.median(seconds[programs[0].name])
+    found = []
+    for program, compilation in zip(programs, compilations, strict=True):
+        own = seconds[program.name]
+        lower, median, upper = statistics.quantiles(own, n=4, method="inclusive")
+        found.append(
+            {
+                "name": program.name,
+                "median_ms": 1e3 * median,
+                "lower_quartile_ms": 1e3 * lower,
+                "upper_quartile_ms": 1e3 * upper,
+                "ratio": median / base,
+                "gflops": flops / median / 1e9,
+                "compile_seconds": compilation.seconds,
+                "temporary_bytes": compilation.temporary_bytes,
+                "peak_bytes": peaks[program.name],
+                "float64_error": float64_errors.get(program.name),
+                "float32_error": float32_errors[program.name],
+                "milliseconds": [round(1e3 * value, 2) for value in own],
+            }
+        )
+    return found
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 10) -> float:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import shlex
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -117,27 +117,37 @@ def build_programs(
     return programs, missing
 
 
-def prepare_torch(config: Config, cores: int) -> None:
+def prepare_torch(cores: int, *, tf32: bool = False) -> None:
     """Gives PyTorch all cores and the same precision."""
     with contextlib.suppress(ImportError):
         from experiments.benchmarks import torch_programs
 
         torch_programs.use_threads(cores)
-        torch_programs.use_tf32(config.tf32)
+        torch_programs.use_tf32(tf32)
 
 
-def peer_versions() -> dict[str, str]:
+def prepare_jax(platform: str, *, tf32: bool = False) -> None:
+    """Where JAX computes, how precisely, and that it really compiles."""
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # all programs on the same processor
+        metajax.use_every_core()
+    elif not tf32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+
+
+def peer_versions(names: Sequence[str] = ("torch", "higher", "torchopt")) -> dict[str, str]:
     """The versions of the optional peers that are installed."""
     found = {}
-    for name in ("torch", "higher", "torchopt"):
+    for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
 
 
-def command(config: Config) -> str:
+def command(module: str, config: Any) -> str:
     """The command that measures this again, without the folder, which names a machine's place."""
-    words = ["python", "-m", "experiments.benchmarks.meta_step"]
+    words = ["python", "-m", module]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "out" or value == field.default:
@@ -184,27 +194,15 @@ def measure_cell(config: Config, cell: str) -> dict[str, Any]:
         turn_seconds=config.turn_seconds,
         budget_seconds=config.budget_seconds,
     )
-    base = statistics.median(seconds[programs[0].name])
-    rows = []
-    for program, compilation in zip(programs, compilations, strict=True):
-        found = seconds[program.name]
-        lower, median, upper = statistics.quantiles(found, n=4, method="inclusive")
-        rows.append(
-            {
-                "name": program.name,
-                "median_ms": 1e3 * median,
-                "lower_quartile_ms": 1e3 * lower,
-                "upper_quartile_ms": 1e3 * upper,
-                "ratio": median / base,
-                "gflops": workload.flops() / median / 1e9,
-                "compile_seconds": compilation.seconds,
-                "temporary_bytes": compilation.temporary_bytes,
-                "peak_bytes": peaks[program.name],
-                "float64_error": float64_errors.get(program.name),
-                "float32_error": errors[program.name],
-                "milliseconds": [round(1e3 * value, 2) for value in found],
-            }
-        )
+    rows = measure.rows(
+        programs,
+        compilations,
+        seconds,
+        peaks,
+        flops=workload.flops(),
+        float64_errors=float64_errors,
+        float32_errors=errors,
+    )
     return {
         "name": cell,
         "workload": dataclasses.asdict(workload),
@@ -238,9 +236,9 @@ def results(config: Config) -> Iterator[dict[str, Any]]:
     """
     environment = runs.environment()
     environment["versions"] |= peer_versions()
-    prepare_torch(config, environment["cores"])
+    prepare_torch(environment["cores"], tf32=config.tf32)
     result: dict[str, Any] = {
-        "command": command(config),
+        "command": command("experiments.benchmarks.meta_step", config),
         "environment": environment,
         "rounds": config.rounds,
         "turn_seconds": config.turn_seconds,
@@ -271,12 +269,7 @@ def run(config: Config) -> str:
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
-    if config.platform == "cpu":
-        jax.config.update("jax_platforms", "cpu")  # all programs on the same processor
-        metajax.use_every_core()
-    elif not config.tf32:
-        jax.config.update("jax_default_matmul_precision", "highest")
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    prepare_jax(config.platform, tf32=config.tf32)
     print(run(config))
     report.say(f"written to {config.out}")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.workload import ORDINARY, PEERS
@@ -100,17 +101,15 @@ def headline(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _details(cell: dict[str, Any]) -> list[str]:
+def program_lines(rows: list[dict[str, Any]], missing: dict[str, str]) -> list[str]:
+    """A table with a line a program, and why others are missing."""
     lines = [
-        f"**{cell['name']}**: {describe(cell['workload'])}; {cell['flops'] / 1e9:.1f} GFLOP; the "
-        f"matmul peak was {cell['matmul_gflops']:.0f} GFLOP/s.",
-        "",
         "| program | ms a meta-step, median (quartiles) | × metajax | GFLOP/s | compile, s "
         "| temporary memory (XLA), MB | resident memory's peak, MB above before "
         "| gradient's deviation, float64 | float32 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in cell["programs"]:
+    for row in rows:
         seconds, double = row["compile_seconds"], row["float64_error"]
         lines.append(
             f"| {row['name']} | {row['median_ms']:.1f} ({row['lower_quartile_ms']:.1f} to "
@@ -119,9 +118,19 @@ def _details(cell: dict[str, Any]) -> list[str]:
             f"| {_megabytes(row['temporary_bytes'])} | {_megabytes(row['peak_bytes'])} "
             f"| {'–' if double is None else f'{double:.0e}'} | {row['float32_error']:.0e} |"
         )
-    for name, reason in cell["missing"].items():
+    for name, reason in missing.items():
         lines.append(f"| {name} | not measured: {reason} | | | | | | | |")
-    return [*lines, ""]
+    return lines
+
+
+def _details(cell: dict[str, Any]) -> list[str]:
+    return [
+        f"**{cell['name']}**: {describe(cell['workload'])}; {cell['flops'] / 1e9:.1f} GFLOP; the "
+        f"matmul peak was {cell['matmul_gflops']:.0f} GFLOP/s.",
+        "",
+        *program_lines(cell["programs"], cell["missing"]),
+        "",
+    ]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -168,8 +177,25 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def bars(axes: Axes, rows: list[dict[str, Any]], title: str) -> None:
+    """A bar a program: its median, with a line from quartile to quartile."""
+    rows = rows[::-1]
+    medians = [row["median_ms"] for row in rows]
+    spread = [
+        [row["median_ms"] - row["lower_quartile_ms"] for row in rows],
+        [row["upper_quartile_ms"] - row["median_ms"] for row in rows],
+    ]
+    colors = ["tab:orange" if row["name"] == "metajax" else "tab:gray" for row in rows]
+    found = axes.barh([row["name"] for row in rows], medians, xerr=spread, color=colors)
+    labels = [f"{row['median_ms']:,.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
+    axes.bar_label(found, labels, padding=6)
+    axes.set_xlim(0, 1.4 * max(medians))
+    axes.set_title(title, fontsize="medium", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def chart(result: dict[str, Any], path: Path) -> None:
-    """A panel a cell, a bar a program: its median, with a line from quartile to quartile."""
+    """A panel a cell, with ``bars``."""
     cells = result["cells"]
     heights = [len(cell["programs"]) for cell in cells]
     figure = Figure(
@@ -177,25 +203,10 @@ def chart(result: dict[str, Any], path: Path) -> None:
     )
     panels = figure.subplots(len(cells), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, cell in zip(panels, cells, strict=True):
-        rows = cell["programs"][::-1]
-        medians = [row["median_ms"] for row in rows]
-        spread = [
-            [row["median_ms"] - row["lower_quartile_ms"] for row in rows],
-            [row["upper_quartile_ms"] - row["median_ms"] for row in rows],
-        ]
-        colors = ["tab:orange" if row["name"] == "metajax" else "tab:gray" for row in rows]
-        bars = axes.barh([row["name"] for row in rows], medians, xerr=spread, color=colors)
-        labels = [f"{row['median_ms']:,.0f} ms  ({row['ratio']:.1f}×)" for row in rows]
-        axes.bar_label(bars, labels, padding=6)
-        axes.set_xlim(0, 1.4 * max(medians))
         steps = cell["workload"]["inner_steps"]
         plural = "s" if steps > 1 else ""
-        axes.set_title(
-            f"{cell['name']}, {steps} inner step{plural}, {cell['workload']['tasks']} tasks",
-            fontsize="medium",
-            loc="left",
-        )
-        axes.spines[["top", "right"]].set_visible(False)
+        title = f"{cell['name']}, {steps} inner step{plural}, {cell['workload']['tasks']} tasks"
+        bars(axes, cell["programs"], title)
     environment = result["environment"]
     panels[-1].set_xlabel(
         f"ms a second-order meta-step (median, quartiles), {environment['device']}, "

@@ -1,4 +1,4 @@
-"""The four-layer convolutional networks of few-shot learning, in both published forms."""
+"""The four-layer convolutional networks of few-shot learning, in their published forms."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from metajax import _checks
 from metajax.models.conv import Algorithm, Conv
 from metajax.models.normalization import Normalization, Policy
 
-Form = Literal["stride", "pool"]
+Form = Literal["stride", "pool", "maps"]
 
 
 @jax.custom_jvp
@@ -50,12 +50,14 @@ class Conv4(nn.Module):
         n_classes: number of logits; None for the features themselves, without a head.
         features: channels of every convolution.
         form: ``"stride"``, as in MAML's Omniglot network: stride 2 in place of pooling and the mean
-            over positions; ``"pool"``, as in Prototypical Networks: 2×2 max-pooling, flattened.
+            over positions; ``"pool"``, as in Prototypical Networks: 2×2 max-pooling, flattened;
+            ``"maps"``, as in Relation Networks: pooling after the first two blocks alone, and the
+            feature maps themselves (flattened before a head).
         norm: where the normalisation takes its statistics from; see ``Normalization``.
         norm_scale: whether the normalisation learns a scale; None for the form's own habit: not
-            with ``"stride"``, and with ``"pool"``.
-        norm_epsilon: added to the variance; None for the form's own: 1e-3, and 1e-5 with
-            ``"pool"``.
+            with ``"stride"``, and with the others.
+        norm_epsilon: added to the variance; None for the form's own: 1e-3 with ``"stride"``, 1e-5
+            with the others.
         convolution: how the convolutions are computed; see ``Conv``'s ``algorithm``. With
             ``"winograd"`` the first, of an image's few channels, takes patches.
         head_init: initialiser of the head's kernel; N(0, 1), as in MAML's published code.
@@ -69,7 +71,8 @@ class Conv4(nn.Module):
         (['conv_0', 'conv_1'], (5, 5))
 
     Source: Finn et al. 2017 (arXiv 1703.03400), section 5.2, and its published code for
-    initialisation and normalisation; Snell et al. 2017 (arXiv 1703.05175), section 3.1.
+    initialisation and normalisation; Snell et al. 2017 (arXiv 1703.05175), section 3.1;
+    Sung et al. 2018 (arXiv 1711.06025), figure 2.
     """
 
     n_classes: int | None
@@ -85,28 +88,32 @@ class Conv4(nn.Module):
     def __call__(
         self, inputs: jax.Array, *, reference: int | None = None, train: bool = True
     ) -> jax.Array:
-        """Logits ``[examples, n_classes]``, or features ``[examples, d]`` without a head.
+        """Logits ``[examples, n_classes]``, or features ``[examples, d]`` without a head, with
+        ``form="maps"`` ``[examples, height / 4, width / 4, features]``.
 
         Args:
             inputs: images ``[examples, height, width, channels]``.
             reference: how many of the first examples give the statistics (``norm="support"``).
             train: whether ``norm="running"`` takes the batch's statistics.
         """
-        _checks.one_of("form", self.form, ("stride", "pool"))
+        _checks.one_of("form", self.form, ("stride", "pool", "maps"))
         strided = self.form == "stride"
+        pooled = {"stride": 0, "pool": 4, "maps": 2}[self.form]
+        # Statistics of the batch itself take a constant away again.
+        takes_bias_away = self.norm in ("batch", "support") or (self.norm == "running" and train)
         x = inputs
         for block in range(4):
-            x = Conv(
+            conv = Conv(
                 self.features,
                 strides=2 if strided else 1,
                 algorithm="patches"
                 if not block and self.convolution == "winograd"
                 else self.convolution,
-                # Statistics of the batch itself take a constant away again.
-                add_bias=self.norm not in ("batch", "support"),
+                add_bias=not takes_bias_away,
                 kernel_init=nn.initializers.xavier_uniform(),
                 name=f"conv_{block}",
-            )(x)
+            )
+            x = conv(x)
             x = Normalization(
                 self.norm,
                 use_scale=(not strided) if self.norm_scale is None else self.norm_scale,
@@ -114,11 +121,18 @@ class Conv4(nn.Module):
                 if self.norm_epsilon is None
                 else self.norm_epsilon,
                 name=f"norm_{block}",
-            )(x, reference=reference, train=train)
-            x = nn.relu(x)
-            if not strided:
-                x = max_pool(x)
-        x = x.mean(axis=(1, 2)) if strided else x.reshape(x.shape[0], -1)
+            )(
+                x,
+                reference=reference,
+                train=train,
+                offset=conv.get_variable("params", "bias") if takes_bias_away else None,
+                pool=max_pool if block < pooled else None,
+            )
+            x = nn.relu(x)  # commutes with a maximum
+        if strided:
+            x = x.mean(axis=(1, 2))
+        elif self.form == "pool" or self.n_classes is not None:
+            x = x.reshape(x.shape[0], -1)
         if self.n_classes is None:
             return x
         _checks.positive_int("n_classes", self.n_classes)

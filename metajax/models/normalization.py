@@ -1,5 +1,6 @@
 """Batch normalisation whose source of statistics is an explicit policy."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -49,7 +50,13 @@ class Normalization(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, *, reference: int | None = None, train: bool = True
+        self,
+        inputs: jax.Array,
+        *,
+        reference: int | None = None,
+        train: bool = True,
+        offset: jax.Array | None = None,
+        pool: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """Normalises ``[examples, ..., channels]``.
 
@@ -59,10 +66,14 @@ class Normalization(nn.Module):
                 of them if None.
             train: with ``"running"``, whether the statistics are the batch's (and update the
                 averages, where ``batch_stats`` is mutable) or the averages.
+            offset: ``[channels]``, what was left out of the inputs because the batch's statistics
+                take it away again; the averages are those with it.
+            pool: a maximum over positions, to be taken of the output. It is computed before scale
+                and shift, which then have fewer values to go over.
         """
         _checks.one_of("norm", self.policy, POLICIES)
         if self.policy == "none":
-            return inputs
+            return inputs if pool is None else pool(inputs)
         if reference is not None:
             if self.policy != "support":
                 raise ValueError(
@@ -75,18 +86,25 @@ class Normalization(nn.Module):
                 )
         channels = inputs.shape[-1]
         if self.policy == "running":
-            mean, variance = self._running_statistics(inputs, train)
+            mean, variance = self._running_statistics(inputs, train, offset)
         else:
             mean, variance = _moments(inputs[:reference])
         scale: Any = jax.lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
             scale = scale * self.param("scale", nn.initializers.ones_init(), (channels,))
+        dtype = inputs.dtype
+        if pool is not None:
+            # A growing function of the maximum is the maximum of the function; where the scale is
+            # negative, the channel is turned around.
+            sign = jnp.where(scale < 0, -1, 1).astype(scale.dtype)
+            inputs = pool(inputs * sign.astype(dtype))
+            mean, scale = mean * sign, scale * sign
         outputs = (inputs - mean) * scale
         if self.use_bias:
             outputs = outputs + self.param("bias", nn.initializers.zeros_init(), (channels,))
-        return outputs.astype(inputs.dtype)
+        return outputs.astype(dtype)
 
-    def _running_statistics(self, inputs, train):
+    def _running_statistics(self, inputs, train, offset):
         channels = inputs.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
@@ -95,7 +113,8 @@ class Normalization(nn.Module):
         mean, variance = _moments(inputs)
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            whole_mean = mean if offset is None else mean + offset
+            running_mean.value = keep * running_mean.value + (1 - keep) * whole_mean
             running_variance.value = keep * running_variance.value + (1 - keep) * variance
         return mean, variance
 

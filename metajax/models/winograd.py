@@ -23,6 +23,9 @@ from jax.interpreters import ad, batching, mlir
 
 Lines = Sequence[jax.Array]
 
+TILE_BYTES = 2**23
+"""How much of all examples' tiles a CPU computes at a time, so that they stay in its cache."""
+
 
 def _input_lines(d: Lines) -> list[jax.Array]:
     """Bᵀ d."""
@@ -108,6 +111,40 @@ def _input_gradient(outputs_bar: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(outputs_bar, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
+def _parts(x: jax.Array, features: int) -> int:
+    """Into how many equal parts to divide the examples ``x``, for tiles of ``TILE_BYTES``."""
+    examples, height, width, channels = x.shape
+    tiles = examples * _tiles(height) * _tiles(width)
+    enough = -(-16 * tiles * max(channels, features) * x.dtype.itemsize // TILE_BYTES)
+    if jax.default_backend() != "cpu":
+        return 1
+    # Where only much smaller parts are equal, their many small operations would take longer.
+    divisors = (n for n in range(enough, min(4 * enough, examples) + 1) if examples % n == 0)
+    return next(divisors, 1)
+
+
+def _in_parts(
+    function: Callable, a: jax.Array, b: jax.Array, *, second_is_kernel: bool
+) -> jax.Array:
+    """``function(a, b)``, some of the examples at a time."""
+    parts = _parts(a, b.shape[2 if function is _input_gradient else 3])
+    if parts == 1:
+        return function(a, b)
+
+    def divided(x):
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    if second_is_kernel:
+        outputs = jax.lax.map(lambda part: function(part, b), divided(a))
+        return outputs.reshape(-1, *outputs.shape[2:])
+
+    def add(total, operands):
+        return total + function(*operands), None
+
+    zeros = jnp.zeros((3, 3, a.shape[-1], b.shape[-1]), a.dtype)
+    return jax.lax.scan(add, zeros, (divided(a), divided(b)))[0]
+
+
 def _bilinear(name: str, function: Callable, *, second_is_kernel: bool) -> Primitive:
     """A primitive that computes ``function``, and also takes arguments with leading batch axes.
 
@@ -116,6 +153,8 @@ def _bilinear(name: str, function: Callable, *, second_is_kernel: bool) -> Primi
     primitive = Primitive(f"metajax_{name}")
 
     def compute(a, b):
+        if a.ndim == 4:
+            return _in_parts(function, a, b, second_is_kernel=second_is_kernel)
         batched = function
         for _ in range(a.ndim - 4):
             batched = jax.vmap(batched)

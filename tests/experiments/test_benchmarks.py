@@ -13,7 +13,14 @@ import optax
 import pytest
 
 import experiments.benchmarks
-from experiments.benchmarks import jax_programs, measure, memory, meta_step, transformer
+from experiments.benchmarks import (
+    jax_programs,
+    measure,
+    memory,
+    meta_step,
+    prototypical,
+    transformer,
+)
 from experiments.benchmarks.workload import (
     CELLS,
     Compilation,
@@ -192,6 +199,58 @@ def test_a_run_leaves_its_artefacts_and_names_missing_peers(tmp_path, monkeypatc
     assert (config.out / "meta_step.png").stat().st_size < 100_000
 
 
+SMALL = {"n_way": 3, "query": 2, "image_size": 19, "features": 4}
+
+
+def test_a_step_of_prototypical_networks_is_the_same_in_pytorch(x64):
+    pytest.importorskip("torch", reason="PyTorch is the extra 'bench'")
+    from experiments.benchmarks import torch_prototypical
+
+    config = prototypical.Config(k_shot=2, **SMALL)
+    arguments = (config.workload(), *in_float64(*prototypical.data(config)))
+    program = prototypical.metajax_program(*arguments)
+    state = program.step(program.init())
+    for channels_last in (False, True):
+        peer = torch_prototypical.program(*arguments, channels_last=channels_last, compiled=False)
+        measure.check_agreement([peer], program, tolerance=1e-10)
+        model, _ = peer.step(peer.init())
+        # PyTorch's running variance is that of a sample: n / (n - 1) times the batch's own.
+        examples = 3 * (2 + 2)
+        for layer, side in enumerate(config.workload().sides()):
+            n = examples * side**2
+            own, other = state.params["batch_stats"][f"norm_{layer}"], model[4 * layer + 1]
+            np.testing.assert_allclose(own["mean"], other.running_mean, rtol=1e-9, atol=1e-12)
+            variance = 0.9 + (own["var"] - 0.9) * n / (n - 1)
+            np.testing.assert_allclose(variance, other.running_var, rtol=1e-9)
+
+
+def test_the_benchmark_of_prototypical_networks_leaves_its_artefacts(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "matmul_gflops", lambda: 123.4)
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setitem(sys.modules, "experiments.benchmarks.torch_prototypical", None)
+    monkeypatch.delattr(experiments.benchmarks, "torch_prototypical", raising=False)
+    config = prototypical.Config(rounds=2, turn_seconds=1e-5, out=tmp_path / "bench", **SMALL)
+    table = prototypical.run(config)
+    result = json.loads((config.out / "prototypical.json").read_text())
+    assert [row["name"] for row in result["programs"]] == ["metajax"]
+    assert "--n-way 3 --query 2" in result["command"]
+    assert str(tmp_path) not in json.dumps(result)
+    assert (config.out / "prototypical.md").read_text() == table
+    assert "| PyTorch | not measured: it cannot be imported" in table
+    assert (config.out / "prototypical.png").exists()
+
+
+def test_a_program_that_cannot_be_compiled_is_named():
+    def fail():
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    nothing = lambda *_: None
+    program = Program("compiled", nothing, fail, nothing, nothing)
+    missing = {}
+    assert prototypical.compile_all([program], missing) == {}
+    assert missing == {"compiled": "no C++ compiler"}
+
+
 def test_a_slow_program_sits_out(monkeypatch):
     monkeypatch.setattr(measure, "PAUSE", 0.0)
     steps = {"quick": 0, "slow": 0}
@@ -254,6 +313,7 @@ def test_a_program_that_needs_too_much_memory_is_not_run(monkeypatch):
         (meta_step.Config, {"compile_steps": (0,)}, "compile_steps must be above zero"),
         (meta_step.Config, {"cells": ()}, "cells must name at least one cell"),
         (meta_step.Config, {"cells": ("6-way",)}, "cells: '6-way' is none of '5-way 1-shot'"),
+        (prototypical.Config, {"n_way": 0}, "n_way must be above zero"),
         (memory.Config, {"tasks": ()}, "tasks must be numbers above zero"),
         (transformer.Config, {"inner_steps": (4, 0)}, "inner_steps must be above zero"),
         (transformer.Config, {"heads": 5}, "width, 384, must be a multiple of heads, 5"),

@@ -38,19 +38,27 @@ def test_the_pooled_form_is_protonets():
     assert "head" not in variables["params"]
 
 
-def with_random_biases(variables):
-    """Initial biases are zero, and what is added wrongly or not at all would not show."""
+def test_relation_networks_form_keeps_its_maps():
+    maps, _ = Conv4(None, form="maps").init_with_output(
+        jax.random.key(0), jnp.zeros((2, 28, 28, 1))
+    )
+    assert maps.shape == (2, 7, 7, 64)
+
+
+def with_random_biases_and_scales(variables):
+    """Biases start at zero and scales at one, where what is wrong with them would not show."""
     keys = iter(jax.random.split(jax.random.key(3), len(jax.tree.leaves(variables))))
     return jax.tree.map_with_path(
         lambda path, leaf: (
-            jax.random.normal(next(keys), leaf.shape) if path[-1].key == "bias" else leaf
+            jax.random.normal(next(keys), leaf.shape) if path[-1].key in ("bias", "scale") else leaf
         ),
         variables,
     )
 
 
-@pytest.mark.parametrize("form", ["stride", "pool"])
-def test_outputs_are_those_of_linens_layers(form):
+@pytest.mark.parametrize("norm", ["batch", "running"])
+@pytest.mark.parametrize("form", ["stride", "pool", "maps"])
+def test_outputs_are_those_of_linens_layers(form, norm):
     class Reference(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -61,23 +69,32 @@ def test_outputs_are_those_of_linens_layers(form):
                     use_running_average=False,
                     use_scale=not strided,
                     epsilon=1e-3 if strided else 1e-5,
+                    momentum=0.9,
                     name=f"norm_{block}",
                 )(x)
                 x = nn.relu(x)
-                x = x if strided else nn.max_pool(x, (2, 2), strides=(2, 2))
+                if form == "pool" or (form == "maps" and block < 2):
+                    x = nn.max_pool(x, (2, 2), strides=(2, 2))
             x = x.mean((1, 2)) if strided else x.reshape(len(x), -1)
             return nn.Dense(5, name="head")(x)
 
     module, images = (
-        Conv4(5, features=8, form=form),
+        Conv4(5, features=8, form=form, norm=norm),
         jax.random.normal(jax.random.key(0), (4, 28, 28, 1)),
     )
-    variables = with_random_biases(module.init(jax.random.key(1), images))
+    variables = module.init(jax.random.key(1), images)
+    params = with_random_biases_and_scales(variables["params"])
     statistics = Reference().init(jax.random.key(1), images)["batch_stats"]
-    expected, _ = Reference().apply(
-        {**variables, "batch_stats": statistics}, images, mutable=["batch_stats"]
+    expected, averages = Reference().apply(
+        {"params": params, "batch_stats": statistics}, images, mutable=["batch_stats"]
     )
-    np.testing.assert_allclose(module.apply(variables, images), expected, rtol=1e-3, atol=1e-4)
+    outputs, changed = module.apply(
+        {**variables, "params": params}, images, mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-4)
+    if norm == "running":
+        close = lambda own, other: np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-4)
+        jax.tree.map(close, changed, averages)
 
 
 @pytest.mark.parametrize("norm", POLICIES)
@@ -187,7 +204,7 @@ def test_predictions_without_transduction_do_not_depend_on_the_other_queries():
     ("module", "message"),
     [
         (Conv4(0), "n_classes must be at least 1, got 0"),
-        (Conv4(5, form="dense"), "form must be one of 'stride', 'pool', got 'dense'"),
+        (Conv4(5, form="dense"), "form must be one of 'stride', 'pool', 'maps', got 'dense'"),
         (Conv4(5, norm="layer"), "norm must be one of"),
     ],
 )

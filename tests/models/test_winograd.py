@@ -37,6 +37,26 @@ def test_float32_is_accurate():
     assert float(jnp.linalg.norm(error) / jnp.linalg.norm(exact)) < 2e-6
 
 
+@pytest.mark.parametrize(("examples", "parts"), [(6, 3), (7, 7), (13, 1)])
+def test_examples_in_parts(x64, monkeypatch, examples, parts):
+    """Values and gradients; three parts are enough, and thirteen would be too many."""
+    keys = jax.random.split(jax.random.key(examples))
+    inputs = jax.random.normal(keys[0], (examples, 6, 5, 3))
+    kernel = jax.random.normal(keys[1], (3, 3, 3, 2))
+    one = 8 * 16 * 9 * 3  # bytes of an example's tiles
+    monkeypatch.setattr(winograd, "TILE_BYTES", one * examples // 3)
+    assert winograd._parts(inputs, 2) == parts
+
+    def outcomes(convolve):
+        loss = lambda x, k: jnp.sum(jnp.sin(convolve(x, k)))
+        return convolve(inputs, kernel), jax.grad(loss, argnums=(0, 1))(inputs, kernel)
+
+    for own, other in zip(
+        *map(jax.tree.leaves, map(outcomes, (winograd.convolve, reference))), strict=True
+    ):
+        np.testing.assert_allclose(own, other, atol=1e-11)
+
+
 def test_derivatives_of_both_modes_and_orders(x64):
     check_grads(winograd.convolve, arguments(3, 4), order=3, modes=["fwd", "rev"], rtol=1e-5)
 
