@@ -107,13 +107,26 @@ def metric_learner(
             )
         both = jnp.concatenate([inputs, query_inputs])
         features, changed = _features(embed(network(adapted.params), both), len(both))
-        support = embedded(features[: len(inputs)], adapted.support, n_way)
-        output = score(adapted.params, support, features[len(inputs) :])
+        halves = _rows(features, 0, len(inputs)), _rows(features, len(inputs), len(both))
+        support = embedded(halves[0], adapted.support, n_way)
+        output = score(adapted.params, support, halves[1])
         logits, changed_too = output if isinstance(output, tuple) else (output, {})
         value, metrics = outcome(logits, targets, mask, support.counts > 0)
         return value, {**metrics, **merged(changed, changed_too)}
 
     return Learner(init, adapt, loss)
+
+
+def _rows(features: jax.Array, start: int, end: int) -> jax.Array:
+    """``features[start:end]``, whose gradient is written row by row.
+
+    A slice's gradient is padded. jaxlib 0.10.2 fuses the sum of two such, of support and query,
+    with the product of the class means' gradient, into a kernel for CPUs that reads beyond its
+    operands where they are large (60 classes, 600 examples): the process ends.
+    """
+    return features.at[jnp.arange(start, end)].get(
+        indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
+    )
 
 
 def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:

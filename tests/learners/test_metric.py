@@ -110,6 +110,35 @@ def test_the_statistics_of_both_of_relation_s_networks_are_reported(weights, epi
     assert set(metrics["batch_stats"]) == {"body", "head"}
 
 
+@pytest.mark.parametrize("shots", [(1, 9), (5, 5)])
+def test_the_gradient_of_a_large_episode_is_that_of_its_queries_one_by_one(shots):
+    """Of 60 classes and 600 examples, a fusion of jaxlib 0.10.2 ended the process."""
+    n_way, width = 60, 64
+    keys = jax.random.split(jax.random.key(0), 3)
+    start = jax.random.normal(keys[0], (width, width)) / 8
+    support, query = (
+        metajax.Batch(
+            jax.random.normal(key, (n_way * count, width)), jnp.repeat(jnp.arange(n_way), count)
+        )
+        for key, count in zip(keys[1:], shots, strict=True)
+    )
+    embed = lambda w, x: jnp.tanh(x @ w)
+    learner = metajax.prototypical(embed, n_way=n_way)
+
+    def one_by_one(w):
+        means = embed(w, support.inputs).reshape(n_way, -1, width).mean(axis=1)
+
+        def loss(x, target):
+            distances = jnp.sum((embed(w, x[None]) - means) ** 2, axis=-1)
+            return distances[target] + jax.nn.logsumexp(-distances)
+
+        return jax.lax.map(lambda pair: loss(*pair), tuple(query)).mean()
+
+    episode = metajax.Episode(support, query)
+    own = jax.jit(jax.grad(lambda w: loss_of(learner, w, episode)[0]))(start)
+    np.testing.assert_allclose(own, jax.jit(jax.grad(one_by_one))(start), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("examples", [3, 9])
 def test_ridge_is_the_minimum_in_either_space(examples, x64):
     """Fewer examples than features, and more: the gradient of the penalised square is zero."""
