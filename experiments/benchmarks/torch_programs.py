@@ -112,7 +112,8 @@ def _episodes(arrays: Arrays, device: str) -> list[torch.Tensor]:
     return tensors
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Returns when the device has computed all that it was asked to."""
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -158,7 +159,7 @@ def functional_program(
         optimizer.zero_grad()
         meta_loss(params).backward()
         optimizer.step()
-        _wait(device)
+        wait(device)
         return state
 
     return Program(TORCH_FUNC, gradient, lambda: NOT_COMPILED, init, step)
@@ -215,7 +216,7 @@ def _library_program(
         optimizer.zero_grad()
         accumulate(model)
         optimizer.step()
-        _wait(device)
+        wait(device)
         return state
 
     return Program(name, gradient, lambda: NOT_COMPILED, init, step)

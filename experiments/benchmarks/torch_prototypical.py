@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from experiments.benchmarks.torch_programs import NOT_COMPILED, to_tensors, to_weights
+from experiments.benchmarks.torch_programs import NOT_COMPILED, to_tensors, to_weights, wait
 from experiments.benchmarks.workload import LAYERS, Arrays, Compilation, Program, Weights, Workload
 
 MOMENTUM = 0.1
@@ -111,8 +111,7 @@ def program(
         optimizer.zero_grad()
         loss_fn(model).backward()
         optimizer.step()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        wait(device)
         return state
 
     name = "PyTorch, torch.compile" if compiled else "PyTorch"

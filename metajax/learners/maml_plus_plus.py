@@ -139,13 +139,11 @@ def maml_plus_plus(
     if per_step is None:
         return plain
 
-    def descending(params, versions):
-        adapts = trees.selected(params, trainable)
-        return jax.tree.map(lambda adapts, own: adapts and not own, adapts, versions)
-
     def init(params):
         versions = trees.selected(params, per_step)
-        start = build(loss_fn, descent, descending(params, versions)).init(params)
+        adapts = trees.selected(params, trainable)
+        descends = jax.tree.map(lambda adapts, own: adapts and not own, adapts, versions)
+        start = build(loss_fn, descent, descends).init(params)
         stack = lambda own, leaf: jnp.stack([leaf] * (steps + 1)) if own else leaf
         return start._replace(params=jax.tree.map(stack, versions, params))
 
@@ -159,9 +157,8 @@ def maml_plus_plus(
         def now(meta_params):
             return meta_params._replace(params=current(meta_params.params))
 
-        moving = jax.tree.map(
-            lambda descends, own: descends or own, descending(params.params, versions), versions
-        )
+        adapts = trees.selected(params.params, trainable)
+        moving = jax.tree.map(lambda adapts, own: adapts or own, adapts, versions)
         learner = build(
             lambda params, batch: loss_fn(current(params), batch),
             lambda log_rates: next_versions(descent(log_rates), versions),
@@ -204,5 +201,5 @@ def _check_versions(params: Params, versions: PyTree, steps: int) -> None:
         if has_versions and (leaf.ndim == 0 or leaf.shape[0] != steps + 1):
             raise ValueError(
                 f"steps is {steps}, but params{jax.tree_util.keystr(path)} has shape {leaf.shape}:"
-                f" per_step leaves are [steps + 1, ...]; learner.init makes them."
+                " per_step leaves are [steps + 1, ...]; learner.init makes them."
             )
