@@ -8,6 +8,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
+PARITY_INSTALLED := $(VENV)/.parity-installed
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 
 # A variable becomes a flag only when it is given, so every default stays in the experiment.
@@ -59,7 +60,7 @@ install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.demo $(common_flags)
 
-test: $(INSTALLED) ## run the tests and the docstrings' examples
+test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests and the docstrings' examples (PARITY=1: beside PyTorch too)
 	$(RUN) -m pytest -n 2
 
 lint: $(INSTALLED) ## ruff and pyright
@@ -108,6 +109,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@'$(PYTHON)' -m venv $(VENV)
 	@$(PIP) install --upgrade 'pip>=25.1'  # the first that knows --group
 	@$(PIP) install -c constraints.txt -e . --group dev
+	@touch $@
+
+$(PARITY_INSTALLED): $(INSTALLED)
+	@echo "Installing PyTorch and transformers, which language models are compared with, into $(VENV) (once) ..."
+	@$(PIP) install -c constraints.txt --group parity
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

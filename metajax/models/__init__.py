@@ -7,6 +7,9 @@ from metajax.models.mlp import MLP
 from metajax.models.normalization import Normalization
 from metajax.models.relation_head import RelationHead
 from metajax.models.resnet12 import ResNet12
+from metajax.models.rotary import Rotary
+from metajax.models.transformer import Transformer
+from metajax.models.transformer_config import TransformerConfig
 
 __all__ = [
     "MLP",
@@ -17,5 +20,8 @@ __all__ = [
     "Normalization",
     "RelationHead",
     "ResNet12",
+    "Rotary",
+    "Transformer",
+    "TransformerConfig",
     "adapts_in_maml",
 ]

@@ -1,0 +1,303 @@
+"""Hugging Face checkpoint folders, read into Flax parameters and written from them."""
+
+import dataclasses
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.lm import hf_config, hf_names
+from metajax.lm.hf_config import CheckpointError
+from metajax.models import Transformer, TransformerConfig
+from metajax.models.transformer import unstack_layers
+from metajax.runs.folder import write_atomically
+from metajax.types import Params
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def load_pretrained(
+    folder: str | Path, *, dtype: Any = None, scan: bool = True, remat: bool = False
+) -> tuple[Transformer, Params]:
+    """A model and its parameters from a Hugging Face folder.
+
+    The folder has a config.json, and a model.safetensors or several with their index. Tensors are
+    read one at a time: at most one copy of the parameters and one tensor are in memory.
+
+    Args:
+        folder: the folder; or a hub's id such as ``"Qwen/Qwen3-0.6B"``, which huggingface_hub
+            downloads if it is installed.
+        dtype: of parameters and computation; what config.json says if None.
+        scan: whether the blocks are stacked; see ``TransformerConfig``.
+        remat: whether blocks are computed again in the backward pass; as there.
+
+    Returns:
+        ``(model, params)``: ``model.apply({"params": params}, tokens)`` gives logits.
+
+    Raises:
+        CheckpointError: the folder isn't there and can't be downloaded; config.json lacks a field
+            or asks for what isn't supported; a file is damaged; tensors are missing, unexpected or
+            of another shape.
+
+    Example:
+        >>> import jax, tempfile
+        >>> config = TransformerConfig.llama(vocab_size=16, width=8, n_layers=2, n_heads=2)
+        >>> params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(folder, config, params)
+        ...     model, loaded = load_pretrained(folder)
+        >>> model.config == config, bool((loaded["norm"]["scale"] == 1).all())
+        (True, True)
+    """
+    folder = _resolve(folder)
+    file = folder / "config.json"
+    config = hf_config.from_hf(_read_json(file), str(file))
+    kind = config.dtype if dtype is None else jnp.dtype(dtype)
+    config = dataclasses.replace(config, dtype=kind, scan=scan, remat=remat)
+    params = _read_params(folder, dataclasses.replace(config, scan=True), kind)
+    return Transformer(config), params if scan else unstack_layers(params)
+
+
+def _read_params(folder: Path, config: TransformerConfig, dtype: Any) -> Params:
+    wanted = {tensor.name: tensor for tensor in hf_names.tensors(config)}
+    with ExitStack() as stack:
+        stored = _stored(folder, stack, config)
+        repeated = config.tied and "lm_head.weight" in stored
+        _check_names(folder, set(wanted), set(stored) - ({"lm_head.weight"} if repeated else set()))
+        flat: dict[str, np.ndarray] = {}
+        for name, tensor in wanted.items():
+            file, opened, own_name = stored[name]
+            value = _tensor(file, opened, own_name, tensor.shape)
+            if tensor.transposed:
+                value = value.T
+            start = 0
+            for path, shape in tensor.parts:
+                part = value[..., start : start + shape[-1]]
+                start += shape[-1]
+                if tensor.layer is None:
+                    flat[path] = np.array(part, dtype)
+                else:
+                    path = f"blocks/{path}"
+                    if path not in flat:
+                        flat[path] = np.empty((config.n_layers, *shape), dtype)
+                    flat[path][tensor.layer] = part
+        if repeated:
+            file, opened, own_name = stored["lm_head.weight"]
+            embedding = flat["embed/embedding"]
+            head = _tensor(file, opened, own_name, embedding.shape)
+            if not np.array_equal(head.astype(dtype), embedding):
+                raise CheckpointError(
+                    f"{file}: lm_head.weight differs from the embedding, to which config.json's "
+                    "tie_word_embeddings ties it."
+                )
+    params: dict[str, Any] = {}
+    for path in list(flat):
+        *parents, last = path.split("/")
+        node = params
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = jnp.asarray(flat.pop(path))
+    return params
+
+
+def _resolve(folder: str | Path) -> Path:
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    name = str(folder)
+    use_folder = "Download its files on a machine that can, and pass their folder."
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"folder: {name} is no folder, and no hub id such as 'Qwen/Qwen3-0.6B'."
+        )
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise CheckpointError(
+            f"folder: {name} is no folder here. As a hub id it needs huggingface_hub "
+            f"(pip install huggingface_hub). {use_folder}"
+        ) from None
+    try:
+        return Path(
+            hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+        )
+    except Exception as error:  # whatever the hub's client and its transport raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise CheckpointError(
+            f"folder: {name} is no folder here, and downloading it from the hub failed "
+            f"({type(error).__name__}: {first}). {use_folder}"
+        ) from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing: {file.parent} holds no checkpoint.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} isn't JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, Any]:
+    """By canonical name: the file, its opened form, and the name in it."""
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / INDEX).exists():
+        index = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise CheckpointError(f"{folder / INDEX}: the field 'weight_map' is missing.")
+        names = sorted(set(index.values()))
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{folder / INDEX} names files outside of its folder: {names}.")
+    elif (folder / WEIGHTS).exists():
+        index, names = None, [WEIGHTS]
+    else:
+        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}.")
+    found: dict[str, Any] = {}
+    for name in names:
+        file = folder / name
+        if not file.exists():
+            raise CheckpointError(f"{file} is missing, which {INDEX} names.")
+        try:
+            opened = stack.enter_context(safe_open(file, framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is damaged or cut short: {error}.") from error
+        for stored_name in opened.keys():  # noqa: SIM118, it isn't a dict
+            known = hf_names.canonical(stored_name, config)
+            if known is not None:
+                found[known] = (file, opened, stored_name)
+    return found
+
+
+def _check_names(folder: Path, wanted: set[str], stored: set[str]) -> None:
+    missing, unexpected = sorted(wanted - stored), sorted(stored - wanted)
+    if missing or unexpected:
+        listed = [
+            f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise CheckpointError(f"{folder}: the tensors don't fit config.json; {'; '.join(listed)}.")
+
+
+def _tensor(file: Path, opened: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    from safetensors import SafetensorError
+
+    try:
+        found = tuple(opened.get_slice(name).get_shape())
+        if found == shape:
+            return opened.get_tensor(name)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise CheckpointError(f"{file}: {name} can't be read: {error}.") from error
+    raise CheckpointError(f"{file}: {name} has shape {found}, config.json asks for {shape}.")
+
+
+def save_pretrained(
+    folder: str | Path,
+    config: TransformerConfig,
+    params: Params,
+    *,
+    dtype: Any = None,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a folder that ``load_pretrained`` and transformers 4 and 5 read.
+
+    Each file is written beside its place and then moved there, config.json last. What the folder
+    holds besides, such as a tokenizer, stays.
+
+    Args:
+        folder: made if need be.
+        config: the model's.
+        params: its parameters, in the layout of ``config.scan``.
+        dtype: of the stored tensors; the parameters' own if None.
+        shard_bytes: the most bytes of one safetensors file, unless a single tensor has more.
+
+    Raises:
+        CheckpointError: no Hugging Face architecture has this configuration's parts, or a
+            parameter is missing or of another shape.
+
+    Example: see ``load_pretrained``.
+    """
+    from safetensors.numpy import save_file
+
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}.")
+    kind = jnp.dtype(dtype or params["embed"]["embedding"].dtype)
+    fields = hf_config.to_hf(config, kind)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[list[hf_names.Tensor]] = [[]]
+    room = shard_bytes
+    for tensor in hf_names.tensors(config):
+        size = math.prod(tensor.shape) * kind.itemsize
+        if shards[-1] and size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(tensor)
+        room -= size
+    files = [
+        WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
+    for file, shard in zip(files, shards, strict=True):
+        temporary = folder / f".{file}.{os.getpid()}"
+        try:
+            save_file(
+                {tensor.name: _gather(tensor, params, kind) for tensor in shard},
+                temporary,
+                metadata={"format": "pt"},
+            )
+            temporary.replace(folder / file)
+        finally:
+            temporary.unlink(missing_ok=True)
+    index = folder / INDEX
+    if len(shards) == 1:
+        index.unlink(missing_ok=True)
+    else:
+        weight_map = {
+            t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
+        }
+        total = sum(math.prod(t.shape) * kind.itemsize for shard in shards for t in shard)
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_atomically(index, json.dumps(content, indent=2) + "\n")
+    write_atomically(folder / "config.json", json.dumps(fields, indent=2) + "\n")
+    for stale in folder.glob("model*.safetensors"):  # of an earlier save with other shards
+        if stale.name not in files:
+            stale.unlink()
+
+
+def _gather(tensor: hf_names.Tensor, params: Params, dtype: Any) -> np.ndarray:
+    parts = []
+    for path, shape in tensor.parts:
+        if tensor.layer is None:
+            part = _leaf(params, path)
+        elif "blocks" in params:
+            part = _leaf(params, f"blocks/{path}")[tensor.layer]
+        else:
+            part = _leaf(params, f"block_{tensor.layer}/{path}")
+        if part.shape != shape:
+            raise CheckpointError(
+                f"params: {path} has shape {part.shape}, config asks for {shape}."
+            )
+        parts.append(np.asarray(part, dtype))
+    value = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+    return np.ascontiguousarray(value.T if tensor.transposed else value)
+
+
+def _leaf(params: Mapping[str, Any], path: str) -> Any:
+    node: Any = params
+    for name in path.split("/"):
+        if not isinstance(node, Mapping) or name not in node:
+            raise CheckpointError(f"params: {path} is missing.")
+        node = node[name]
+    return node

@@ -1,0 +1,48 @@
+"""A fully connected layer to whose matrix low-rank factors may be added."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Dense(nn.Module):
+    """``x W + b``; where a collection ``"lora"`` holds factors of ``kernel``, ``+ s (x A) B``.
+
+    The factors are applied to ``x``, not added to W: under ``vmap`` over tasks that have factors of
+    their own, ``x W`` stays one product with the shared matrix.
+
+    Attributes:
+        features: width of the output.
+        use_bias: whether there is a ``b``.
+        dtype: what is computed in.
+        scale: standard deviation of the initial W.
+
+    Example:
+        >>> Dense(3).init_with_output(jax.random.key(0), jnp.ones((2, 4)))[0].shape
+        (2, 3)
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    scale: float = 0.02
+
+    @nn.compact
+    def __call__(self, x: jax.Array, output_dtype: Any = None) -> jax.Array:
+        """Outputs ``[..., features]`` of inputs ``[..., n]``, in ``output_dtype`` if given."""
+        output_dtype = output_dtype or self.dtype
+        x = x.astype(self.dtype)
+        kernel = self.param(
+            "kernel", nn.initializers.normal(self.scale), (x.shape[-1], self.features)
+        )
+        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=output_dtype)
+        if self.has_variable("lora", "kernel"):
+            factors: Any = self.get_variable("lora", "kernel")
+            a, b = (side.astype(self.dtype) for side in (factors.a, factors.b))
+            y = y + (factors.scale * ((x @ a) @ b)).astype(output_dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + bias.astype(output_dtype)
+        return y

@@ -1,0 +1,188 @@
+"""Logits and checkpoints beside transformers' PyTorch models, with random weights."""
+
+import dataclasses
+import json
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch", reason="transformers' models need PyTorch")
+    transformers = pytest.importorskip("transformers", reason="it is what is compared with")
+
+from metajax.lm.checkpoints import load_pretrained, save_pretrained
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's and transformers' own
+
+VOCABULARY, LENGTH = 97, 24
+
+
+def llama_like(**options):
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 80,
+        "max_position_embeddings": 64,
+        **options,
+    }
+
+
+def gpt2_like(**options):
+    return {
+        "vocab_size": VOCABULARY,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **options,
+    }
+
+
+def rope(kind, **options):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **options}}
+
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+CASES = {
+    "gpt2": ("GPT2Config", gpt2_like()),
+    "gpt2-untied": ("GPT2Config", gpt2_like(tie_word_embeddings=False)),
+    "gpt2-other-mlp": ("GPT2Config", gpt2_like(n_inner=48, activation_function="gelu")),
+    "llama2": ("LlamaConfig", llama_like()),
+    "llama-grouped": ("LlamaConfig", llama_like(num_key_value_heads=2)),
+    "llama-one-kv-head": ("LlamaConfig", llama_like(num_key_value_heads=1)),
+    "llama-tied": ("LlamaConfig", llama_like(tie_word_embeddings=True)),
+    "llama-biases": ("LlamaConfig", llama_like(attention_bias=True, mlp_bias=True)),
+    "llama-head-dim": ("LlamaConfig", llama_like(head_dim=20)),
+    "llama3-rope": ("LlamaConfig", llama_like(**rope("llama3", **LLAMA3))),
+    "llama-linear-rope": ("LlamaConfig", llama_like(**rope("linear", factor=2.0))),
+    "qwen2": ("Qwen2Config", llama_like(num_key_value_heads=2)),
+    "qwen2-tied": ("Qwen2Config", llama_like(tie_word_embeddings=True)),
+    "qwen3": ("Qwen3Config", llama_like(num_key_value_heads=2, head_dim=24)),
+    "qwen3-default-head": ("Qwen3Config", llama_like(tie_word_embeddings=True)),
+}
+
+
+def reference(kind, options, seed=0):
+    torch.manual_seed(seed)
+    config = getattr(transformers, kind)(**options)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that biases and scales matter
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tokens_of(seed=0, batch=3):
+    return np.random.default_rng(seed).integers(0, VOCABULARY, (batch, LENGTH))
+
+
+def logits_of(model, tokens, mask=None, positions=None):
+    options = {}
+    if mask is not None:
+        options = {
+            "attention_mask": torch.tensor(mask.astype(np.int64)),
+            "position_ids": torch.tensor(positions),
+        }
+    with torch.no_grad():
+        return model(torch.tensor(tokens), **options).logits.numpy()
+
+
+@pytest.fixture(params=CASES)
+def case(request, tmp_path):
+    model = reference(*CASES[request.param])
+    model.save_pretrained(tmp_path / "theirs")
+    return model, tmp_path
+
+
+def test_logits_agree_with_transformers_without_and_with_padding(case):
+    theirs, path = case
+    model, params = load_pretrained(path / "theirs")
+    tokens = tokens_of()
+    apply = jax.jit(model.apply)
+    ours = apply({"params": params}, tokens)
+    np.testing.assert_allclose(ours, logits_of(theirs, tokens), rtol=0, atol=1e-4)
+    for side in ("left", "right"):
+        lengths = np.array([LENGTH, 7, 13])
+        places = np.arange(LENGTH)
+        offset = LENGTH - lengths[:, None] if side == "left" else np.zeros((3, 1), int)
+        mask = (places >= offset) & (places < offset + lengths[:, None])
+        positions = np.where(mask, places - offset, 0)
+        ours = apply({"params": params}, tokens, segments=mask)
+        wanted = logits_of(theirs, tokens, mask, positions)
+        np.testing.assert_allclose(ours[mask], wanted[mask], rtol=0, atol=1e-4)
+
+
+def test_a_checkpoint_that_is_saved_again_is_the_same_to_the_bit(case):
+    theirs, path = case
+    model, params = load_pretrained(path / "theirs", scan=False)
+    save_pretrained(path / "ours", model.config, params, shard_bytes=40_000)
+    assert len(list((path / "ours").glob("*.safetensors"))) > 1
+    again = transformers.AutoModelForCausalLM.from_pretrained(path / "ours")
+    assert type(again) is type(theirs)
+    stored, wanted = again.state_dict(), theirs.state_dict()
+    assert stored.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(stored[name], tensor), name
+    # What config.json says is the same too: the loaded model computes the same.
+    np.testing.assert_array_equal(logits_of(again, tokens_of()), logits_of(theirs, tokens_of()))
+    _, reloaded = load_pretrained(path / "ours", scan=False)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, reloaded))
+
+
+def test_scan_and_no_scan_are_one_function(tmp_path):
+    reference(*CASES["qwen3"]).save_pretrained(tmp_path)
+    tokens = tokens_of()
+    outputs = []
+    for options in ({}, {"scan": False}, {"remat": True}):
+        model, params = load_pretrained(tmp_path, **options)
+        outputs.append(jax.jit(model.apply)({"params": params}, tokens))
+    for other in outputs[1:]:
+        np.testing.assert_allclose(outputs[0], other, rtol=0, atol=1e-5)
+
+
+def test_half_precision_is_read_and_written(tmp_path):
+    theirs = reference(*CASES["llama-grouped"]).to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, params = load_pretrained(tmp_path / "theirs")
+    assert model.config.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    save_pretrained(tmp_path / "ours", model.config, params)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    exact, exact_params = load_pretrained(tmp_path / "theirs", dtype=jnp.float32)
+    tokens = tokens_of()
+    rough = model.apply({"params": params}, tokens)
+    assert rough.dtype == jnp.float32
+    exactly = exact.apply({"params": exact_params}, tokens)
+    assert float(jnp.abs(rough - exactly).max()) < 0.05 * float(jnp.abs(exactly).max())
+
+
+def test_the_config_of_version_4_means_the_same(tmp_path):
+    theirs = reference(*CASES["llama3-rope"])
+    theirs.save_pretrained(tmp_path)
+    new, _ = load_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    scaling = fields.pop("rope_parameters")
+    fields["rope_theta"] = scaling.pop("rope_theta")
+    fields["rope_scaling"] = scaling
+    fields["torch_dtype"] = fields.pop("dtype")
+    file.write_text(json.dumps(fields))
+    old, _ = load_pretrained(tmp_path)
+    assert old.config == new.config
+    assert dataclasses.asdict(old.config.rotary)["scaling"] == "llama3"
