@@ -1,0 +1,256 @@
+"""Text from a language model: prefill and decoding with a cache of keys and values, compiled."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import _checks
+from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
+from metajax.models import Transformer, TransformerConfig
+from metajax.models.transformer import Cache, empty_cache, positions_of, unstack_layers
+from metajax.types import Params
+
+Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
+"""Token ids: lists of any lengths above zero, or integers ``[prompts, length]``."""
+
+_MULTIPLE = 16
+"""Lists are padded to a multiple of this, so that not every length compiles a program."""
+
+
+class Generated(NamedTuple):
+    """What was generated.
+
+    Attributes:
+        tokens: ``[prompts, samples, max_new_tokens]``; 0 after a stop token.
+        log_probs: the same shape, in nats: of each token under the model itself, before
+            temperature, ``top_k``, ``top_p`` and ``allowed``; 0 after a stop token.
+        lengths: ``[prompts, samples]``: how many tokens there are, a stop token among them.
+    """
+
+    tokens: jax.Array
+    log_probs: jax.Array
+    lengths: jax.Array
+
+
+def generate(
+    model: Transformer,
+    params: Params,
+    prompts: Prompts,
+    key: jax.Array | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    samples: int = 1,
+    allowed: Any = None,
+    lora: Params | None = None,
+) -> Generated:
+    """Continues prompts, all at once, each token the likeliest or a random one.
+
+    One program: the prompts, padded on the left, go through the model once; then a loop adds a
+    token to each until all have stopped. It is compiled for each shape of its arguments.
+
+    Args:
+        model: a ``Transformer``, with ``scan`` or without. With it, each call first copies the
+            blocks out of their stack.
+        params: its parameters.
+        prompts: token ids; see ``Prompts``.
+        key: the random key, needed for a ``temperature``. Each prompt's and sample's tokens come
+            from a key of their own.
+        max_new_tokens: how many tokens to add, at most.
+        temperature: what logits are divided by before a token is drawn; None for the likeliest.
+        top_k: draw among so many of the likeliest tokens only.
+        top_p: draw among the likeliest tokens whose probabilities first add up to this only.
+        stop_tokens: ids that end a text.
+        samples: how many continuations of each prompt; its keys and values are computed once.
+        allowed: bools ``[vocab]``, ``[max_new_tokens, vocab]`` or
+            ``[max_new_tokens, prompts, vocab]``: the tokens that may be chosen at each step.
+        lora: low-rank factors beside ``params``.
+
+    Returns:
+        A ``Generated``.
+
+    Raises:
+        ValueError: an empty prompt, or a token that isn't in the vocabulary; prompt and new tokens
+            longer than the model's ``max_length``; a temperature that isn't above 0, or one without
+            a key; ``samples`` without a temperature; ``allowed`` of another shape, or that allows
+            nothing at some step; ``top_k``, ``top_p`` or stop tokens out of range.
+
+    Example:
+        >>> from metajax.models import TransformerConfig
+        >>> model = Transformer(TransformerConfig(vocab_size=9, width=8, n_layers=1, n_heads=2))
+        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> generate(model, params, [[1, 2, 3], [4]], max_new_tokens=5).tokens.shape
+        (2, 1, 5)
+    """
+    config = dataclasses.replace(model.config, scan=False)
+    max_new_tokens = _checks.positive_int("max_new_tokens", max_new_tokens)
+    samples = _checks.positive_int("samples", samples)
+    choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
+    if temperature is None and samples > 1:
+        raise ValueError(f"samples={samples} would all be the same: give a temperature.")
+    tokens, real = _padded(prompts, config, max_new_tokens)
+    allowed = allowed_of(allowed, max_new_tokens, len(tokens), config.vocab_size)
+    key = jax.random.key(0) if key is None else key
+    variables = _variables(params, lora)
+    rows = _generate(variables, tokens, real, key, allowed, config, choice, max_new_tokens, samples)
+    return Generated(*(row.reshape(len(tokens), samples, *row.shape[1:]) for row in rows))
+
+
+def stream(
+    model: Transformer,
+    params: Params,
+    prompt: Sequence[int],
+    key: jax.Array | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    lora: Params | None = None,
+) -> Iterator[int]:
+    """Yields one prompt's tokens as they come: those that ``generate`` would return.
+
+    Args and errors: as ``generate``.
+
+    Example:
+        >>> from metajax.models import TransformerConfig
+        >>> model = Transformer(TransformerConfig(vocab_size=9, width=8, n_layers=1, n_heads=2))
+        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> streamed = list(stream(model, params, [1, 2], max_new_tokens=3))
+        >>> streamed == generate(model, params, [[1, 2]], max_new_tokens=3).tokens[0, 0].tolist()
+        True
+    """
+    config = dataclasses.replace(model.config, scan=False)
+    max_new_tokens = _checks.positive_int("max_new_tokens", max_new_tokens)
+    choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
+    tokens, real = _padded([prompt], config, max_new_tokens)
+    key = jax.random.key(0) if key is None else key
+    return _stream(_variables(params, lora), tokens, real, key, config, choice, max_new_tokens)
+
+
+def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Iterator[int]:
+    logits, cache, place = _prefill(variables, tokens, real, config, max_new_tokens)
+    keys = row_keys(key, 1)
+    for step in range(max_new_tokens):
+        token, _ = choose(logits, keys, step, None, choice)
+        yield int(token[0])
+        if int(token[0]) in choice.stop_tokens or step + 1 == max_new_tokens:
+            return
+        logits, cache = _decode(variables, token, place + step, cache, config)
+
+
+def _variables(params: Params, lora: Params | None) -> dict[str, Any]:
+    collections = {"params": params} if lora is None else {"params": params, "lora": lora}
+    return {name: unstack_layers(tree) for name, tree in collections.items()}
+
+
+def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens ``[prompts, length]``, and which of them aren't padding, on the left."""
+    as_they_are = hasattr(prompts, "shape")
+    rows = [np.asarray(prompt) for prompt in prompts]
+    if not rows:
+        raise ValueError("prompts must hold at least one prompt, got none.")
+    for number, row in enumerate(rows):
+        if row.ndim != 1 or not row.size:
+            raise ValueError(f"prompts[{number}] must be a list of at least one token, got {row}.")
+        if not np.issubdtype(row.dtype, np.integer):
+            raise ValueError(f"prompts[{number}] must hold integers, got {row.dtype}.")
+        if row.min() < 0 or row.max() >= config.vocab_size:
+            raise ValueError(
+                f"prompts[{number}] must hold tokens from 0 to {config.vocab_size - 1}, got "
+                f"{row[(row < 0) | (row >= config.vocab_size)][0]}."
+            )
+    longest = max(row.size for row in rows)
+    if longest + new > config.max_length:
+        raise ValueError(
+            f"prompts and max_new_tokens must fit into the model's max_length={config.max_length}, "
+            f"got {longest} + {new} tokens."
+        )
+    length = longest
+    if not as_they_are:
+        length = min(-(-longest // _MULTIPLE) * _MULTIPLE, config.max_length - new)
+    tokens, real = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
+    for number, row in enumerate(rows):
+        tokens[number, length - row.size :] = row
+        real[number, length - row.size :] = True
+    return tokens, real
+
+
+@functools.partial(jax.jit, static_argnames=("config", "new"))
+def _prefill(variables, tokens, real, config: TransformerConfig, new: int):
+    """Logits of each prompt's next token ``[prompts, vocab]``, the cache, and the token's place."""
+    batch, length = tokens.shape
+    segments = real.astype(jnp.int32)
+    model: Any = Transformer(config)
+    logits, cache = model.apply(
+        variables,
+        tokens,
+        segments=segments,
+        positions=positions_of(segments),
+        cache=empty_cache(config, batch, length + new - 1),
+        last_only=True,
+    )
+    return logits[:, -1], cache, segments.sum(axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _decode(variables, token, place, cache: Cache, config: TransformerConfig):
+    """Logits ``[rows, vocab]`` of the token after ``token [rows]``, which stands at ``place``."""
+    model: Any = Transformer(config)
+    logits, cache = model.apply(variables, token[:, None], positions=place[:, None], cache=cache)
+    return logits[:, -1], cache
+
+
+@functools.partial(jax.jit, static_argnames=("config", "choice", "new", "samples"))
+def _generate(variables, tokens, real, key, allowed, config, choice, new: int, samples: int):
+    """Tokens, log-probabilities and lengths, of ``prompts * samples`` rows."""
+    logits, cache, place = _prefill(variables, tokens, real, config, new)
+    if samples > 1:
+        repeat = functools.partial(jnp.repeat, repeats=samples, axis=0)
+        logits, place = repeat(logits), repeat(place)
+        cache = jax.tree.map(repeat, cache._replace(filled=None))._replace(filled=cache.filled)
+        if allowed is not None and allowed.shape[1] > 1:
+            allowed = jnp.repeat(allowed, samples, axis=1)
+    rows = logits.shape[0]
+    keys = row_keys(key, rows)
+    stops = jnp.array(choice.stop_tokens, jnp.int32)
+
+    def record(state, step, logits):
+        done, tokens, log_probs, lengths = state
+        mask = None if allowed is None else jnp.asarray(allowed)[step]
+        token, log_prob = choose(logits, keys, step, mask, choice)
+        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
+        log_probs = log_probs.at[:, step].set(jnp.where(done, 0, log_prob))
+        lengths = lengths + ~done
+        return token, (done | jnp.isin(token, stops), tokens, log_probs, lengths)
+
+    nothing = (
+        jnp.zeros(rows, bool),
+        jnp.zeros((rows, new), jnp.int32),
+        jnp.zeros((rows, new), jnp.float32),
+        jnp.zeros(rows, jnp.int32),
+    )
+    token, state = record(nothing, 0, logits)
+
+    def goes_on(carry):
+        step, _, _, (done, *_) = carry
+        return (step < new) & ~done.all()
+
+    def body(carry):
+        step, token, cache, state = carry
+        logits, cache = _decode(variables, token, place + step - 1, cache, config)
+        token, state = record(state, step, logits)
+        return step + 1, token, cache, state
+
+    start = (jnp.ones((), jnp.int32), token, cache, state)
+    *_, (_, tokens, log_probs, lengths) = jax.lax.while_loop(goes_on, body, start)
+    return tokens, log_probs, lengths

@@ -1,0 +1,222 @@
+"""Generation: beside the full forward pass, its randomness, its bad input."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax import lm
+from metajax.lm.sampling import filtered
+from metajax.models import Transformer, TransformerConfig
+from metajax.models.transformer import empty_cache, positions_of, unstack_layers
+
+SIZES = {"vocab_size": 31, "width": 32, "n_layers": 2, "n_heads": 4, "max_length": 160}
+CONFIGS = {
+    "gpt2": TransformerConfig.gpt2(**SIZES),
+    "llama": TransformerConfig.llama(**SIZES, n_kv_heads=2),
+    "qwen3": TransformerConfig.qwen3(**SIZES, head_dim=16),
+    "nope": TransformerConfig.nope(**SIZES),
+}
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
+
+
+def model_of(config):
+    model = Transformer(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    # Larger than an initialisation's, so that logits differ clearly.
+    return model, jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim > 2 else leaf, params)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request):
+    return model_of(CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def small():
+    return model_of(CONFIGS["llama"])
+
+
+def test_cached_logits_are_those_of_the_full_forward_pass(model):
+    full, params = model
+    config = dataclasses.replace(full.config, scan=False)
+    tokens = jax.random.randint(jax.random.key(1), (2, 40), 0, 31)
+    segments = jnp.arange(40) >= jnp.array([[0], [5]])  # the second is padded on the left
+    wanted = jax.jit(full.apply)({"params": params}, tokens, segments=segments)
+    positions = positions_of(segments.astype(jnp.int32))
+    variables = {"params": unstack_layers(params)}
+    apply = jax.jit(Transformer(config).apply)
+    cache, found = empty_cache(config, 2, 48), []
+    for start, end in [(0, 20), *((i, i + 1) for i in range(20, 40))]:
+        logits, cache = apply(
+            variables,
+            tokens[:, start:end],
+            segments=segments[:, start:end],
+            positions=positions[:, start:end],
+            cache=cache,
+        )
+        found.append(logits)
+    real = np.asarray(segments)
+    difference = jnp.abs(jnp.concatenate(found, axis=1) - wanted)[real]
+    assert float(difference.max()) <= 1e-5 * max(1.0, float(jnp.abs(wanted).max()))
+
+
+def test_greedy_tokens_are_those_of_the_full_forward_pass_over_128(model):
+    full, params = model
+    generated = lm.generate(full, params, PROMPTS, max_new_tokens=128)
+    assert generated.lengths.tolist() == [[128]] * 3
+    apply = jax.jit(full.apply)
+    for prompt, row, log_probs in zip(
+        PROMPTS, generated.tokens[:, 0], generated.log_probs[:, 0], strict=True
+    ):
+        text = jnp.concatenate([jnp.array(prompt), row])[None, :-1]
+        logits = apply({"params": params}, text)[0, len(prompt) - 1 :]
+        assert logits.argmax(axis=-1).tolist() == row.tolist()
+        wanted = jax.nn.log_softmax(logits)[jnp.arange(128), row]
+        np.testing.assert_allclose(log_probs, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_prompt_does_not_depend_on_the_others(small):
+    model, params = small
+    together = lm.generate(model, params, PROMPTS, max_new_tokens=20)
+    for number, prompt in enumerate(PROMPTS):
+        alone = lm.generate(model, params, jnp.array([prompt]), max_new_tokens=20)
+        assert alone.tokens[0].tolist() == together.tokens[number].tolist()
+
+
+def test_a_model_without_scan_generates_the_same(small):
+    model, params = small
+    other = Transformer(dataclasses.replace(model.config, scan=False))
+    options = {"max_new_tokens": 8, "temperature": 1.0, "samples": 2}
+    first = lm.generate(model, params, PROMPTS, jax.random.key(3), **options)
+    second = lm.generate(other, unstack_layers(params), PROMPTS, jax.random.key(3), **options)
+    assert first.tokens.tolist() == second.tokens.tolist()
+
+
+def test_nothing_follows_a_stop_token(small):
+    model, params = small
+    free = lm.generate(model, params, PROMPTS, max_new_tokens=20)
+    stop = int(free.tokens[0, 0, 3])
+    stopped = lm.generate(model, params, PROMPTS, max_new_tokens=20, stop_tokens=[stop])
+    for row, length, unstopped, log_probs in zip(
+        stopped.tokens[:, 0], stopped.lengths[:, 0], free.tokens[:, 0], stopped.log_probs[:, 0],
+        strict=True,
+    ):  # fmt: skip
+        unstopped = unstopped.tolist()
+        wanted = unstopped.index(stop) + 1 if stop in unstopped else 20
+        assert int(length) == wanted
+        assert row.tolist() == unstopped[:wanted] + [0] * (20 - wanted)
+        assert not log_probs[wanted:].any()
+
+
+def test_samples_have_the_models_frequencies(small):
+    model, params = small
+    prompt = [[5, 6, 7]]
+    drawn = lm.generate(
+        model, params, prompt, jax.random.key(0), max_new_tokens=1, temperature=0.7, samples=4000
+    )
+    logits = model.apply({"params": params}, jnp.array(prompt))[0, -1]
+    wanted = jax.nn.softmax(logits / 0.7)
+    found = jnp.bincount(drawn.tokens.ravel(), length=31) / 4000
+    deviation = jnp.sqrt(wanted * (1 - wanted) / 4000)
+    assert float(jnp.max(jnp.abs(found - wanted) / jnp.maximum(deviation, 1e-3))) < 4.5
+    np.testing.assert_allclose(
+        drawn.log_probs.ravel(), jax.nn.log_softmax(logits)[drawn.tokens.ravel()], atol=1e-4
+    )
+
+
+def test_a_low_temperature_and_one_candidate_are_greedy(small):
+    model, params = small
+    greedy = lm.generate(model, params, PROMPTS, max_new_tokens=10).tokens
+    for options in ({"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1},
+                    {"temperature": 1.0, "top_p": 1e-6}):  # fmt: skip
+        drawn = lm.generate(model, params, PROMPTS, jax.random.key(1), max_new_tokens=10, **options)
+        assert drawn.tokens.tolist() == greedy.tolist()
+
+
+def test_filters_keep_the_likeliest():
+    logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.25, 0.05]))
+    kept = lambda **options: (filtered(logits, **options) > -100).tolist()
+    assert kept(top_k=2) == [False, True, False, True, False]
+    assert kept(top_p=0.64) == [False, True, False, True, False]
+    assert kept(top_p=0.66) == [False, True, True, True, False]
+    assert kept(top_p=1.0) == [True] * 5
+    assert kept(top_k=3, top_p=0.5) == [False, True, False, True, False]
+
+
+def test_only_allowed_tokens_are_chosen(small):
+    model, params = small
+    steps = np.zeros((6, 31), bool)
+    steps[np.arange(6), np.arange(6)] = True
+    forced = lm.generate(model, params, PROMPTS, max_new_tokens=6, allowed=steps)
+    assert forced.tokens[:, 0].tolist() == [list(range(6))] * 3
+    each = np.zeros((4, 3, 31), bool)
+    each[:, 0, 3] = each[:, 1, 4:6] = each[:, 2, 7] = True
+    drawn = lm.generate(
+        model, params, PROMPTS, jax.random.key(0), max_new_tokens=4, allowed=each, temperature=1.0,
+        samples=2,
+    )  # fmt: skip
+    assert set(drawn.tokens[0].ravel().tolist()) == {3}
+    assert set(drawn.tokens[1].ravel().tolist()) <= {4, 5}
+    assert set(drawn.tokens[2].ravel().tolist()) == {7}
+
+
+def test_a_stream_is_what_generate_returns(small):
+    model, params = small
+    options = {"max_new_tokens": 12, "temperature": 1.0, "stop_tokens": [4]}
+    key = jax.random.key(7)
+    whole = lm.generate(model, params, [[1, 2, 3]], key, **options)
+    streamed = list(lm.stream(model, params, [1, 2, 3], key, **options))
+    assert streamed == whole.tokens[0, 0, : int(whole.lengths[0, 0])].tolist()
+
+
+def test_a_second_call_compiles_nothing(small):
+    model, params = small
+    lm.generate(model, params, [[1, 2]], max_new_tokens=3)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr("jax._src.compiler.backend_compile_and_load", compiled.append)
+        lm.generate(model, params, [[3, 4, 5]], max_new_tokens=3)
+    assert not compiled
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "words"),
+    [
+        ([], {}, "prompts must hold at least one"),
+        ([[1], []], {}, r"prompts\[1\] must be a list of at least one token"),
+        ([[1, 31]], {}, r"prompts\[0\] must hold tokens from 0 to 30, got 31"),
+        ([[-1]], {}, r"got -1"),
+        ([[0.5]], {}, "must hold integers"),
+        ([[1] * 158], {}, "max_length=160, got 158 \\+ 3"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens"),
+        ([[1]], {"temperature": 0.0}, "temperature must be a positive"),
+        ([[1]], {"temperature": -1.0}, "temperature must be a positive"),
+        ([[1]], {"temperature": 1.0, "key": None}, "key must be given"),
+        ([[1]], {"top_k": 3}, "top_k=3 needs a temperature"),
+        ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k"),
+        ([[1]], {"temperature": 1.0, "top_p": 1.5}, "top_p must be at most 1"),
+        ([[1]], {"samples": 2}, "samples=2 would all be the same"),
+        ([[1]], {"stop_tokens": [31]}, "stop_tokens must be below vocab_size=31, got 31"),
+        ([[1]], {"allowed": np.ones(30, bool)}, "allowed must be bools of shape"),
+        ([[1]], {"allowed": np.zeros((3, 31), bool)}, "got none at step 0"),
+    ],
+)
+def test_bad_input_is_named(small, prompts, options, words):
+    model, params = small
+    arguments = {"max_new_tokens": 3, "key": jax.random.key(0), **options}
+    with pytest.raises(ValueError, match=words):
+        lm.generate(model, params, prompts, **arguments)
+
+
+def test_a_cache_needs_separate_blocks_and_positions(small):
+    model, params = small
+    cache = empty_cache(model.config, 1, 8)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    with pytest.raises(ValueError, match="cache needs a model without scan"):
+        model.apply({"params": params}, tokens, cache=cache)
+    other = Transformer(dataclasses.replace(model.config, scan=False))
+    with pytest.raises(ValueError, match="positions must be given"):
+        other.apply({"params": unstack_layers(params)}, tokens, cache=cache)
