@@ -79,7 +79,7 @@ def programs(config: Config, name: str, folder: Path) -> dict[str, Callable[[], 
         0, architecture.vocab_size, (config.batch, config.prompt_length)
     )
     model, params = lm.load_pretrained(folder, scan=False)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tensor = torch.tensor(prompts)
 
     def ours() -> np.ndarray:
