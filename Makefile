@@ -43,7 +43,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting bench bench-memory bench-transformer clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare bench bench-memory bench-transformer clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -82,6 +82,9 @@ data-weighting: $(INSTALLED) ## learn which training labels to trust, through wh
 
 sinusoid: $(INSTALLED) ## MAML on sinusoid regression
 	$(RUN) -m experiments.sinusoid $(common_flags)
+
+shakespeare: $(INSTALLED) ## train a small language model on Shakespeare (DATA=<another text>)
+	$(RUN) -m experiments.shakespeare $(if $(DATA),--data '$(DATA)') $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')

@@ -49,6 +49,7 @@ def fit(
     steps: int,
     validate: Validate | None = None,
     validate_every: int = 1000,
+    per_step: Mapping[str, int] | None = None,
 ) -> Fitted:
     """Trains until ``steps`` meta-steps are done, from the run's last checkpoint if it resumes.
 
@@ -65,6 +66,8 @@ def fit(
         steps: meta-steps in all.
         validate: scores the parameters now and then; written as ``validation_...``.
         validate_every: meta-steps between validations.
+        per_step: what a meta-step gets through, such as ``{"tokens": 768}``; written, and shown, as
+            ``tokens_per_second``. The first includes the compilation.
 
     Raises:
         NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite.
@@ -94,19 +97,21 @@ def fit(
             step += count
 
             values = {name: float(value.mean()) for name, value in history.items()}
-            shown = {name: values[name] for name in ("loss", "accuracy") if name in values}
+            rates = {f"{k}_per_second": v * count / seconds for k, v in (per_step or {}).items()}
+            shown = {k: f"{values[k]:.4g}" for k in ("loss", "accuracy") if k in values}
+            shown |= {name: f"{rate:,.0f}" for name, rate in rates.items()}
             if validate is not None and _passes(before, step, validate_every, steps):
                 scores = {
                     f"validation_{key}": float(v) for key, v in validate(state.params).items()
                 }
                 values |= scores
-            values["seconds"] = seconds
+            values |= {"seconds": seconds, **rates}
             # Before the checkpoint: after a kill in between, the line is made again, not missing.
             log.append(step, values)
             if _passes(before, step, config.checkpoint_every, steps) or stop.received:
                 _check_parameters(state.params, step, checkpoints)
                 checkpoints.save(step, state)
-            bar.set_postfix({name: f"{v:.4g}" for name, v in shown.items()}, refresh=False)
+            bar.set_postfix(shown, refresh=False)
             bar.update(count)
             if stop.received and step < steps:
                 bar.close()

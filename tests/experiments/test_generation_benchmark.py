@@ -35,5 +35,5 @@ def test_both_programs_generate_the_same_tokens(tmp_path, monkeypatch):
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(ValueError, match="models must be some of GPT-2.*got other"):
+    with pytest.raises(ValueError, match=r"models must be some of GPT-2.*got other"):
         generation.Config(models=("other",))

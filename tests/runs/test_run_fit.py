@@ -74,6 +74,12 @@ def test_validation(tmp_path):
     assert fitted.metrics[-1]["validation_bias"] == float(fitted.state.params["b"])
 
 
+def test_what_a_step_gets_through_is_counted_per_second(tmp_path):
+    fitted = fit(ToyConfig(out=tmp_path / "a", steps=25), per_step={"tokens": 100})
+    for line, steps in zip(fitted.metrics, (10, 10, 5), strict=True):
+        assert line["tokens_per_second"] == pytest.approx(100 * steps / line["seconds"])
+
+
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )

@@ -1,0 +1,99 @@
+"""Chat templates: Jinja programs that come with a tokenizer, by the rules of transformers."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Message = Mapping[str, Any]
+"""One turn of a chat, such as ``{"role": "user", "content": "Hello"}``."""
+
+
+def read(folder: Path, configured: Any) -> dict[str, str]:
+    """A folder's templates by name; a single one is ``"default"``.
+
+    They are chat_template.jinja and additional_chat_templates/NAME.jinja, or else what
+    tokenizer_config.json says, one or a list of named ones.
+    """
+    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {path.stem: path for path in more}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    if files:
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    if isinstance(configured, str):
+        return {"default": configured}
+    return {entry["name"]: entry["template"] for entry in configured or ()}
+
+
+def render(
+    source: str,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    **variables: Any,
+) -> str:
+    """The text that a template makes of a chat.
+
+    Args:
+        source: the template.
+        messages: the turns; keys whose value is None are left out.
+        add_generation_prompt: whether the text ends with the beginning of an answer.
+        **variables: others that the template reads.
+
+    Raises:
+        ValueError: if there is no message, or the template fails on them.
+        ImportError: if Jinja isn't installed.
+
+    Example:
+        >>> source = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+        >>> render(source, [{"role": "user", "content": "Hello"}])
+        '<user>Hello'
+    """
+    try:
+        import jinja2
+        import jinja2.ext
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise not_installed("jinja2", "a chat template") from error
+    if not messages:
+        raise ValueError(f"messages must not be empty, got {messages!r}.")
+
+    class Generation(jinja2.ext.Extension):
+        """``{% generation %}`` marks what the model itself is to write, and changes nothing."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def to_json(value: Any, **options: Any) -> str:
+        # Jinja's own escapes HTML.
+        return json.dumps(value, **{"ensure_ascii": False, **options})
+
+    # A template is a stranger's program: the sandbox keeps it to what it is given.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
+    given = {"tools": None, "documents": None, **variables}
+    given |= {"messages": turns, "add_generation_prompt": add_generation_prompt}
+    try:
+        return environment.from_string(source).render(given)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"messages: the chat template fails on them: {error}") from error
+
+
+def not_installed(library: str, what: str) -> ImportError:
+    """The error where an optional library is missing."""
+    return ImportError(
+        f"{what} needs {library}, which isn't installed: pip install 'metajax[lm]'.", name=library
+    )

@@ -1,0 +1,277 @@
+"""Text to tokens and back: by character, or as a Hugging Face folder says; chat templates."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from metajax.lm import chat_templates
+from metajax.lm.hf_config import CheckpointError
+from metajax.runs.folder import write_atomically
+
+
+class Tokenizer(Protocol):
+    """What turns text into tokens; ``CharTokenizer`` and ``HFTokenizer`` do."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token is below it."""
+        ...
+
+    def encode(self, text: str, /) -> list[int]:
+        """The tokens of a text."""
+        ...
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """The text of tokens."""
+        ...
+
+
+def _shown(items: Sequence[str], limit: int = 20) -> str:
+    """Up to so many of them, quoted."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(map(repr, items[:limit])) + more
+
+
+@dataclasses.dataclass(frozen=True)
+class CharTokenizer:
+    """A token for each character, after those for the special tokens.
+
+    ``encode`` makes characters only; a special token's number is ``special(token)``.
+
+    Raises:
+        ValueError: if a character or a special token comes twice, or a special token is empty.
+
+    Example:
+        >>> tokenizer = CharTokenizer.of("hello", specials=("<pad>",))
+        >>> tokenizer.encode("hole"), tokenizer.vocab_size, tokenizer.special("<pad>")
+        ([2, 4, 3, 1], 5, 0)
+        >>> tokenizer.decode([2, 4, 3, 1, 0])
+        'hole<pad>'
+    """
+
+    characters: str
+    """The characters, in the order of their tokens."""
+    specials: tuple[str, ...] = ()
+    """Special tokens, numbered from 0; the characters come after them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "specials", tuple(self.specials))
+        for name in ("characters", "specials"):
+            values = list(getattr(self, name))
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"{name} must be distinct, got {_shown(twice)} twice.")
+        if "" in self.specials:
+            raise ValueError(f"specials must not be empty strings, got {self.specials!r}.")
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        first = len(self.specials)
+        return {character: first + index for index, character in enumerate(self.characters)}
+
+    @classmethod
+    def of(cls, text: str, *, specials: Sequence[str] = ()) -> "CharTokenizer":
+        """A tokenizer of the characters that a text has, sorted."""
+        return cls("".join(sorted(set(text))), tuple(specials))
+
+    @property
+    def vocab_size(self) -> int:
+        """Special tokens and characters."""
+        return len(self.specials) + len(self.characters)
+
+    def special(self, token: str) -> int:
+        """A special token's number."""
+        if token not in self.specials:
+            raise ValueError(f"token must be one of {_shown(self.specials)}, got {token!r}.")
+        return self.specials.index(token)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; a ValueError for characters without one."""
+        try:
+            return [self._numbers[character] for character in text]
+        except KeyError:
+            unknown = sorted(set(text) - self._numbers.keys())
+            raise ValueError(
+                f"text has characters without a token: {_shown(unknown)}. Those with one are "
+                f"{_shown(self.characters)}."
+            ) from None
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens, with or without special ones; a ValueError for unknown tokens."""
+        first, pieces = len(self.specials), [*self.specials, *self.characters]
+        numbers = [int(number) for number in ids]
+        wrong = [str(number) for number in numbers if not 0 <= number < len(pieces)]
+        if wrong:
+            raise ValueError(f"ids must be from 0 to {len(pieces) - 1}, got {_shown(wrong)}.")
+        skipped = first if skip_special_tokens else 0
+        return "".join(pieces[number] for number in numbers if number >= skipped)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a JSON file, whole or not at all."""
+        content = {"characters": self.characters, "specials": list(self.specials)}
+        write_atomically(Path(path), json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CharTokenizer":
+        """Reads what ``save`` wrote; a ValueError where the file isn't that."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(content["characters"], tuple(content["specials"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"path: {path} holds no character tokenizer ({error!r}).") from error
+
+
+class HFTokenizer:
+    """The tokenizer of a Hugging Face folder, from ``load_tokenizer``; see there.
+
+    Attributes:
+        backend: the ``tokenizers.Tokenizer``.
+        special_tokens: ``{"bos_token": "<s>", ...}``, as the folder names them.
+        chat_templates: Jinja sources by name; a single one is ``"default"``.
+    """
+
+    def __init__(
+        self, backend: Any, special_tokens: Mapping[str, str], chat_templates: Mapping[str, str]
+    ) -> None:
+        self.backend = backend
+        self.special_tokens = dict(special_tokens)
+        self.chat_templates = dict(chat_templates)
+        missing = [text for text in self.special_tokens.values() if self.token_id(text) is None]
+        if missing:
+            raise CheckpointError(
+                f"tokenizer_config.json names special tokens that tokenizer.json hasn't: "
+                f"{_shown(missing)}."
+            )
+        # So that they stay whole, and decode can leave them out, whatever tokenizer.json says.
+        backend.add_special_tokens(list(self.special_tokens.values()))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens with a number, added ones too; a model's embedding may have more rows."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int | None:
+        """What a text begins with; None if nothing."""
+        return self._special_id("bos_token")
+
+    @property
+    def eos_id(self) -> int | None:
+        """What a text, or an answer, ends with; None if nothing."""
+        return self._special_id("eos_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        """What fills rows up; None if nothing."""
+        return self._special_id("pad_token")
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self.token_id(token)
+
+    def token_id(self, token: str) -> int | None:
+        """The number of a token given as text, such as ``"<|im_end|>"``; None if there is none."""
+        return self.backend.token_to_id(token)
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """The tokens of a text, special ones that it spells out among them.
+
+        ``add_special_tokens`` adds those that tokenizer.json puts around every text.
+        """
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of tokens, with or without special ones."""
+        return self.backend.decode(
+            [int(number) for number in ids], skip_special_tokens=skip_special_tokens
+        )
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[chat_templates.Message],
+        *,
+        add_generation_prompt: bool = True,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """A chat as the text that the model was trained on; ``encode`` it as it is.
+
+        Args:
+            messages: the turns; keys whose value is None are left out.
+            add_generation_prompt: whether the text ends with the beginning of an answer.
+            template: a name in ``chat_templates``; ``"default"`` if None, or ``"tool_use"`` where
+                there is one and ``tools`` are given.
+            **variables: others that the template reads, such as ``tools`` or ``enable_thinking``.
+
+        Raises:
+            ValueError: if there is no message, no such template, or the template refuses the chat.
+            ImportError: if Jinja isn't installed.
+        """
+        if template is None:
+            tools = variables.get("tools") is not None and "tool_use" in self.chat_templates
+            template = "tool_use" if tools else "default"
+        if template not in self.chat_templates:
+            known = _shown(sorted(self.chat_templates)) or "none"
+            raise ValueError(f"template must be one of {known}, got {template!r}.")
+        return chat_templates.render(
+            self.chat_templates[template],
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.special_tokens, **variables},
+        )
+
+
+def load_tokenizer(folder: str | Path) -> HFTokenizer:
+    """The tokenizer of a Hugging Face folder.
+
+    Read are tokenizer.json and, where they are there, tokenizer_config.json with the special tokens
+    and chat templates, and chat_template.jinja, which comes before the latter's.
+
+    Args:
+        folder: what ``load_pretrained`` reads, say.
+
+    Raises:
+        CheckpointError: if tokenizer.json is missing or hasn't a special token that is named, or a
+            file can't be read.
+        ImportError: if the library ``tokenizers`` isn't installed.
+
+    Example:
+        >>> import tempfile, tokenizers
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> words = tokenizers.models.WordLevel({"hello": 0, "world": 1}, unk_token="hello")
+        >>> tokenizers.Tokenizer(words).save(str(folder / "tokenizer.json"))
+        >>> load_tokenizer(folder).encode("world")
+        [1]
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise chat_templates.not_installed("tokenizers", "tokenizer.json") from error
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"folder: {folder} has no tokenizer.json.")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower type
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    backend.no_truncation()  # tokenizer.json may ask for it, and for padding: that is for training
+    backend.no_padding()
+    config = _json(folder / "tokenizer_config.json")
+    # Older folders name special tokens in a file of their own.
+    named = {**_json(folder / "special_tokens_map.json"), **config}
+    # A token is a string, or an object whose "content" is one; "add_bos_token" is neither.
+    texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
+    tokens = {k: v for k, v in texts.items() if k.endswith("_token") and isinstance(v, str)}
+    return HFTokenizer(backend, tokens, chat_templates.read(folder, config.get("chat_template")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing where it isn't there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error

@@ -1,0 +1,285 @@
+"""Training language models: loss, packed rows, samplers, and the learner that doesn't adapt."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax import _checks
+from metajax.adapt import AdaptInfo
+from metajax.learners.base import Learner, episode_loss
+from metajax.losses import Apply
+from metajax.types import Episode, LossFn, Metrics, Params, Sampler
+
+
+class TokenBatch(NamedTuple):
+    """Rows of tokens, each of which is predicted from those before it in its document.
+
+    A model reads ``tokens[:, :-1]`` and predicts ``tokens[:, 1:]``; all three arrays have one more
+    column than it reads.
+
+    Attributes:
+        tokens: integers ``[batch, length + 1]``; of padding, any token.
+        segments: integers ``[batch, length + 1]``, the document in its row that a token is of, from
+            1 on; 0 is padding. None where each row is one document. A document's first token is
+            never a target: what is before it is another's.
+        mask: ``[batch, length + 1]``, whether a token counts as a target; None if all do.
+    """
+
+    tokens: Any
+    segments: Any = None
+    mask: Any = None
+
+
+def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Array, Metrics]]:
+    """Mean cross-entropy of the targets that count, in float32 nats.
+
+    Args:
+        apply: ``apply(params, tokens, segments=...)`` returns logits ``[batch, length, vocab]`` for
+            tokens ``[batch, length]``, as ``metajax.from_linen`` of a ``Transformer`` does;
+            ``segments`` is passed only where the batch has it.
+
+    Returns:
+        ``loss_fn(params, batch) -> (loss, {"accuracy": ..., "tokens": ...})`` for a ``TokenBatch``:
+        the share of targets that were the likeliest token, and the number of targets. Without any
+        target, loss and accuracy are 0. A mean over micro-batches, such as ``meta_trainer``'s,
+        weighs these alike, whatever their numbers of targets.
+
+    Raises:
+        ValueError: at trace time, if an array hasn't the shape of the tokens, or the logits haven't
+            that of the targets.
+
+    Example:
+        >>> loss_fn = next_token_loss(lambda params, tokens: jnp.zeros((*tokens.shape, 4)) + params)
+        >>> loss, metrics = loss_fn(jnp.zeros(4), TokenBatch(jnp.array([[0, 3, 0]])))
+        >>> round(float(loss), 4), float(metrics["accuracy"])  # ln 4, and ties go to token 0
+        (1.3863, 0.5)
+    """
+
+    def loss_fn(params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
+        tokens, segments, mask = batch
+        _check_batch(batch)
+        targets = tokens[:, 1:]
+        counted = jnp.ones(targets.shape, bool) if mask is None else mask[:, 1:].astype(bool)
+        options = {}
+        if segments is not None:
+            options["segments"] = segments[:, :-1]
+            counted &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
+        logits = apply(params, tokens[:, :-1], **options)
+        if logits.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"apply must return logits [batch, length, vocab] for tokens {targets.shape}, got "
+                f"shape {logits.shape}."
+            )
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        correct = counted & (logits.argmax(axis=-1) == targets)
+        count = counted.sum(dtype=losses.dtype)
+        share = 1 / jnp.maximum(count, 1)
+        metrics = {"accuracy": correct.sum() * share, "tokens": count}
+        return jnp.where(counted, losses, 0).sum() * share, metrics
+
+    return loss_fn
+
+
+def _check_batch(batch: TokenBatch) -> None:
+    if batch.tokens.ndim != 2 or batch.tokens.shape[1] < 2:
+        raise ValueError(
+            f"tokens must be [batch, length + 1] with length >= 1, got shape {batch.tokens.shape}."
+        )
+    for name in ("segments", "mask"):
+        value = getattr(batch, name)
+        if value is not None and value.shape != batch.tokens.shape:
+            raise ValueError(
+                f"{name} must have the shape of tokens, {batch.tokens.shape}, got {value.shape}."
+            )
+
+
+def pack(
+    documents: Sequence[Any], length: int, *, masks: Sequence[Any] | None = None, padding: int = 0
+) -> TokenBatch:
+    """Packs documents into rows, several to a row, each into the first that has room.
+
+    No target is lost, but a document's first token, and none crosses a border. A document of more
+    than ``length + 1`` tokens is split; the last token of a piece is the next one's first, which is
+    there to be read. A piece without a target is left out.
+
+    Args:
+        documents: each the tokens ``[n]`` of one, any integers.
+        length: how many tokens a model reads of a row.
+        masks: for each document ``[n]``, which of its tokens are targets, such as an answer's
+            without its question; all if None.
+        padding: the token of what is left of a row.
+
+    Returns:
+        A ``TokenBatch`` of NumPy arrays ``[rows, length + 1]``; ``mask`` is True at targets alone,
+        so that its sum is their number.
+
+    Raises:
+        ValueError: if ``length`` isn't a positive integer, a document isn't ``[n]`` integers, the
+            masks don't fit the documents, or there is no target at all.
+
+    Example:
+        >>> pack([[1, 2, 3], [4, 5, 6], [7, 8]], length=4).tokens
+        array([[1, 2, 3, 7, 8],
+               [4, 5, 6, 0, 0]], dtype=int32)
+    """
+    length = _checks.positive_int("length", length)
+    pieces = list(_pieces(documents, length, masks))
+    if not pieces:
+        raise ValueError(f"documents: none of the {len(documents)} has a target.")
+    room = np.full(len(pieces), length + 1)
+    taken = np.zeros(len(pieces), np.int32)  # documents in each row
+    shape = (len(pieces), length + 1)
+    tokens, segments = np.full(shape, padding, np.int32), np.zeros(shape, np.int32)
+    targets = np.zeros(shape, bool)
+    rows = 0
+    for piece, mask in pieces:
+        # The row after the last in use is empty, and has room for any piece.
+        row = int(np.argmax(room[: rows + 1] >= len(piece)))
+        rows = max(rows, row + 1)
+        start = length + 1 - room[row]
+        here = slice(start, start + len(piece))
+        taken[row] += 1
+        room[row] -= len(piece)
+        tokens[row, here], segments[row, here], targets[row, here] = piece, taken[row], mask
+    return TokenBatch(tokens[:rows], segments[:rows], targets[:rows])
+
+
+def _pieces(documents: Sequence[Any], length: int, masks: Sequence[Any] | None):
+    """Tokens and targets of each piece of at most ``length + 1`` tokens that has a target."""
+    if masks is not None and len(masks) != len(documents):
+        raise ValueError(f"masks must be as many as documents, {len(documents)}, got {len(masks)}.")
+    for index, document in enumerate(documents):
+        document = np.asarray(document)
+        if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
+            raise ValueError(
+                f"documents[{index}] must be integers [n], got {document.dtype} of shape "
+                f"{document.shape}."
+            )
+        mask = np.ones(document.shape, bool) if masks is None else np.asarray(masks[index], bool)
+        if mask.shape != document.shape:
+            raise ValueError(
+                f"masks[{index}] must have the shape of its document, {document.shape}, got "
+                f"{mask.shape}."
+            )
+        for start in range(0, len(document) - 1, length):
+            piece = slice(start, start + length + 1)
+            targets = mask[piece].copy()
+            targets[0] = False
+            if targets.any():
+                yield document[piece], targets
+
+
+def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array], TokenBatch]:
+    """Random windows of one long text, each start as likely as any other.
+
+    Args:
+        tokens: integers ``[n]``, the text.
+        length: how many tokens a model reads of a window.
+        batch: windows in a batch.
+
+    Returns:
+        ``draw(key) -> TokenBatch`` with tokens ``[batch, length + 1]``, pure JAX; see
+        ``as_episodes``.
+
+    Raises:
+        ValueError: if ``length`` or ``batch`` isn't a positive integer, or the text isn't ``[n]``
+            integers with ``n > length``.
+
+    Example:
+        >>> text_sampler(jnp.arange(5), length=4, batch=1)(jax.random.key(0)).tokens
+        Array([[0, 1, 2, 3, 4]], dtype=int32)
+    """
+    length, batch = _checks.positive_int("length", length), _checks.positive_int("batch", batch)
+    text = jnp.asarray(tokens)
+    if text.ndim != 1 or not jnp.issubdtype(text.dtype, jnp.integer) or len(text) <= length:
+        raise ValueError(
+            f"tokens must be integers [n] with n > length={length}, got {text.dtype} of shape "
+            f"{text.shape}."
+        )
+
+    def draw(key: jax.Array) -> TokenBatch:
+        starts = jax.random.randint(key, (batch, 1), 0, len(text) - length)
+        return TokenBatch(text[starts + jnp.arange(length + 1)])
+
+    return draw
+
+
+def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenBatch]:
+    """Random rows, such as ``pack``'s, drawn with replacement.
+
+    Args:
+        rows: arrays ``[rows, length + 1]``.
+        batch: rows in a batch.
+
+    Returns:
+        ``draw(key) -> TokenBatch`` with arrays ``[batch, length + 1]``, pure JAX; see
+        ``as_episodes``.
+
+    Raises:
+        ValueError: if ``batch`` isn't a positive integer, or the arrays differ in shape.
+
+    Example:
+        >>> rows = pack([[1, 2, 3]], length=2)
+        >>> row_sampler(rows, batch=2)(jax.random.key(0)).tokens.tolist()
+        [[1, 2, 3], [1, 2, 3]]
+    """
+    batch = _checks.positive_int("batch", batch)
+    _check_batch(rows)
+    on_device = jax.tree.map(jnp.asarray, rows)
+
+    def draw(key: jax.Array) -> TokenBatch:
+        chosen = jax.random.randint(key, (batch,), 0, len(on_device.tokens))
+        return jax.tree.map(lambda leaf: leaf[chosen], on_device)
+
+    return draw
+
+
+def as_episodes(draw: Callable[[jax.Array], Any]) -> Sampler:
+    """Batches as tasks with nothing to learn from: the batch is the query, the support None.
+
+    Example:
+        >>> sample = as_episodes(text_sampler(jnp.arange(9), length=4, batch=2))
+        >>> episode = sample(jax.random.key(0))
+        >>> episode.support is None, episode.query.tokens.shape
+        (True, (2, 5))
+    """
+    return lambda key, /: Episode(None, draw(key))
+
+
+def supervised(loss_fn: LossFn) -> Learner:
+    """Ordinary training as a learner: it doesn't adapt, and its loss is that of the query batch.
+
+    With it ``meta_trainer`` trains a model like any other: a task is a micro-batch (see
+    ``as_episodes``), ``meta_batch`` is how many are accumulated before an update,
+    ``tasks_per_chunk`` how many of them are in memory together, and a ``mesh`` shares them among
+    devices.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+
+    Example:
+        >>> import metajax
+        >>> draw = text_sampler(jnp.arange(64) % 8, length=8, batch=4)
+        >>> loss_fn = next_token_loss(lambda params, tokens: params[tokens])  # bigrams
+        >>> trainer = metajax.meta_trainer(
+        ...     supervised(loss_fn), optax.adam(0.1), as_episodes(draw), meta_batch=2
+        ... )
+        >>> state = trainer.init(jnp.zeros((8, 8)), jax.random.key(0))
+        >>> state, metrics = trainer.run(state, 100)
+        >>> bool(metrics["loss"][0] > 2.0), bool(metrics["loss"][-1] < 0.1)
+        (True, True)
+    """
+
+    def adapt(params, support, *, observe=None):
+        del support
+        observed = None
+        if observe is not None:
+            observed = jax.tree.map(lambda value: jnp.asarray(value)[None], observe(params))
+        return params, AdaptInfo(jnp.zeros(0), None, observed)
+
+    return Learner(lambda params: params, adapt, episode_loss(loss_fn, None))

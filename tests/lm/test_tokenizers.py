@@ -1,0 +1,247 @@
+"""Tokenizers by character and of Hugging Face folders, and chat templates beside transformers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from metajax.lm.hf_config import CheckpointError
+from metajax.lm.tokenizers import CharTokenizer, load_tokenizer
+
+TEXT = "the cat sat on the mat, and the dog sat on the log; naïve café — 東京"
+
+
+def test_characters_there_and_back():
+    tokenizer = CharTokenizer.of(TEXT, specials=("<pad>", "<end>"))
+    assert tokenizer.characters == "".join(sorted(set(TEXT)))
+    assert tokenizer.vocab_size == len(set(TEXT)) + 2
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert max(tokenizer.encode(TEXT)) == tokenizer.vocab_size - 1
+    end = tokenizer.special("<end>")
+    assert end == 1
+    assert tokenizer.decode([*tokenizer.encode("cat"), end]) == "cat<end>"
+    assert tokenizer.decode([*tokenizer.encode("cat"), end], skip_special_tokens=True) == "cat"
+    assert tokenizer.encode("") == []
+
+
+def test_characters_saved_and_loaded(tmp_path):
+    tokenizer = CharTokenizer.of(TEXT + '\n"\\', specials=("<pad>",))
+    tokenizer.save(tmp_path / "characters.json")
+    assert CharTokenizer.load(tmp_path / "characters.json") == tokenizer
+    assert [path.name for path in tmp_path.iterdir()] == ["characters.json"]
+    (tmp_path / "other.json").write_text('{"characters": 3}')
+    with pytest.raises(ValueError, match=r"path: .*other\.json holds no character tokenizer"):
+        CharTokenizer.load(tmp_path / "other.json")
+
+
+def test_bad_characters():
+    tokenizer = CharTokenizer.of("abc", specials=("<pad>",))
+    with pytest.raises(ValueError, match=r"without a token: 'x', 'y'\. Those with one are 'a'"):
+        tokenizer.encode("axby")
+    with pytest.raises(ValueError, match="ids must be from 0 to 3, got '-1', '4'"):
+        tokenizer.decode([0, -1, 4])
+    with pytest.raises(ValueError, match="token must be one of '<pad>', got '<end>'"):
+        tokenizer.special("<end>")
+    with pytest.raises(ValueError, match="characters must be distinct, got 'a' twice"):
+        CharTokenizer("aba")
+    with pytest.raises(ValueError, match="specials must be distinct"):
+        CharTokenizer("ab", ("<pad>", "<pad>"))
+    with pytest.raises(ValueError, match="and 80 more"):
+        CharTokenizer("".join(map(chr, range(200, 300)))).encode("a")
+
+
+CHATML = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}{{ tools | tojson(indent=2) }}{{- '<|im_end|>\\n' }}
+{%- endif %}
+{% for message in messages %}
+    {%- if message.role not in ['system', 'user', 'assistant'] %}
+        {{- raise_exception('Unknown role: ' + message.role) }}
+    {%- endif %}
+    {%- if message.skipped is defined %}{% continue %}{% endif %}
+    {{- '<|im_start|>' + message['role'] + '\\n' }}
+    {%- if message.role == 'assistant' %}{% generation %}{{ message.content | trim }}
+    {%- endgeneration %}{% else %}{{ message['content'] }}{% endif %}
+    {{- eos_token + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think></think>' }}
+    {%- endif %}
+{%- endif %}
+"""
+PLAIN = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+CHAT = [
+    {"role": "system", "content": 'Answer <briefly> & "well".'},
+    {"role": "user", "content": "the cat é?", "name": None},
+    {"role": "assistant", "content": "  sat on the mat  "},
+    {"role": "user", "content": "and the dog"},
+]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([TEXT] * 5, trainer)
+    # Not special here: the folder's config says that it is.
+    backend.add_tokens(["<|im_end|>"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    return backend.to_str()
+
+
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "add_prefix_space": False,
+    "clean_up_tokenization_spaces": False,
+    "bos_token": {"__type": "AddedToken", "content": "<s>", "normalized": False},
+    "eos_token": "<|im_end|>",
+    "pad_token": None,
+    "chat_template": CHATML,
+}
+
+
+@pytest.fixture
+def folder(tmp_path, trained):
+    (tmp_path / "tokenizer.json").write_text(trained)
+    configure(tmp_path)
+    return tmp_path
+
+
+def configure(folder, **fields):
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG | fields))
+
+
+def reference(folder):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+transformers_may_warn = pytest.mark.filterwarnings("ignore")
+
+
+@transformers_may_warn
+def test_a_folder_as_transformers_reads_it(folder):
+    ours, theirs = load_tokenizer(folder), reference(folder)
+    assert ours.vocab_size == len(theirs)
+    assert (ours.bos_id, ours.eos_id, ours.pad_id) == (
+        theirs.bos_token_id,
+        theirs.eos_token_id,
+        None,
+    )
+    for text in (TEXT, "", " a\n\n  b\t", "<|im_start|>user\nthe cat<|im_end|>"):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, add_special_tokens=True) == theirs.encode(text)
+        assert ours.decode(ids) == text == theirs.decode(ids)
+    skipped = ours.decode(ids, skip_special_tokens=True)
+    assert skipped == "user\nthe cat" == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.token_id("<|im_start|>") == ids[0]
+    assert ours.token_id("<|nothing|>") is None
+
+
+@transformers_may_warn
+@pytest.mark.parametrize("generation", [True, False])
+@pytest.mark.parametrize("where", ["string", "named", "file"])
+def test_chat_templates_as_transformers_applies_them(folder, generation, where):
+    if where == "named":
+        both = {"default": CHATML, "tool_use": PLAIN}
+        named = [{"name": name, "template": text} for name, text in both.items()]
+        configure(folder, chat_template=named)
+    if where == "file":
+        configure(folder, chat_template=PLAIN)
+        (folder / "chat_template.jinja").write_text(CHATML)
+    ours, theirs = load_tokenizer(folder), reference(folder)
+    tool = {"type": "function", "function": {"name": "größe", "parameters": {"n": [1, 2.5]}}}
+    for variables in ({}, {"tools": [tool]}, {"enable_thinking": False}, {"eos_token": "."}):
+        options = {"add_generation_prompt": generation, **variables}
+        text = ours.apply_chat_template(CHAT, **options)
+        assert text == theirs.apply_chat_template(CHAT, tokenize=False, **options)
+        ids = theirs.apply_chat_template(CHAT, return_dict=False, **options)
+        assert ours.encode(text) == ids
+        assert (
+            text.endswith("<|im_start|>assistant\n") == (generation and not variables) or variables
+        )
+    if where == "named":
+        assert ours.apply_chat_template(CHAT, template="tool_use").startswith("<s>[system] Answer")
+
+
+def test_the_date_in_a_template(folder):
+    configure(folder, chat_template="{{ strftime_now('%Y') }}{{ messages | tojson }}")
+    text = load_tokenizer(folder).apply_chat_template([{"role": "user", "content": "<é>"}])
+    assert text[:2] == "20"
+    assert text[4:] == '[{"role": "user", "content": "<é>"}]'
+
+
+def test_chats_that_fail(folder):
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(ValueError, match=r"messages: the chat template fails.*Unknown role: judge"):
+        tokenizer.apply_chat_template([{"role": "judge", "content": "?"}])
+    with pytest.raises(ValueError, match="messages must not be empty"):
+        tokenizer.apply_chat_template([])
+    with pytest.raises(ValueError, match="template must be one of 'default', got 'rag'"):
+        tokenizer.apply_chat_template(CHAT, template="rag")
+    configure(folder, chat_template=None)
+    with pytest.raises(ValueError, match="template must be one of none, got 'default'"):
+        load_tokenizer(folder).apply_chat_template(CHAT)
+
+
+def test_a_template_is_kept_in_its_sandbox(folder):
+    for source in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}"):
+        configure(folder, chat_template=source)
+        with pytest.raises(ValueError, match=r"unsafe|not safely"):
+            load_tokenizer(folder).apply_chat_template(CHAT)
+
+
+def test_bad_folders(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere has no tokenizer\.json"):
+        load_tokenizer(tmp_path / "nowhere")
+    configure(folder, pad_token="<nothing>")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json hasn't: '<nothing>'"):
+        load_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json can't be read"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
+        load_tokenizer(folder)
+
+
+def test_a_folder_without_a_config_and_with_truncation(tmp_path, trained):
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer.from_str(trained)
+    backend.enable_truncation(3)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": {"content": "<s>"}}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.bos_id is not None
+    assert tokenizer.eos_id is None
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_a_missing_library_is_named():
+    program = (
+        "import sys; sys.modules['tokenizers'] = sys.modules['jinja2'] = None\n"
+        "from metajax.lm import chat_templates, tokenizers\n"
+        "for call in (lambda: tokenizers.load_tokenizer('.'),\n"
+        "             lambda: chat_templates.render('', [{}])):\n"
+        "    try: call()\n"
+        "    except ImportError as error: print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120
+    )
+    lines = result.stdout.splitlines()
+    assert [line.split()[-3:] for line in lines] == [["pip", "install", "'metajax[lm]'."]] * 2
