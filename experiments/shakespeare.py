@@ -42,7 +42,6 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 CHARACTERS = 1_115_394
 """As many has the text at ``URL``."""
 PUBLISHED = 1.88
-TRAINED_ON = 0.9
 TEMPERATURE = 0.8
 
 
@@ -226,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = read_text(config.data)
     tokenizer = CharTokenizer.of(text)
     tokens = np.array(tokenizer.encode(text), np.int32)
-    train, validation = np.split(tokens, [int(TRAINED_ON * len(tokens))])
+    train, validation = np.split(tokens, [int(0.9 * len(tokens))])
     if min(len(train), len(validation)) <= config.length:
         raise runs.RunError(
             f"data: a text of {len(text)} characters is too short for windows of {config.length}"
@@ -238,13 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{len(text):,} characters of {tokenizer.vocab_size}; {parameters:,} parameters")
     loss_fn = training.next_token_loss(apply)
+    draw = training.text_sampler(train, length=config.length, batch=config.batch)
     trainer = metajax.meta_trainer(
-        training.supervised(loss_fn),
-        optimizer_of(config),
-        training.as_episodes(
-            training.text_sampler(train, length=config.length, batch=config.batch)
-        ),
-        meta_batch=1,
+        training.supervised(loss_fn), optimizer_of(config), training.as_episodes(draw), meta_batch=1
     )
     validation_loss = text_loss(loss_fn, validation, length=config.length)
     fitted = runs.fit(

@@ -7,6 +7,9 @@ checkpoint that both read. Each program's first call, which compiles, isn't coun
 turns. The tokens of both are compared before timing.
 """
 
+# PyTorch and transformers are installed for tests and benchmarks alone.
+# pyright: reportMissingImports=false
+
 import dataclasses
 import statistics
 import tempfile
