@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     samples = write_samples(model, params, tokenizer, key_samples, characters=400)
     tokenizer.save(run.path / "characters.json")
     write_atomically(run.path / "samples.txt", "\n\n----\n\n".join(samples) + "\n")
-    plots.training_curve(run.path / "training.png", fitted.metrics, metric="loss")
+    plots.training_curve(run.path / "training.png", fitted.metrics, metric="loss", adapts=False)
     result = {
         "validation_loss": last["validation_loss"],
         "training_loss": last["loss"],

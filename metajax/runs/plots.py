@@ -26,7 +26,11 @@ class Curve(NamedTuple):
 
 
 def training_curve(
-    path: Path, records: Sequence[Mapping[str, Any]], *, metric: str = "accuracy"
+    path: Path,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    metric: str = "accuracy",
+    adapts: bool = True,
 ) -> None:
     """Draws a metric, and its validation where there is one, against meta-steps.
 
@@ -34,11 +38,14 @@ def training_curve(
         path: the PNG file to write.
         records: the lines of ``metrics.jsonl``.
         metric: the name in them; ``"loss"`` is drawn on a logarithmic axis.
+        adapts: whether it is measured on tasks after adaptation; else the training is an ordinary
+            one, and the words are its.
     """
     figure, axes = _figure(6.0, 3.8)
+    tasks = " tasks" if adapts else ""
     for name, label, style in (
-        (metric, "training tasks", "-"),
-        (f"validation_{metric}", "validation tasks", "o-"),
+        (metric, f"training{tasks}", "-"),
+        (f"validation_{metric}", f"validation{tasks}", "o-"),
     ):
         points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
         if points:
@@ -46,7 +53,10 @@ def training_curve(
             axes.plot(steps, values, style, label=label, linewidth=1.2, markersize=4)
     if metric == "loss":
         axes.set_yscale("log")
-    axes.set(xlabel="meta-steps", ylabel=f"query {metric} after adaptation")
+    if adapts:
+        axes.set(xlabel="meta-steps", ylabel=f"query {metric} after adaptation")
+    else:
+        axes.set(xlabel="steps", ylabel=metric)
     axes.legend()
     axes.grid(alpha=0.3)
     _save(figure, path)
