@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import _checks
+from metajax import _checks, trees
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
 from metajax.models.transformer import Cache, empty_cache, positions_of, unstack_layers
@@ -58,8 +58,8 @@ def generate(
     token to each until all have stopped. It is compiled for each shape of its arguments.
 
     Args:
-        model: a ``Transformer``, with ``scan`` or without. With it, each call first copies the
-            blocks out of their stack.
+        model: a ``Transformer``, with ``scan`` or without. Each call first copies the blocks out of
+            their stack, and on a CPU copies the matrices, transposed.
         params: its parameters.
         prompts: token ids; see ``Prompts``.
         key: the random key, needed for a ``temperature``. Each prompt's and sample's tokens come
@@ -149,8 +149,26 @@ def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Ite
 
 
 def _variables(params: Params, lora: Params | None) -> dict[str, Any]:
+    """The collections that decoding reads: blocks apart and, on a CPU, matrices transposed."""
     collections = {"params": params} if lora is None else {"params": params, "lora": lora}
-    return {name: unstack_layers(tree) for name, tree in collections.items()}
+    variables = {name: unstack_layers(tree) for name, tree in collections.items()}
+    if jax.default_backend() == "cpu":
+        chosen = lambda path: path.endswith("/kernel")
+        kernels, rest = trees.partition(variables["params"], chosen)
+        variables["transposed"] = _without_none(_transposed(kernels))
+        variables["params"] = _without_none(rest)
+    return variables
+
+
+_transposed = jax.jit(functools.partial(jax.tree.map, lambda leaf: leaf.T))
+
+
+def _without_none(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    kept = {name: _without_none(value) for name, value in tree.items()}
+    empty = lambda value: value is None or (isinstance(value, dict) and not value)
+    return {name: value for name, value in kept.items() if not empty(value)}
 
 
 def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:

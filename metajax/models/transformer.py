@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.losses import lowest
-from metajax.models.dense import Dense
+from metajax.models.dense import Dense, times_rows
 from metajax.models.rotary import rotate
 from metajax.models.transformer_config import ACTIVATIONS, TransformerConfig
 from metajax.types import Params
@@ -260,8 +260,11 @@ class Transformer(nn.Module):
             x = x[:, -1:]
         x = _norm(config, "norm")(x)
         if config.tied:
-            kernel = embed.embedding.astype(config.dtype).T
-            logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+            rows = embed.embedding.astype(config.dtype)
+            if cache is None:
+                logits = jnp.matmul(x, rows.T, preferred_element_type=jnp.float32)
+            else:
+                logits = times_rows(x, rows, jnp.float32)
         else:
             logits = Dense(config.vocab_size, False, config.dtype, name="head")(x, jnp.float32)
         if cache is None:
