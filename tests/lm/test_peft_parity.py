@@ -1,0 +1,153 @@
+"""Adapters beside peft and transformers' PyTorch models, with random weights."""
+
+import dataclasses
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch = pytest.importorskip("torch", reason="peft needs PyTorch")
+    transformers = pytest.importorskip("transformers", reason="it has the models")
+    peft = pytest.importorskip("peft", reason="it is what is compared with")
+
+from metajax.lm import lora
+from metajax.lm.checkpoints import load_pretrained
+from metajax.lm.hf_config import CheckpointError
+from metajax.lm.peft_format import load_adapters, save_adapters
+from metajax.models import Transformer
+from metajax.models.transformer import unstack_layers
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's, transformers' and peft's own
+FILES = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def base(request, tmp_path):
+    """A tiny random model of transformers, and ours with its weights."""
+    torch.manual_seed(0)
+    if request.param == "llama":
+        fields = transformers.LlamaConfig(
+            vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, intermediate_size=48, max_position_embeddings=16,
+        )  # fmt: skip
+        theirs = transformers.LlamaForCausalLM(fields)
+    else:
+        fields = transformers.GPT2Config(
+            vocab_size=31, n_embd=32, n_layer=2, n_head=4, n_inner=48, n_positions=16,
+            bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+        theirs = transformers.GPT2LMHeadModel(fields)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.eval().save_pretrained(tmp_path / "base")
+    model, params = load_pretrained(tmp_path / "base")
+    return theirs, model, params
+
+
+def assert_equal_logits(theirs, model, params, factors):
+    tokens = np.random.default_rng(1).integers(0, 31, (2, 12))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(tokens)).logits.numpy()
+    apply = jax.jit(model.apply)
+    own = apply({"params": params, "lora": factors}, tokens)
+    assert jnp.abs(own - apply({"params": params}, tokens)).max() > 0.05
+    np.testing.assert_allclose(own, wanted, atol=1e-4)
+    merged = apply({"params": lora.merge(params, factors)}, tokens)
+    np.testing.assert_allclose(merged, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    ["kernel", "attention/(query|value)/kernel", "attention/key/kernel|mlp/up/kernel"],
+)
+def test_peft_reads_ours(base, tmp_path, targets):
+    theirs, model, params = base
+    factors = lora.init(params, jax.random.key(0), rank=3, targets=targets, alpha=5, b_std=0.3)
+    # Another rank and scale in one module.
+    other = lora.init(params, jax.random.key(1), rank=2, targets="mlp/down/kernel", b_std=0.3)
+    factors["blocks"].setdefault("mlp", {})["down"] = other["blocks"]["mlp"]["down"]
+    save_adapters(tmp_path / "adapter", factors, config=model.config)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    stored = load_file(tmp_path / "adapter" / FILES[1])
+    own = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    assert set(own) == set(stored)
+    for name, value in own.items():
+        np.testing.assert_array_equal(value.numpy(), stored[name])
+    assert_equal_logits(adapted, model, params, factors)
+
+
+def test_tensors_are_the_factors(base, tmp_path):
+    theirs, model, params = base
+    factors = lora.init(
+        params, jax.random.key(0), rank=3, targets="(query|value|output)/kernel", b_std=0.3
+    )
+    save_adapters(tmp_path / "adapter", factors, config=model.config)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
+    state = {k: v.numpy() for k, v in peft.get_peft_model_state_dict(adapted).items()}
+    query, value, output = (
+        unstack_layers(factors)["block_1"]["attention"][name]["kernel"]
+        for name in ("query", "value", "output")
+    )
+    gpt2 = model.config.norm == "layer"
+    prefix = "base_model.model." + ("transformer.h.1.attn" if gpt2 else "model.layers.1.self_attn")
+    get = lambda name, side: state[f"{prefix}.{name}.lora_{side}.weight"]
+    name = "c_proj" if gpt2 else "o_proj"
+    np.testing.assert_array_equal(get(name, "A"), output.a.T)
+    np.testing.assert_array_equal(get(name, "B"), output.b.T)
+    if not gpt2:
+        np.testing.assert_array_equal(get("q_proj", "A"), query.a.T)
+        np.testing.assert_array_equal(get("v_proj", "B"), value.b.T)
+        return
+    np.testing.assert_array_equal(get("c_attn", "A"), np.concatenate([query.a, value.a], 1).T)
+    b = get("c_attn", "B")
+    np.testing.assert_array_equal(b[:32, :3], query.b.T)
+    np.testing.assert_array_equal(b[64:, 3:], value.b.T)
+    assert not b[32:64].any()
+    assert not b[:32, 3:].any()
+    assert not b[64:, :3].any()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": "all-linear", "rank_pattern": {"mlp.c_proj": 2, "down_proj": 2},
+         "alpha_pattern": {"^.*c_attn": 3, "q_proj": 3}},
+        {"layers_to_transform": [1]},
+    ],
+    ids=["plain", "rslora", "patterns", "layers"],
+)  # fmt: skip
+def test_ours_reads_peft(base, tmp_path, options):
+    theirs, model, params = base
+    gpt2 = model.config.norm == "layer"
+    common = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, "fan_in_fan_out": gpt2}
+    targets = ["c_attn"] if gpt2 else ["q_proj", "v_proj", "o_proj"]
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(
+        theirs, peft.LoraConfig(**{**common, "target_modules": targets, **options})
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn_like(parameter))
+    adapted.save_pretrained(tmp_path / "adapter")
+    if "layers_to_transform" in options:
+        with pytest.raises(CheckpointError, match="can't be stacked"):
+            load_adapters(tmp_path / "adapter", config=model.config)
+        model = Transformer(dataclasses.replace(model.config, scan=False))
+        params = unstack_layers(params)
+    factors = load_adapters(tmp_path / "adapter", config=model.config)
+    assert_equal_logits(adapted, model, params, factors)
+    # And written again, they are read as they were.
+    save_adapters(tmp_path / "again", factors, config=model.config)
+    again = load_adapters(tmp_path / "again", config=model.config)
+    chex.assert_trees_all_equal_structs(again, factors)
+    chex.assert_trees_all_equal(again, factors)
