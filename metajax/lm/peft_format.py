@@ -56,9 +56,7 @@ def _side_by_side(widths: list[int]) -> list[slice]:
 def save_adapters(
     folder: str | Path, lora: Any, *, config: TransformerConfig, base_model_name: str = ""
 ) -> None:
-    """Writes factors as a folder that ``peft.PeftModel.from_pretrained`` reads.
-
-    Each file is written beside its place and then moved there, the config last.
+    """Writes factors as a folder that ``peft.PeftModel.from_pretrained`` reads, each file at once.
 
     Args:
         folder: made if need be.
