@@ -19,8 +19,8 @@ import numpy as np
 from experiments import omniglot, omniglot_metric
 from experiments.omniglot_schedules import PUBLISHED, TITLES, Protocol
 from metajax import runs
+from metajax._files import write_atomically
 from metajax.runs import plots
-from metajax.runs.folder import write_atomically
 from metajax.runs.report import duration, markdown_table
 
 Name = Literal[

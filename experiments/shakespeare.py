@@ -28,13 +28,13 @@ import optax.contrib
 
 import metajax
 from metajax import runs
+from metajax._files import write_atomically
 from metajax.data import DataNotFoundError
 from metajax.data._cache import cache_folder
 from metajax.lm import generate, training
 from metajax.lm.tokenizers import CharTokenizer
 from metajax.models import Transformer, TransformerConfig
 from metajax.runs import plots
-from metajax.runs.folder import write_atomically
 from metajax.runs.report import duration, markdown_table
 from metajax.types import Params
 

@@ -1,9 +1,10 @@
 """What a meta-learning algorithm is: pure functions of one task."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from metajax.adapt import AdaptInfo, value_and_aux
 from metajax.types import Episode, LossFn, Metrics, Params, PyTree
@@ -58,6 +59,14 @@ def task_outcome(learner: Learner) -> Callable[[Params, Episode], tuple[jax.Arra
         return loss, {"loss": loss, **metrics}
 
     return outcome
+
+
+def nothing_learned(adapted: Params, observe: Callable[[Params], Any] | None) -> AdaptInfo:
+    """The AdaptInfo of a learner that takes no inner steps; what is observed has one row."""
+    observed = None
+    if observe is not None:
+        observed = jax.tree.map(lambda value: jnp.asarray(value)[None], observe(adapted))
+    return AdaptInfo(jnp.zeros(0), None, observed)
 
 
 OuterLoss = Callable[[Params, Episode], jax.Array | tuple[jax.Array, Metrics]]

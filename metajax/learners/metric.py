@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import losses
-from metajax.adapt import AdaptInfo
-from metajax.learners.base import Learner
+from metajax.learners.base import Learner, nothing_learned
 from metajax.types import Episode, Metrics, Params, PyTree
 
 Embed = Callable[[Params, jax.Array], Any]
@@ -92,10 +91,7 @@ def metric_learner(
 
     def adapt(params, support, *, observe=None):
         adapted = Remembered(params, support)
-        observed = None
-        if observe is not None:
-            observed = jax.tree.map(lambda value: jnp.asarray(value)[None], observe(adapted))
-        return adapted, AdaptInfo(jnp.zeros(0), None, observed)
+        return adapted, nothing_learned(adapted, observe)
 
     def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
         inputs, *_ = losses.as_masked(adapted.support)

@@ -4,20 +4,20 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from metajax._files import replacing, write_atomically
 from metajax.lm import hf_config, hf_names
 from metajax.lm.hf_config import CheckpointError
 from metajax.models import Transformer, TransformerConfig
 from metajax.models.transformer import unstack_layers
-from metajax.runs.folder import write_atomically
 from metajax.types import Params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -97,14 +97,9 @@ def _read_params(folder: Path, config: TransformerConfig, dtype: Any) -> Params:
                     f"{file}: lm_head.weight differs from the embedding, to which config.json's "
                     "tie_word_embeddings ties it."
                 )
-    params: dict[str, Any] = {}
-    for path in list(flat):
-        *parents, last = path.split("/")
-        node = params
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = jnp.asarray(flat.pop(path))
-    return params
+    # One at a time, so that no second copy of all is there.
+    on_device = {path: jnp.asarray(flat.pop(path)) for path in list(flat)}
+    return flax.traverse_util.unflatten_dict(on_device, sep="/")
 
 
 def _resolve(folder: str | Path) -> Path:
@@ -160,7 +155,7 @@ def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[s
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{folder / INDEX} names files outside of its folder: {names}.")
     elif (folder / WEIGHTS).exists():
-        index, names = None, [WEIGHTS]
+        names = [WEIGHTS]
     else:
         raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}.")
     found: dict[str, Any] = {}
@@ -234,6 +229,7 @@ def save_pretrained(
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}.")
     kind = jnp.dtype(dtype or params["embed"]["embedding"].dtype)
     fields = hf_config.to_hf(config, kind)
+    flat, stacked = flax.traverse_util.flatten_dict(params, sep="/"), "blocks" in params
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[hf_names.Tensor]] = [[]]
@@ -250,16 +246,9 @@ def save_pretrained(
         for number in range(1, len(shards) + 1)
     ]
     for file, shard in zip(files, shards, strict=True):
-        temporary = folder / f".{file}.{os.getpid()}"
-        try:
-            save_file(
-                {tensor.name: _gather(tensor, params, kind) for tensor in shard},
-                temporary,
-                metadata={"format": "pt"},
-            )
-            temporary.replace(folder / file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(folder / file) as temporary:
+            content = {tensor.name: _gather(tensor, flat, stacked, kind) for tensor in shard}
+            save_file(content, temporary, metadata={"format": "pt"})
     index = folder / INDEX
     if len(shards) == 1:
         index.unlink(missing_ok=True)
@@ -276,15 +265,18 @@ def save_pretrained(
             stale.unlink()
 
 
-def _gather(tensor: hf_names.Tensor, params: Params, dtype: Any) -> np.ndarray:
+def _gather(
+    tensor: hf_names.Tensor, flat: Mapping[str, Any], stacked: bool, dtype: Any
+) -> np.ndarray:
+    """A tensor as it is stored, from parameters by their path."""
     parts = []
     for path, shape in tensor.parts:
         if tensor.layer is None:
-            part = _leaf(params, path)
-        elif "blocks" in params:
-            part = _leaf(params, f"blocks/{path}")[tensor.layer]
+            part = _leaf(flat, path)
+        elif stacked:
+            part = _leaf(flat, f"blocks/{path}")[tensor.layer]
         else:
-            part = _leaf(params, f"block_{tensor.layer}/{path}")
+            part = _leaf(flat, f"block_{tensor.layer}/{path}")
         if part.shape != shape:
             raise CheckpointError(
                 f"params: {path} has shape {part.shape}, config asks for {shape}."
@@ -294,10 +286,7 @@ def _gather(tensor: hf_names.Tensor, params: Params, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(value.T if tensor.transposed else value)
 
 
-def _leaf(params: Mapping[str, Any], path: str) -> Any:
-    node: Any = params
-    for name in path.split("/"):
-        if not isinstance(node, Mapping) or name not in node:
-            raise CheckpointError(f"params: {path} is missing.")
-        node = node[name]
-    return node
+def _leaf(flat: Mapping[str, Any], path: str) -> Any:
+    if path not in flat:
+        raise CheckpointError(f"params: {path} is missing.")
+    return flat[path]

@@ -5,11 +5,12 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import _checks, trees
+from metajax import _checks
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
 from metajax.models.transformer import Cache, empty_cache, positions_of, unstack_layers
@@ -153,22 +154,16 @@ def _variables(params: Params, lora: Params | None) -> dict[str, Any]:
     collections = {"params": params} if lora is None else {"params": params, "lora": lora}
     variables = {name: unstack_layers(tree) for name, tree in collections.items()}
     if jax.default_backend() == "cpu":
-        chosen = lambda path: path.endswith("/kernel")
-        kernels, rest = trees.partition(variables["params"], chosen)
-        variables["transposed"] = _without_none(_transposed(kernels))
-        variables["params"] = _without_none(rest)
+        flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+        kernels = {path: flat.pop(path) for path in list(flat) if path.endswith("/kernel")}
+        halves = {"params": flat, "transposed": _transposed(kernels)}
+        variables |= {
+            name: flax.traverse_util.unflatten_dict(half, sep="/") for name, half in halves.items()
+        }
     return variables
 
 
 _transposed = jax.jit(functools.partial(jax.tree.map, lambda leaf: leaf.T))
-
-
-def _without_none(tree: Any) -> Any:
-    if not isinstance(tree, dict):
-        return tree
-    kept = {name: _without_none(value) for name, value in tree.items()}
-    empty = lambda value: value is None or (isinstance(value, dict) and not value)
-    return {name: value for name, value in kept.items() if not empty(value)}
 
 
 def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +239,7 @@ def _generate(variables, tokens, real, key, allowed, config, choice, new: int, s
 
     def record(state, step, logits):
         done, tokens, log_probs, lengths = state
-        mask = None if allowed is None else jnp.asarray(allowed)[step]
+        mask = None if allowed is None else allowed[step]
         token, log_prob = choose(logits, keys, step, mask, choice)
         tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
         log_probs = log_probs.at[:, step].set(jnp.where(done, 0, log_prob))

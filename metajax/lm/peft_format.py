@@ -11,7 +11,6 @@ ranks are noted in the file's metadata, so that reading gives the same three aga
 
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax._files import replacing, write_atomically
 from metajax.lm import hf_names, peft_config
 from metajax.lm.hf_config import CheckpointError, architecture_of
 from metajax.lm.lora import Factors
 from metajax.models import TransformerConfig
 from metajax.models.transformer import stack_layers
-from metajax.runs.folder import write_atomically
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _RANKS = "metajax_fused_ranks"
@@ -99,13 +98,9 @@ def save_adapters(
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.{os.getpid()}"
-    try:
-        metadata = {"format": "pt"} | ({_RANKS: json.dumps(fused)} if fused else {})
+    metadata = {"format": "pt"} | ({_RANKS: json.dumps(fused)} if fused else {})
+    with replacing(folder / WEIGHTS) as temporary:
         temporary.write_bytes(save(tensors, metadata))
-        temporary.replace(folder / WEIGHTS)
-    finally:
-        temporary.unlink(missing_ok=True)
     write_atomically(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 

@@ -23,6 +23,7 @@ class Choice:
 
 
 def choice_of(config, temperature, top_k, top_p, stop_tokens, key) -> Choice:
+    """``generate``'s arguments, checked."""
     if temperature is not None:
         temperature = _checks.positive_float("temperature", temperature)
         if key is None:
@@ -67,6 +68,7 @@ def allowed_of(allowed: Any, steps: int, prompts: int, vocabulary: int) -> np.nd
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """A key for each row, whatever the number of rows."""
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
 

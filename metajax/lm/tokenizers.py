@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from metajax._files import write_atomically
 from metajax.lm import chat_templates
 from metajax.lm.hf_config import CheckpointError
-from metajax.runs.folder import write_atomically
 
 
 class Tokenizer(Protocol):

@@ -9,8 +9,7 @@ import numpy as np
 import optax
 
 from metajax import _checks
-from metajax.adapt import AdaptInfo
-from metajax.learners.base import Learner, episode_loss
+from metajax.learners.base import Learner, episode_loss, nothing_learned
 from metajax.losses import Apply
 from metajax.types import Episode, LossFn, Metrics, Params, Sampler
 
@@ -277,9 +276,6 @@ def supervised(loss_fn: LossFn) -> Learner:
 
     def adapt(params, support, *, observe=None):
         del support
-        observed = None
-        if observe is not None:
-            observed = jax.tree.map(lambda value: jnp.asarray(value)[None], observe(params))
-        return params, AdaptInfo(jnp.zeros(0), None, observed)
+        return params, nothing_learned(params, observe)
 
     return Learner(lambda params: params, adapt, episode_loss(loss_fn, None))

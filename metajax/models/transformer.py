@@ -291,7 +291,8 @@ def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any
         if config.scan:
             raise ValueError(
                 "cache needs a model without scan, whose blocks keep their own keys and values: "
-                "dataclasses.replace(config, scan=False), and metajax.lm.unstack_layers(params)."
+                "dataclasses.replace(config, scan=False), and the parameters by "
+                "metajax.models.transformer.unstack_layers."
             )
         if positions is None:
             raise ValueError("positions must be given with a cache.")

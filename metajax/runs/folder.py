@@ -10,11 +10,11 @@
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
+from metajax._files import write_atomically
 from metajax.runs.config import RunConfig, RunError, identity
 
 ROOT = Path("runs")
@@ -70,19 +70,6 @@ def create(run: Run) -> None:
     text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a crash, sees the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _numbered(name: str) -> dict[int, Path]:

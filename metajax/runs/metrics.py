@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from metajax._files import write_atomically
 from metajax.runs.config import RunError
-from metajax.runs.folder import write_atomically
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

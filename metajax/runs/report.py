@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from metajax.runs.folder import write_atomically
+from metajax._files import write_atomically
 from metajax.runs.plots import Curve
 
 

@@ -7,7 +7,7 @@ import pytest
 from toy_trainer import ToyConfig
 
 from metajax import runs
-from metajax.runs.folder import write_atomically
+from metajax._files import write_atomically
 
 
 def start(config, name="toy"):
