@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 
 import metajax
 from metajax import runs
@@ -32,6 +31,7 @@ from metajax._files import write_atomically
 from metajax.data import DataNotFoundError
 from metajax.data._cache import cache_folder
 from metajax.lm import generate, training
+from metajax.lm.optimizers import muon
 from metajax.lm.tokenizers import CharTokenizer
 from metajax.models import Transformer, TransformerConfig
 from metajax.runs import plots
@@ -141,11 +141,7 @@ def model_config(config: Config, vocab_size: int) -> TransformerConfig:
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
-    """Warm-up over 100 steps, then a cosine down to a tenth of the rate.
-
-    Source of Muon: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks";
-    of its scale, Liu et al. 2025 (arXiv 2502.16982), section 2.2.
-    """
+    """Warm-up over 100 steps, then a cosine down to a tenth of the rate."""
     warmup = min(100, config.steps // 2)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.rate, warmup, config.steps, end_value=config.rate / 10
@@ -156,18 +152,7 @@ def optimizer_of(config: Config) -> optax.GradientTransformation:
             optax.clip_by_global_norm(1.0),
             optax.adamw(rate, b2=0.99, weight_decay=0.1, mask=matrices),
         )
-    matrix = optax.contrib.MuonDimensionNumbers()
-
-    def numbers(params: Params) -> Any:
-        """Those of the blocks' matrices; the embedding and the head are Adam's, as usual."""
-        own = lambda path, leaf: path[0].key.startswith("block_") and jnp.ndim(leaf) == 2
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: matrix if own(path, leaf) else None, params
-        )
-
-    return optax.contrib.muon(
-        rate, consistent_rms=0.2, adam_b2=0.99, muon_weight_dimension_numbers=numbers
-    )
+    return muon(rate)
 
 
 def text_loss(

@@ -53,15 +53,15 @@ def _outcomes(learner: Learner, curve: bool, params: Params, episode: Episode) -
 
 
 @functools.lru_cache(maxsize=16)
-def _scorer(learner: Learner, curve: bool, tasks_per_chunk: int | None):
+def _scorer(learner: Learner, curve: bool, tasks_per_chunk: int | None, mesh: Mesh | None):
     """The compiled evaluation of given episodes."""
 
-    @jax.jit
     def values(params, episodes):
         one_episode = functools.partial(_outcomes, learner, curve, params)
         return chunks.map_chunks(one_episode, episodes, tasks_per_chunk=tasks_per_chunk)
 
-    return values
+    each = PartitionSpec(devices.AXIS)
+    return jax.jit(devices.share(values, mesh, in_specs=(PartitionSpec(), each), out_specs=each))
 
 
 @functools.lru_cache(maxsize=16)
@@ -155,6 +155,7 @@ def evaluate_episodes(
     *,
     curve: bool = True,
     tasks_per_chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Scores:
     """Adapts to given episodes, and scores their query sets: a fixed list, the same for everyone.
 
@@ -165,13 +166,14 @@ def evaluate_episodes(
             Episodes of different sizes fit in one array as ``MaskedBatch``.
         curve: as for ``evaluate``.
         tasks_per_chunk: as for ``evaluate``.
+        mesh: as for ``evaluate``; its devices must be able to share the tasks equally.
 
     Returns:
         ``Scores``, on the host; ``values`` in the order of the list.
 
     Raises:
-        ValueError: if there are fewer than 2 episodes, their leaves differ in number, or
-            ``tasks_per_chunk`` isn't a positive integer.
+        ValueError: if there are fewer than 2 episodes, their leaves differ in number, the devices
+            can't share them equally, or ``tasks_per_chunk`` isn't a positive integer.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -181,10 +183,14 @@ def evaluate_episodes(
         >>> scores.values["loss"].tolist()
         [[4.0, 1.0], [16.0, 4.0]]
     """
-    _check_enough(chunks.count_tasks(episodes))
+    count = chunks.count_tasks(episodes)
+    _check_enough(count)
+    devices.equal_share("episodes", count, mesh)
     if tasks_per_chunk is not None:
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
-    return summarise(jax.device_get(_scorer(learner, curve, tasks_per_chunk)(params, episodes)))
+    params, episodes = devices.replicate((params, episodes), mesh)
+    values = _scorer(learner, curve, tasks_per_chunk, mesh)(params, episodes)
+    return summarise(jax.device_get(values))
 
 
 def _check_enough(episodes: int) -> None:

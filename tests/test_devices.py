@@ -87,6 +87,18 @@ def test_scores_are_those_of_one_device(episodes):
     assert_close(shared.values, one.values)
 
 
+def test_scores_of_given_episodes_are_those_of_one_device():
+    episodes = jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(1), 6))
+    one, shared = (
+        metajax.evaluate_episodes(LEARNER, toy.init_params(), episodes, mesh=mesh)
+        for mesh in (None, metajax.task_mesh(6))
+    )
+    assert_close(shared.values, one.values)
+    mesh = Mesh(np.array(2 * jax.devices()), ("tasks",))
+    with pytest.raises(ValueError, match="episodes, 6, can't be shared equally by the 4 devices"):
+        metajax.evaluate_episodes(LEARNER, toy.init_params(), episodes, mesh=mesh)
+
+
 @pytest.mark.parametrize(("n_tasks", "count"), [(32, 2), (25, 1), (1, 1)])
 def test_a_mesh_has_as_many_devices_as_can_share_the_tasks(n_tasks, count):
     assert metajax.task_mesh(n_tasks).size == count

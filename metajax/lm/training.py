@@ -42,10 +42,12 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
             ``segments`` is passed only where the batch has it.
 
     Returns:
-        ``loss_fn(params, batch) -> (loss, {"accuracy": ..., "tokens": ...})`` for a ``TokenBatch``:
-        the share of targets that were the likeliest token, and the number of targets. Without any
-        target, loss and accuracy are 0. A mean over micro-batches, such as ``meta_trainer``'s,
-        weighs these alike, whatever their numbers of targets.
+        ``loss_fn(params, batch) -> (loss, metrics)`` for a ``TokenBatch``. Metrics are
+        ``"accuracy"``, the share of targets that were the likeliest token; ``"exact"``, the share
+        of rows of which every target was, as greedy decoding would write them (of rows with a
+        target); and ``"tokens"``, the number of targets. Without any target, all of them and the
+        loss are 0. A mean over micro-batches, such as ``meta_trainer``'s, weighs these alike,
+        whatever their numbers of targets.
 
     Raises:
         ValueError: at trace time, if an array hasn't the shape of the tokens, or the logits haven't
@@ -78,7 +80,10 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         correct = counted & (logits.argmax(axis=-1) == targets)
         count = counted.sum(dtype=losses.dtype)
         share = 1 / jnp.maximum(count, 1)
-        metrics = {"accuracy": correct.sum() * share, "tokens": count}
+        wrong = (counted & ~correct).any(axis=1)
+        rows = counted.any(axis=1)
+        exact = (rows & ~wrong).sum() / jnp.maximum(rows.sum(dtype=losses.dtype), 1)
+        metrics = {"accuracy": correct.sum() * share, "exact": exact, "tokens": count}
         return jnp.where(counted, losses, 0).sum() * share, metrics
 
     return loss_fn

@@ -1,0 +1,239 @@
+"""What the experiments with string rules share: families, the base model, and its training.
+
+The base model is a language model that was trained on documents of lines, each document of one
+rule; so it has learned to learn from what is before it. Six compositions are held out: their parts
+occur in training, but never together.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax
+from metajax import lm, runs
+from metajax.lm import string_tasks as strings
+from metajax.lm.optimizers import muon
+from metajax.models import Transformer, TransformerConfig
+from metajax.runs import plots
+from metajax.runs.report import markdown_table
+
+HELD_OUT = (
+    "reverse+caesar", "rotate+substitution", "swap+mirror", "sort+caesar", "shuffle+plain",
+    "reverse+grammar",
+)  # fmt: skip
+SEEN = tuple(family for family in strings.FAMILIES if family not in HELD_OUT)
+MICRO_BATCH = 4
+"""Documents computed together: as many as stay in a core's cache."""
+TASKS_PER_CHUNK = 4
+"""Tasks adapted together on a core."""
+TEST_SEED, TUNING_SEED = 2024, 2025
+TARGETS = r"block_\d+/.*/kernel"
+"""Which matrices have low-rank factors: all of the blocks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RulesConfig(runs.RunConfig):
+    """The options that experiments with string rules share."""
+
+    letters: int = 8
+    """Size of the alphabet."""
+    length: int = 4
+    """Letters in a word."""
+    k_shot: int = 8
+    """Examples in a task's support set."""
+    query: int = 8
+    """Examples in its query set."""
+    width: int = 96
+    """Width of the base model's residual stream, in heads of 32."""
+    layers: int = 3
+    """Its blocks."""
+    base: Path | None = None
+    """A trained base model, a folder of such a run named base/model; without it, one is trained."""
+    base_steps: int = 4000
+    """Updates of the base model."""
+    base_rate: float = 4e-3
+    """Its learning rate after the warm-up."""
+    base_batch: int = 32
+    """Documents in an update, a multiple of 4."""
+    rank: int = 8
+    """Rank of the low-rank factors."""
+    test_episodes: int = 300
+    """Tasks of held-out families at test, at least, as many of each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        runs.check_positive(
+            self, "letters", "length", "k_shot", "query", "layers", "base_steps", "base_rate",
+            "rank",
+        )  # fmt: skip
+        for name, unit in (("base_batch", MICRO_BATCH), ("width", 32)):
+            value = getattr(self, name)
+            if value <= 0 or value % unit:
+                raise ValueError(f"{name} must be a multiple of {unit}; got {value}")
+        if self.test_episodes < 2 * len(HELD_OUT):
+            raise ValueError(
+                f"test_episodes must be at least 2 for each of {len(HELD_OUT)} families; got "
+                f"{self.test_episodes}"
+            )
+
+    @property
+    def words(self) -> strings.Words:
+        """The words of the tasks."""
+        return strings.Words(self.letters, self.length)
+
+    def sampler(self, families: Sequence[str]) -> metajax.Sampler:
+        """Tasks of these families, a line a row."""
+        return strings.string_tasks(
+            self.words, families=families, k_shot=self.k_shot, query=self.query
+        )
+
+
+class Base(NamedTuple):
+    """The base model.
+
+    Attributes:
+        model: a ``Transformer``.
+        params: its parameters.
+        seconds: what its training took; 0 where it was there.
+    """
+
+    model: Transformer
+    params: Any
+    seconds: float
+
+
+def base_model(run: runs.Run, config: RulesConfig) -> Base:
+    """The base model of a folder, or trained now, in the run's folder ``base``.
+
+    Raises:
+        RunError: the folder's model has another vocabulary, or is too short.
+    """
+    length = (config.k_shot + 1) * config.words.line
+    vocabulary = config.words.tokenizer.vocab_size
+    if config.base is not None:
+        model, params = lm.load_pretrained(config.base, scan=False)
+        found = model.config
+        if found.vocab_size != vocabulary or found.max_length < length:
+            raise runs.RunError(
+                f"base: {config.base} has {found.vocab_size} tokens and takes {found.max_length} "
+                f"of them; {vocabulary} and at least {length} are wanted"
+            )
+        return Base(model, params, 0.0)
+    model = Transformer(
+        TransformerConfig.llama(
+            vocab_size=vocabulary,
+            width=config.width,
+            n_layers=config.layers,
+            n_heads=config.width // 32,
+            mlp_width=8 * round(config.width / 3),
+            max_length=length,
+            scan=False,
+        )
+    )
+    key_params, key_tasks = jax.random.split(jax.random.key(config.seed))
+    params, apply = metajax.from_linen(model, key_params, jnp.zeros((1, 2), jnp.int32))
+    count = config.base_batch // MICRO_BATCH
+    trainer = metajax.meta_trainer(
+        lm.supervised(lm.next_token_loss(apply)),
+        muon(
+            optax.warmup_cosine_decay_schedule(
+                0.0,
+                config.base_rate,
+                min(100, config.base_steps // 2),
+                config.base_steps,
+                config.base_rate / 10,
+            )
+        ),
+        lm.as_episodes(documents(config)),
+        meta_batch=count,
+        mesh=metajax.task_mesh(count),
+    )
+    part = run._replace(name="base model", path=run.path / "base")
+    fitted = runs.fit(
+        part,
+        trainer,
+        trainer.init(params, key_tasks),
+        steps=config.base_steps,
+        per_step={"tokens": config.base_batch * length},
+    )
+    lm.save_pretrained(part.path / "model", model.config, jax.device_get(fitted.state.params))
+    plots.training_curve(part.path / "training.png", fitted.metrics, adapts=False)
+    return Base(model, fitted.state.params, fitted.seconds)
+
+
+def documents(config: RulesConfig) -> Any:
+    """``draw(key) -> TokenBatch``: a micro-batch of documents, each of lines of one seen rule."""
+    sample = strings.string_tasks(config.words, families=SEEN, k_shot=config.k_shot + 1, query=1)
+
+    def draw(key: jax.Array) -> lm.TokenBatch:
+        lines = jax.vmap(sample)(jax.random.split(key, MICRO_BATCH)).support
+        return jax.tree.map(lambda part: part.reshape(MICRO_BATCH, -1), lines)
+
+    return draw
+
+
+class Test(NamedTuple):
+    """A learner's test on a list of tasks.
+
+    Attributes:
+        exact: words that are right in every letter, in %, after 0, 1, ... inner steps:
+            ``[tasks, steps + 1]``.
+        accuracy: letters that are right, the same.
+    """
+
+    exact: np.ndarray
+    accuracy: np.ndarray
+
+    def curve(self, label: str) -> plots.Curve:
+        """The mean of ``exact`` over tasks, and its 95 % confidence interval."""
+        return plots.Curve(label, self.exact.mean(axis=0), interval(self.exact))
+
+
+def interval(values: np.ndarray) -> np.ndarray:
+    """Half the width of the 95 % confidence interval of the mean over the first axis."""
+    return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def draw_tasks(
+    config: RulesConfig, families: Sequence[str], count: int, *, seed: int = TEST_SEED
+) -> metajax.Episode:
+    """At least ``count`` tasks, as many of each family, family by family; always the same ones."""
+    each = _each(families, count)
+    parts = []
+    for family in families:
+        key = jax.random.fold_in(jax.random.key(seed), strings.FAMILIES.index(family))
+        keys = jax.random.split(key, each)
+        parts.append(jax.jit(jax.vmap(config.sampler([family])))(keys))
+    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
+
+
+def _each(families: Sequence[str], count: int) -> int:
+    """Tasks of a family: an even number, so that two cores can share them."""
+    return 2 * -(-count // (2 * len(families)))
+
+
+def test(learner: metajax.Learner, variables: Any, episodes: metajax.Episode) -> Test:
+    """Scores a learner on tasks ``[tasks, ...]``."""
+    scores = metajax.evaluate_episodes(
+        learner,
+        variables,
+        episodes,
+        tasks_per_chunk=TASKS_PER_CHUNK,
+        mesh=metajax.task_mesh(len(episodes.query.tokens)),
+    )
+    return Test(100 * scores.values["exact"], 100 * scores.values["accuracy"])
+
+
+def family_table(families: Sequence[str], values: dict[str, np.ndarray]) -> list[str]:
+    """Means over each family's tasks, a row a family and a column for each ``[tasks]``."""
+    columns: dict[str, list[str]] = {"rule": list(families)}
+    for name, numbers in values.items():
+        rows = numbers.reshape(len(families), -1)
+        columns[name] = [f"{row.mean():.1f} ± {interval(row):.1f}" for row in rows]
+    return markdown_table(columns)

@@ -1,0 +1,251 @@
+"""Test-time training: a language model adapts to each task's few examples before it answers.
+
+python -m experiments.test_time_training trains a small base model on documents of worked examples,
+each document of one rule, so that it has learned to learn from its context; then it meets tasks
+whose rules are held-out compositions. Compared are: no adaptation; in-context prompting, the
+examples before the question; low-rank factors trained on the examples (LoRA, all tasks by the one
+compiled metajax.adapt), the question alone; and both together, where the factors are trained on
+documents of the examples in several orders, every one predicted from those before it.
+
+Akyürek et al. 2024, "The Surprising Effectiveness of Test-Time Training for Few-Shot Learning"
+(arXiv 2411.07279), is where both together, with factors for each task, are from.
+
+EXPECTED
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+import optax
+
+import metajax
+from experiments import string_rules
+from experiments.string_rules import HELD_OUT, SEEN, RulesConfig, Test
+from metajax import lm, runs
+from metajax._files import write_atomically
+from metajax.lm import lora
+from metajax.lm import string_tasks as strings
+from metajax.runs import plots
+from metajax.runs.report import duration, markdown_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RulesConfig):
+    """Options of the experiment."""
+
+    adapt_steps: int = 16
+    """Inner steps at test."""
+    lines_rate: float = 1e-2
+    """Adam's rate where the factors are trained on single examples."""
+    documents_rate: float = 1e-2
+    """Adam's rate where they are trained on documents of them."""
+    orders: int = 4
+    """Documents of a task's examples, each in another order."""
+    query: int = 4
+    """Examples in a task's query set."""
+
+    may_differ: ClassVar[frozenset[str]] = RulesConfig.may_differ | {"base", "test_episodes"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        runs.check_positive(self, "adapt_steps", "lines_rate", "documents_rate", "orders")
+
+
+def as_documents(episodes: metajax.Episode, key: jax.Array, orders: int) -> metajax.Episode:
+    """The same tasks as documents.
+
+    Args:
+        episodes: support and query lines ``[tasks, examples, line]``.
+        key: for the orders.
+        orders: documents of the support set, each of all its lines in another order.
+
+    Returns:
+        Support ``[tasks, orders, k_shot * line]``, of which every line's targets count; query
+        ``[tasks, query, (k_shot + 1) * line]``, a question behind the support set in its own order.
+    """
+
+    def document(key: jax.Array, episode: metajax.Episode) -> metajax.Episode:
+        shuffle = lambda key: jax.random.permutation(key, len(episode.support.tokens))
+        order = jax.vmap(shuffle)(jax.random.split(key, orders))
+        support = jax.tree.map(lambda part: part[order].reshape(orders, -1), episode.support)
+        return metajax.Episode(support, strings.in_context(episode.support, episode.query))
+
+    keys = jax.random.split(key, len(episodes.query.tokens))
+    return jax.vmap(document)(keys, episodes)
+
+
+def lora_learner(model: Any, rate: float, steps: int) -> metajax.Learner:
+    """Adam on the low-rank factors of ``{"params": ..., "lora": ...}``."""
+    return metajax.maml(
+        lm.next_token_loss(model.apply),
+        optax.adam(rate),
+        steps=steps,
+        mode=metajax.first_order(),  # nobody asks for the gradient through these steps
+        trainable=lora.is_factor,
+    )
+
+
+def compare(
+    config: Config, model: Any, variables: Any, families: Sequence[str], count: int
+) -> dict[str, Test]:
+    """The tests of both forms on the same tasks; before the first step, nothing was adapted."""
+    lines = string_rules.draw_tasks(config, families, count)
+    forms = {
+        "lines": (config.lines_rate, lines),
+        "documents": (
+            config.documents_rate,
+            as_documents(lines, jax.random.key(string_rules.TEST_SEED), config.orders),
+        ),
+    }
+    return {
+        name: string_rules.test(lora_learner(model, rate, config.adapt_steps), variables, episodes)
+        for name, (rate, episodes) in forms.items()
+    }
+
+
+def of_methods(tests: dict[str, Test]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each method's words and letters that are right, in % ``[tasks]``."""
+    places = {
+        "no adaptation": ("lines", 0),
+        "in-context prompting": ("documents", 0),
+        "test-time training": ("lines", -1),
+        "both": ("documents", -1),
+    }
+    return {
+        name: (tests[form].exact[:, step], tests[form].accuracy[:, step])
+        for name, (form, step) in places.items()
+    }
+
+
+def answers(config: Config, base: string_rules.Base, factors: Any) -> str:
+    """One task of each held-out family: its examples, and what the model answers, greedily."""
+    tokenizer, texts = config.words.tokenizer, []
+    learner = lora_learner(base.model, config.documents_rate, config.adapt_steps)
+    tasks = string_rules.draw_tasks(config, HELD_OUT, len(HELD_OUT), seed=7)
+    forms = as_documents(tasks, jax.random.key(7), config.orders)
+    adapt = jax.jit(lambda variables, support: learner.adapt(variables, support)[0]["lora"])
+    for row, family in zip(range(0, len(tasks.query.tokens), 2), HELD_OUT, strict=True):
+        task, form = jax.tree.map(lambda part, row=row: part[row], (tasks, forms))
+        adapted = adapt({"params": base.params, "lora": factors}, form.support)
+        prompts = np.asarray(form.query.tokens[:, : -config.length - 1])
+        words = {
+            name: lm.generate(
+                base.model, base.params, prompts, max_new_tokens=config.length, lora=own
+            ).tokens[:, 0]
+            for name, own in (("in context", None), ("both", adapted))
+        }
+        shown = tokenizer.decode(np.asarray(task.support.tokens).ravel()).split()
+        texts.append(f"{family}: {', '.join(shown)}")
+        for number, line in enumerate(np.asarray(task.query.tokens)):
+            question, right = tokenizer.decode(line).strip().split(">")
+            found = {
+                name: tokenizer.decode(np.asarray(rows[number])) for name, rows in words.items()
+            }
+            said = "; ".join(
+                f"{name} {word}{'' if word == right else ' (wrong)'}"
+                for name, word in found.items()
+            )
+            texts.append(f"  {question}> {right}: {said}")
+    return "\n".join(texts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains the base model, adapts it to tasks, and leaves everything in the run folder."""
+    metajax.use_every_core()
+    config = runs.parse(Config, arguments, __doc__ or "")
+    run = runs.open_run("test-time-training", config)
+    runs.create(run)
+    base = string_rules.base_model(run, config)
+    factors = lora.init(
+        base.params, jax.random.key(config.seed), rank=config.rank, targets=string_rules.TARGETS
+    )
+    variables = {"params": base.params, "lora": factors}
+
+    started, methods, curves = time.perf_counter(), {}, []
+    for kind, families, count in (
+        ("held-out", HELD_OUT, config.test_episodes),
+        ("seen", SEEN, config.test_episodes // 2),
+    ):
+        tests = compare(config, base.model, variables, families, count)
+        methods[kind] = of_methods(tests)
+        if kind == "held-out":
+            curves = [
+                tests["lines"].curve("the question alone"),
+                tests["documents"].curve("the examples before it"),
+            ]
+    seconds = {"base model": base.seconds, "tests": time.perf_counter() - started}
+    plots.inner_steps(
+        run.path / "adaptation.png", curves, ylabel="words right in held-out rules, %"
+    )
+    table = write(run, config, methods, curves, seconds)
+    samples = answers(config, base, factors)
+    write_atomically(run.path / "answers.txt", samples)
+    print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
+
+
+def write(run: runs.Run, config: Config, methods: Any, curves: Any, seconds: Any) -> str:
+    """Writes ``result.json`` and ``table.md``; returns the table."""
+    summary = {
+        kind: {
+            name: {
+                unit: [float(values.mean()), float(string_rules.interval(values))]
+                for unit, values in zip(("words", "letters"), both, strict=True)
+            }
+            for name, both in found.items()
+        }
+        for kind, found in methods.items()
+    }
+    count = {kind: len(found["both"][0]) for kind, found in methods.items()}
+    columns: dict[str, list[str]] = {"% right ± 95 % CI": list(summary["held-out"])}
+    for kind, found in summary.items():
+        for unit in ("words", "letters"):
+            columns[f"{kind} rules, {unit}"] = [
+                "{:.1f} ± {:.1f}".format(*row[unit]) for row in found.values()
+            ]
+    environment = runs.environment()
+    result = {
+        "summary": summary,
+        "tasks": count,
+        "families": {
+            name: dict(
+                zip(HELD_OUT, both[0].reshape(len(HELD_OUT), -1).mean(1).tolist(), strict=True)
+            )
+            for name, both in methods["held-out"].items()
+        },
+        "curves": [
+            {"label": curve.label, "mean": curve.mean.tolist(), "ci95": curve.ci95.tolist()}
+            for curve in curves
+        ],
+        "seconds": seconds,
+        "command": runs.command("experiments.test_time_training", config),
+        "environment": environment,
+    }
+    write_atomically(run.path / "result.json", json.dumps(result, indent=2) + "\n")
+    words = {name: both[0] for name, both in methods["held-out"].items()}
+    facts = {
+        "Tasks": f"{count['held-out']} of held-out rules, {count['seen']} of seen ones; "
+        f"{config.k_shot} examples and {config.query} questions each",
+        "Adaptation": f"{config.adapt_steps} steps of Adam, rates {config.lines_rate:g} and "
+        f"{config.documents_rate:g}, factors of rank {config.rank} in all matrices of the blocks",
+        "Time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
+        "Machine": f"{environment['device']}, {environment['cores']} cores",
+        "Command": f"`{result['command']}`, commit {environment['commit'] or 'unknown'}",
+    }
+    lines = [
+        "# Test-time training", "", *markdown_table(columns), "",
+        "Words of held-out rules, family by family:", "",
+        *string_rules.family_table(HELD_OUT, words), "",
+        *[f"- {name}: {text}" for name, text in facts.items()], "",
+    ]  # fmt: skip
+    table = "\n".join(lines)
+    write_atomically(run.path / "table.md", table)
+    return table
+
+
+if __name__ == "__main__":
+    runs.guard(main)
