@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import metajax
@@ -21,7 +20,6 @@ from metajax.lm import string_tasks as strings
 from metajax.lm.optimizers import muon
 from metajax.models import Transformer, TransformerConfig
 from metajax.runs import plots
-from metajax.runs.report import markdown_table
 
 HELD_OUT = (
     "reverse+caesar", "rotate+substitution", "swap+mirror", "sort+caesar", "shuffle+plain",
@@ -30,8 +28,6 @@ HELD_OUT = (
 SEEN = tuple(family for family in strings.FAMILIES if family not in HELD_OUT)
 MICRO_BATCH = 4
 """Documents computed together: as many as stay in a core's cache."""
-TASKS_PER_CHUNK = 4
-"""Tasks adapted together on a core."""
 TEST_SEED, TUNING_SEED = 2024, 2025
 TARGETS = r"block_\d+/.*/kernel"
 """Which matrices have low-rank factors: all of the blocks."""
@@ -178,28 +174,6 @@ def documents(config: RulesConfig) -> Any:
     return draw
 
 
-class Test(NamedTuple):
-    """A learner's test on a list of tasks.
-
-    Attributes:
-        exact: words that are right in every letter, in %, after 0, 1, ... inner steps:
-            ``[tasks, steps + 1]``.
-        accuracy: letters that are right, the same.
-    """
-
-    exact: np.ndarray
-    accuracy: np.ndarray
-
-    def curve(self, label: str) -> plots.Curve:
-        """The mean of ``exact`` over tasks, and its 95 % confidence interval."""
-        return plots.Curve(label, self.exact.mean(axis=0), interval(self.exact))
-
-
-def interval(values: np.ndarray) -> np.ndarray:
-    """Half the width of the 95 % confidence interval of the mean over the first axis."""
-    return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-
-
 def draw_tasks(
     config: RulesConfig, families: Sequence[str], count: int, *, seed: int = TEST_SEED
 ) -> metajax.Episode:
@@ -216,24 +190,3 @@ def draw_tasks(
 def _each(families: Sequence[str], count: int) -> int:
     """Tasks of a family: an even number, so that two cores can share them."""
     return 2 * -(-count // (2 * len(families)))
-
-
-def test(learner: metajax.Learner, variables: Any, episodes: metajax.Episode) -> Test:
-    """Scores a learner on tasks ``[tasks, ...]``."""
-    scores = metajax.evaluate_episodes(
-        learner,
-        variables,
-        episodes,
-        tasks_per_chunk=TASKS_PER_CHUNK,
-        mesh=metajax.task_mesh(len(episodes.query.tokens)),
-    )
-    return Test(100 * scores.values["exact"], 100 * scores.values["accuracy"])
-
-
-def family_table(families: Sequence[str], values: dict[str, np.ndarray]) -> list[str]:
-    """Means over each family's tasks, a row a family and a column for each ``[tasks]``."""
-    columns: dict[str, list[str]] = {"rule": list(families)}
-    for name, numbers in values.items():
-        rows = numbers.reshape(len(families), -1)
-        columns[name] = [f"{row.mean():.1f} ± {interval(row):.1f}" for row in rows]
-    return markdown_table(columns)

@@ -14,7 +14,6 @@ EXPECTED
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -25,13 +24,12 @@ import optax
 
 import metajax
 from experiments import string_rules
-from experiments.string_rules import HELD_OUT, SEEN, RulesConfig, Test
+from experiments.string_report import Test, test, write_results
+from experiments.string_rules import HELD_OUT, SEEN, RulesConfig
 from metajax import lm, runs
 from metajax._files import write_atomically
 from metajax.lm import lora
 from metajax.lm import string_tasks as strings
-from metajax.runs import plots
-from metajax.runs.report import duration, markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Config(RulesConfig):
     """Inner steps at test."""
     lines_rate: float = 1e-2
     """Adam's rate where the factors are trained on single examples."""
-    documents_rate: float = 1e-2
+    documents_rate: float = 3e-3
     """Adam's rate where they are trained on documents of them."""
     orders: int = 4
     """Documents of a task's examples, each in another order."""
@@ -103,22 +101,18 @@ def compare(
         ),
     }
     return {
-        name: string_rules.test(lora_learner(model, rate, config.adapt_steps), variables, episodes)
+        name: test(lora_learner(model, rate, config.adapt_steps), variables, episodes)
         for name, (rate, episodes) in forms.items()
     }
 
 
-def of_methods(tests: dict[str, Test]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each method's words and letters that are right, in % ``[tasks]``."""
-    places = {
-        "no adaptation": ("lines", 0),
-        "in-context prompting": ("documents", 0),
-        "test-time training": ("lines", -1),
-        "both": ("documents", -1),
-    }
+def of_methods(tests: dict[str, Test]) -> dict[str, Test]:
+    """Each method's test; what wasn't adapted is what was scored before the first step."""
     return {
-        name: (tests[form].exact[:, step], tests[form].accuracy[:, step])
-        for name, (form, step) in places.items()
+        "no adaptation": tests["lines"].at(0),
+        "in-context prompting": tests["documents"].at(0),
+        "test-time training": tests["lines"].at(-1),
+        "both": tests["documents"].at(-1),
     }
 
 
@@ -179,72 +173,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 tests["documents"].curve("the examples before it"),
             ]
     seconds = {"base model": base.seconds, "tests": time.perf_counter() - started}
-    plots.inner_steps(
-        run.path / "adaptation.png", curves, ylabel="words right in held-out rules, %"
+    table = write_results(
+        run,
+        config,
+        methods,
+        title="Test-time training",
+        module="experiments.test_time_training",
+        curves=curves,
+        seconds=seconds,
+        facts={
+            "Adaptation": f"{config.adapt_steps} steps of Adam, rate {config.lines_rate:g} on "
+            f"lines and {config.documents_rate:g} on documents, factors of rank {config.rank} in "
+            "all matrices of the blocks"
+        },
     )
-    table = write(run, config, methods, curves, seconds)
     samples = answers(config, base, factors)
     write_atomically(run.path / "answers.txt", samples)
     print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
-
-
-def write(run: runs.Run, config: Config, methods: Any, curves: Any, seconds: Any) -> str:
-    """Writes ``result.json`` and ``table.md``; returns the table."""
-    summary = {
-        kind: {
-            name: {
-                unit: [float(values.mean()), float(string_rules.interval(values))]
-                for unit, values in zip(("words", "letters"), both, strict=True)
-            }
-            for name, both in found.items()
-        }
-        for kind, found in methods.items()
-    }
-    count = {kind: len(found["both"][0]) for kind, found in methods.items()}
-    columns: dict[str, list[str]] = {"% right ± 95 % CI": list(summary["held-out"])}
-    for kind, found in summary.items():
-        for unit in ("words", "letters"):
-            columns[f"{kind} rules, {unit}"] = [
-                "{:.1f} ± {:.1f}".format(*row[unit]) for row in found.values()
-            ]
-    environment = runs.environment()
-    result = {
-        "summary": summary,
-        "tasks": count,
-        "families": {
-            name: dict(
-                zip(HELD_OUT, both[0].reshape(len(HELD_OUT), -1).mean(1).tolist(), strict=True)
-            )
-            for name, both in methods["held-out"].items()
-        },
-        "curves": [
-            {"label": curve.label, "mean": curve.mean.tolist(), "ci95": curve.ci95.tolist()}
-            for curve in curves
-        ],
-        "seconds": seconds,
-        "command": runs.command("experiments.test_time_training", config),
-        "environment": environment,
-    }
-    write_atomically(run.path / "result.json", json.dumps(result, indent=2) + "\n")
-    words = {name: both[0] for name, both in methods["held-out"].items()}
-    facts = {
-        "Tasks": f"{count['held-out']} of held-out rules, {count['seen']} of seen ones; "
-        f"{config.k_shot} examples and {config.query} questions each",
-        "Adaptation": f"{config.adapt_steps} steps of Adam, rates {config.lines_rate:g} and "
-        f"{config.documents_rate:g}, factors of rank {config.rank} in all matrices of the blocks",
-        "Time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
-        "Machine": f"{environment['device']}, {environment['cores']} cores",
-        "Command": f"`{result['command']}`, commit {environment['commit'] or 'unknown'}",
-    }
-    lines = [
-        "# Test-time training", "", *markdown_table(columns), "",
-        "Words of held-out rules, family by family:", "",
-        *string_rules.family_table(HELD_OUT, words), "",
-        *[f"- {name}: {text}" for name, text in facts.items()], "",
-    ]  # fmt: skip
-    table = "\n".join(lines)
-    write_atomically(run.path / "table.md", table)
-    return table
 
 
 if __name__ == "__main__":
