@@ -75,7 +75,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def factors_loss(model: Transformer) -> Any:
+def factors_loss(model: Any) -> Any:
     """The loss of ``{"params": ..., "lora": ...}`` with no gradient for the base weights."""
     apply = lambda variables, tokens: model.apply(
         {"params": jax.lax.stop_gradient(variables["params"]), "lora": variables["lora"]}, tokens

@@ -133,9 +133,9 @@ def answers(config: Config, base: string_rules.Base, factors: Any) -> str:
             ).tokens[:, 0]
             for name, own in (("in context", None), ("both", adapted))
         }
-        shown = tokenizer.decode(np.asarray(task.support.tokens).ravel()).split()
+        shown = tokenizer.decode(np.ravel(task.support.tokens).tolist()).split()
         texts.append(f"{family}: {', '.join(shown)}")
-        for number, line in enumerate(np.asarray(task.query.tokens)):
+        for number, line in enumerate(np.asarray(task.query.tokens).tolist()):
             question, right = tokenizer.decode(line).strip().split(">")
             found = {
                 name: tokenizer.decode(np.asarray(rows[number])) for name, rows in words.items()
