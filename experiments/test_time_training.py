@@ -138,7 +138,8 @@ def answers(config: Config, base: string_rules.Base, factors: Any) -> str:
         for number, line in enumerate(np.asarray(task.query.tokens).tolist()):
             question, right = tokenizer.decode(line).strip().split(">")
             found = {
-                name: tokenizer.decode(np.asarray(rows[number])) for name, rows in words.items()
+                name: tokenizer.decode(np.asarray(rows[number]).tolist())
+                for name, rows in words.items()
             }
             said = "; ".join(
                 f"{name} {word}{'' if word == right else ' (wrong)'}"
