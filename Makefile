@@ -43,7 +43,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare bench bench-memory bench-transformer clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora bench bench-memory bench-transformer clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -85,6 +85,12 @@ sinusoid: $(INSTALLED) ## MAML on sinusoid regression
 
 shakespeare: $(INSTALLED) ## train a small language model on Shakespeare (DATA=<another text>)
 	$(RUN) -m experiments.shakespeare $(if $(DATA),--data '$(DATA)') $(common_flags)
+
+test-time-training: $(INSTALLED) ## adapt a language model to each task's examples before it answers
+	$(RUN) -m experiments.test_time_training $(if $(BASE),--base '$(BASE)') $(common_flags)
+
+meta-lora: $(INSTALLED) ## meta-learn from where a language model adapts (BASE=<another run's base/model>)
+	$(RUN) -m experiments.meta_lora $(if $(BASE),--base '$(BASE)') $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')

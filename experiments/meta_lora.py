@@ -39,6 +39,8 @@ class Config(RulesConfig):
 
     steps: int = 300
     """Meta-steps of the factors, and of the model from scratch."""
+    base_steps: int = string_rules.BASE_STEPS
+    """Updates of the base model."""
     meta_batch: int = 16
     """Tasks in a meta-step."""
     tasks_per_chunk: int = 8
@@ -61,7 +63,13 @@ class Config(RulesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         runs.check_positive(
-            self, "meta_batch", "tasks_per_chunk", "inner_steps", "inner_rate", "outer_rate"
+            self,
+            "base_steps",
+            "meta_batch",
+            "tasks_per_chunk",
+            "inner_steps",
+            "inner_rate",
+            "outer_rate",
         )
         if self.scratch_width <= 0 or self.scratch_width % 32:
             raise ValueError(f"scratch_width must be a multiple of 32; got {self.scratch_width}")
@@ -142,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = runs.parse(Config, arguments, __doc__ or "")
     run = runs.open_run("meta-lora", config)
     runs.create(run)
-    base = string_rules.base_model(run, config)
+    base = string_rules.base_model(run, config, config.base_steps)
     key = jax.random.key(config.seed)
     factors = lora.init(base.params, key, rank=config.rank, targets=string_rules.TARGETS)
     variables = {"params": base.params, "lora": factors}

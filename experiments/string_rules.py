@@ -26,6 +26,8 @@ HELD_OUT = (
     "reverse+grammar",
 )  # fmt: skip
 SEEN = tuple(family for family in strings.FAMILIES if family not in HELD_OUT)
+BASE_STEPS = 4000
+"""Updates of the base model."""
 MICRO_BATCH = 4
 """Documents computed together: as many as stay in a core's cache."""
 TEST_SEED, TUNING_SEED = 2024, 2025
@@ -51,8 +53,6 @@ class RulesConfig(runs.RunConfig):
     """Its blocks."""
     base: Path | None = None
     """A trained base model, a folder of such a run named base/model; without it, one is trained."""
-    base_steps: int = 4000
-    """Updates of the base model."""
     base_rate: float = 4e-3
     """Its learning rate after the warm-up."""
     base_batch: int = 32
@@ -65,7 +65,7 @@ class RulesConfig(runs.RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         runs.check_positive(
-            self, "letters", "length", "k_shot", "query", "layers", "base_steps", "base_rate",
+            self, "letters", "length", "k_shot", "query", "layers", "base_rate",
             "rank",
         )  # fmt: skip
         for name, unit in (("base_batch", MICRO_BATCH), ("width", 32)):
@@ -104,8 +104,8 @@ class Base(NamedTuple):
     seconds: float
 
 
-def base_model(run: runs.Run, config: RulesConfig) -> Base:
-    """The base model of a folder, or trained now, in the run's folder ``base``.
+def base_model(run: runs.Run, config: RulesConfig, steps: int) -> Base:
+    """The base model of a folder, or trained now for so many steps, in the run's folder ``base``.
 
     Raises:
         RunError: the folder's model has another vocabulary, or is too short.
@@ -141,8 +141,8 @@ def base_model(run: runs.Run, config: RulesConfig) -> Base:
             optax.warmup_cosine_decay_schedule(
                 0.0,
                 config.base_rate,
-                min(100, config.base_steps // 2),
-                config.base_steps,
+                min(100, steps // 2),
+                steps,
                 config.base_rate / 10,
             )
         ),
@@ -155,7 +155,7 @@ def base_model(run: runs.Run, config: RulesConfig) -> Base:
         part,
         trainer,
         trainer.init(params, key_tasks),
-        steps=config.base_steps,
+        steps=steps,
         per_step={"tokens": config.base_batch * length},
     )
     lm.save_pretrained(part.path / "model", model.config, jax.device_get(fitted.state.params))

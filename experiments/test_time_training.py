@@ -36,6 +36,8 @@ from metajax.lm import string_tasks as strings
 class Config(RulesConfig):
     """Options of the experiment."""
 
+    steps: int = string_rules.BASE_STEPS
+    """Updates of the base model."""
     adapt_steps: int = 16
     """Inner steps at test."""
     lines_rate: float = 1e-2
@@ -155,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = runs.parse(Config, arguments, __doc__ or "")
     run = runs.open_run("test-time-training", config)
     runs.create(run)
-    base = string_rules.base_model(run, config)
+    base = string_rules.base_model(run, config, config.steps)
     factors = lora.init(
         base.params, jax.random.key(config.seed), rank=config.rank, targets=string_rules.TARGETS
     )

@@ -14,6 +14,7 @@ import metajax
 from experiments.benchmarks import report
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
+LANGUAGE_MODELS = README.parent / "docs" / "language-models.md"
 ALGORITHMS = README.parent / "docs" / "algorithms.md"
 
 
@@ -66,6 +67,19 @@ def test_the_new_learner_of_the_docs_is_whole_and_short():
         for chunk in (1, 3)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
+
+
+def test_the_programs_of_the_language_models_page(tmp_path, monkeypatch, capsys):
+    """One after another in an empty folder, as the page says."""
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(tmp_path)
+    for program in programs(LANGUAGE_MODELS):
+        names = {}
+        exec(program, names)
+        if "losses" in names:
+            assert (names["losses"][:, -1] < names["losses"][:, 0]).all()
+    assert (names["beside"].tokens == names["merged"].tokens).all()
+    assert capsys.readouterr().out
 
 
 def test_the_docs_list_every_learner():

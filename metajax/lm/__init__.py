@@ -3,6 +3,7 @@
 from metajax.lm.checkpoints import load_pretrained, save_pretrained
 from metajax.lm.generation import Generated, generate, stream
 from metajax.lm.hf_config import CheckpointError
+from metajax.lm.peft_format import load_adapters, save_adapters
 from metajax.lm.tokenizers import CharTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 from metajax.lm.training import (
     TokenBatch,
@@ -23,11 +24,13 @@ __all__ = [
     "Tokenizer",
     "as_episodes",
     "generate",
+    "load_adapters",
     "load_pretrained",
     "load_tokenizer",
     "next_token_loss",
     "pack",
     "row_sampler",
+    "save_adapters",
     "save_pretrained",
     "stream",
     "supervised",

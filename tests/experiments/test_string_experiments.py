@@ -12,7 +12,7 @@ from metajax.lm import string_tasks as strings
 
 TINY = (
     "--letters", "4", "--length", "2", "--k-shot", "3", "--query", "2", "--width", "32",
-    "--layers", "1", "--base-steps", "2", "--base-batch", "4", "--rank", "2",
+    "--layers", "1", "--base-batch", "4", "--rank", "2",
     "--test-episodes", "12",
 )  # fmt: skip
 
@@ -76,7 +76,9 @@ def test_a_report_has_the_means_and_intervals_of_the_last_step(tmp_path):
 
 def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
-    test_time_training.main([*TINY, "--out", str(first), "--adapt-steps", "2", "--orders", "2"])
+    test_time_training.main(
+        [*TINY, "--steps", "2", "--out", str(first), "--adapt-steps", "2", "--orders", "2"]
+    )
     result = json.loads((first / "result.json").read_text())
     assert result["tasks"] == {"held-out": 12, "seen": 46}
     assert set(result["summary"]["seen"]["letters"]) == {
@@ -98,11 +100,11 @@ def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys):
 
 def test_meta_training_leaves_the_base_weights_alone(tmp_path):
     config = meta_lora.Config(
-        letters=4, length=2, k_shot=2, query=2, width=32, layers=1, base_steps=1, base_batch=4,
+        letters=4, length=2, k_shot=2, query=2, width=32, layers=1, base_batch=4,
         rank=2, steps=2, meta_batch=2, tasks_per_chunk=2, inner_steps=2, out=tmp_path / "run",
     )  # fmt: skip
     run = meta_lora.runs.open_run("meta-lora", config)
-    base = string_rules.base_model(run, config)
+    base = string_rules.base_model(run, config, 1)
     factors = meta_lora.lora.init(
         base.params, jax.random.key(0), rank=2, targets=string_rules.TARGETS
     )
@@ -132,12 +134,12 @@ def test_bad_options_are_named(options, message):
 
 def test_a_base_model_of_another_vocabulary_is_refused(tmp_path):
     config = meta_lora.Config(
-        letters=4, length=2, k_shot=2, width=32, layers=1, base_steps=1, base_batch=4, out=tmp_path
+        letters=4, length=2, k_shot=2, width=32, layers=1, base_batch=4, out=tmp_path
     )
     run = string_rules.runs.open_run("meta-lora", config)
-    string_rules.base_model(run, config)
+    string_rules.base_model(run, config, 1)
     other = meta_lora.Config(letters=5, length=2, k_shot=2, base=tmp_path / "base" / "model")
     with pytest.raises(
         string_rules.runs.RunError, match=r"base: .* has 6 tokens .*; 7 and at least"
     ):
-        string_rules.base_model(run, other)
+        string_rules.base_model(run, other, 1)
