@@ -152,10 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs.create(run)
     base = string_rules.base_model(run, config, config.base_steps)
     key = jax.random.key(config.seed)
-    factors = lora.init(base.params, key, rank=config.rank, targets=string_rules.TARGETS)
-    variables = {"params": base.params, "lora": factors}
     loss_fn = factors_loss(base.model)
-    meta = meta_train(run, config, "lora", loss_fn, variables, lora.is_factor)
+    meta = meta_train(run, config, "lora", loss_fn, base.variables, lora.is_factor)
 
     small = dataclasses.replace(
         base.model.config,
@@ -170,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     started = time.perf_counter()
     candidates = {
-        name: (learner, variables)
-        for name, learner in best_from_zero(config, loss_fn, variables).items()
+        name: (learner, base.variables)
+        for name, learner in best_from_zero(config, loss_fn, base.variables).items()
     } | {
         "meta-learned factors": (meta.learner, meta.params),
         "meta-learned model, from scratch": (scratch.learner, scratch.params),

@@ -16,6 +16,7 @@ import optax
 
 import metajax
 from metajax import lm, runs
+from metajax.lm import lora
 from metajax.lm import string_tasks as strings
 from metajax.lm.optimizers import muon
 from metajax.models import Transformer, TransformerConfig
@@ -95,12 +96,12 @@ class Base(NamedTuple):
 
     Attributes:
         model: a ``Transformer``.
-        params: its parameters.
+        variables: its parameters, ``"params"``, and factors from zero beside them, ``"lora"``.
         seconds: what its training took; 0 where it was there.
     """
 
     model: Transformer
-    params: Any
+    variables: dict[str, Any]
     seconds: float
 
 
@@ -120,7 +121,7 @@ def base_model(run: runs.Run, config: RulesConfig, steps: int) -> Base:
                 f"base: {config.base} has {found.vocab_size} tokens and takes {found.max_length} "
                 f"of them; {vocabulary} and at least {length} are wanted"
             )
-        return Base(model, params, 0.0)
+        return Base(model, _with_factors(config, params), 0.0)
     model = Transformer(
         TransformerConfig.llama(
             vocab_size=vocabulary,
@@ -160,7 +161,13 @@ def base_model(run: runs.Run, config: RulesConfig, steps: int) -> Base:
     )
     lm.save_pretrained(part.path / "model", model.config, jax.device_get(fitted.state.params))
     plots.training_curve(part.path / "training.png", fitted.metrics, adapts=False)
-    return Base(model, fitted.state.params, fitted.seconds)
+    return Base(model, _with_factors(config, fitted.state.params), fitted.seconds)
+
+
+def _with_factors(config: RulesConfig, params: Any) -> dict[str, Any]:
+    key = jax.random.key(config.seed)
+    factors = lora.init(params, key, rank=config.rank, targets=TARGETS)
+    return {"params": params, "lora": factors}
 
 
 def documents(config: RulesConfig) -> Any:

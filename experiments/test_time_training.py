@@ -91,7 +91,7 @@ def lora_learner(model: Any, rate: float, steps: int) -> metajax.Learner:
 
 
 def compare(
-    config: Config, model: Any, variables: Any, families: Sequence[str], count: int
+    config: Config, base: string_rules.Base, families: Sequence[str], count: int
 ) -> dict[str, Test]:
     """The tests of both forms on the same tasks; before the first step, nothing was adapted."""
     lines = string_rules.draw_tasks(config, families, count)
@@ -103,7 +103,7 @@ def compare(
         ),
     }
     return {
-        name: test(lora_learner(model, rate, config.adapt_steps), variables, episodes)
+        name: test(lora_learner(base.model, rate, config.adapt_steps), base.variables, episodes)
         for name, (rate, episodes) in forms.items()
     }
 
@@ -118,7 +118,7 @@ def of_methods(tests: dict[str, Test]) -> dict[str, Test]:
     }
 
 
-def answers(config: Config, base: string_rules.Base, factors: Any) -> str:
+def answers(config: Config, base: string_rules.Base) -> str:
     """One task of each held-out family: its examples, and what the model answers, greedily."""
     tokenizer, texts = config.words.tokenizer, []
     learner = lora_learner(base.model, config.documents_rate, config.adapt_steps)
@@ -127,11 +127,15 @@ def answers(config: Config, base: string_rules.Base, factors: Any) -> str:
     adapt = jax.jit(lambda variables, support: learner.adapt(variables, support)[0]["lora"])
     for row, family in zip(range(0, len(tasks.query.tokens), 2), HELD_OUT, strict=True):
         task, form = jax.tree.map(lambda part, row=row: part[row], (tasks, forms))
-        adapted = adapt({"params": base.params, "lora": factors}, form.support)
+        adapted = adapt(base.variables, form.support)
         prompts = np.asarray(form.query.tokens[:, : -config.length - 1])
         words = {
             name: lm.generate(
-                base.model, base.params, prompts, max_new_tokens=config.length, lora=own
+                base.model,
+                base.variables["params"],
+                prompts,
+                max_new_tokens=config.length,
+                lora=own,
             ).tokens[:, 0]
             for name, own in (("in context", None), ("both", adapted))
         }
@@ -158,17 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = runs.open_run("test-time-training", config)
     runs.create(run)
     base = string_rules.base_model(run, config, config.steps)
-    factors = lora.init(
-        base.params, jax.random.key(config.seed), rank=config.rank, targets=string_rules.TARGETS
-    )
-    variables = {"params": base.params, "lora": factors}
-
     started, methods, curves = time.perf_counter(), {}, []
     for kind, families, count in (
         ("held-out", HELD_OUT, config.test_episodes),
         ("seen", SEEN, config.test_episodes // 2),
     ):
-        tests = compare(config, base.model, variables, families, count)
+        tests = compare(config, base, families, count)
         methods[kind] = of_methods(tests)
         if kind == "held-out":
             curves = [
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "all matrices of the blocks"
         },
     )
-    samples = answers(config, base, factors)
+    samples = answers(config, base)
     write_atomically(run.path / "answers.txt", samples)
     print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
 
