@@ -23,7 +23,7 @@ def small(monkeypatch):
         vocab_size=32, width=16, n_layers=2, n_heads=2, mlp_width=24, scan=False
     )
     monkeypatch.setattr(lora, "MODEL", model)
-    cells = {"few": lora.Cell(2, 5), "all": lora.Cell(1, 6, lora.ALL)}
+    cells = {"few": lora.Cell(2, 5, 2), "all": lora.Cell(1, 6, 1, lora.ALL)}
     monkeypatch.setattr(lora, "CELLS", cells)
 
 
