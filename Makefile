@@ -43,7 +43,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora bench bench-memory bench-transformer clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora bench bench-memory bench-transformer bench-lm clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -102,6 +102,10 @@ bench-memory: $(INSTALLED) ## memory and time by gradient mode, inner steps and 
 bench-transformer: $(INSTALLED) ## the same for inner Adam steps on a transformer
 	$(RUN) -m experiments.benchmarks.transformer $(if $(OUT),--out '$(OUT)')
 
+bench-lm: $(PARITY_INSTALLED) ## generation beside transformers, and LoRA on many tasks beside peft
+	$(RUN) -m experiments.benchmarks.generation $(if $(OUT),--out '$(OUT)')
+	$(RUN) -m experiments.benchmarks.lora $(if $(OUT),--out '$(OUT)')
+
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -121,7 +125,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(PARITY_INSTALLED): $(INSTALLED)
-	@echo "Installing PyTorch and transformers, which language models are compared with, into $(VENV) (once) ..."
+	@echo "Installing PyTorch, transformers and peft, which language models are compared with, into $(VENV) (once) ..."
 	@$(PIP) install -c constraints.txt --group parity
 	@touch $@
 

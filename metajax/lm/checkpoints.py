@@ -15,6 +15,7 @@ import numpy as np
 
 from metajax._files import replacing, write_atomically
 from metajax.lm import hf_config, hf_names
+from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
 from metajax.models import Transformer, TransformerConfig
 from metajax.models.transformer import unstack_layers
@@ -58,7 +59,7 @@ def load_pretrained(
     """
     folder = _resolve(folder)
     file = folder / "config.json"
-    config = hf_config.from_hf(_read_json(file), str(file))
+    config = hf_config.from_hf(read_object(file), str(file))
     kind = config.dtype if dtype is None else jnp.dtype(dtype)
     config = dataclasses.replace(config, dtype=kind, scan=scan, remat=remat)
     params = _read_params(folder, dataclasses.replace(config, scan=True), kind)
@@ -131,24 +132,12 @@ def _resolve(folder: str | Path) -> Path:
         ) from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing: {file.parent} holds no checkpoint.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} isn't JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, got {type(content).__name__}.")
-    return content
-
-
 def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, Any]:
     """By canonical name: the file, its opened form, and the name in it."""
     from safetensors import SafetensorError, safe_open
 
     if (folder / INDEX).exists():
-        index = _read_json(folder / INDEX).get("weight_map")
+        index = read_object(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise CheckpointError(f"{folder / INDEX}: the field 'weight_map' is missing.")
         names = sorted(set(index.values()))

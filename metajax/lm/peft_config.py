@@ -1,6 +1,5 @@
 """The ``peft`` library's adapter_config.json: which modules have an adapter, its rank and scale."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metajax import _checks
+from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
 
 # What changes the function that an adapter computes, or trains other tensors.
@@ -41,12 +41,7 @@ class AdapterConfig:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        try:
-            self.fields = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} is missing or isn't JSON: {error}.") from error
-        if not isinstance(self.fields, dict):
-            raise CheckpointError(f"{file} must hold a JSON object.")
+        self.fields = read_object(file)
         self._must_be_one_of("peft_type", ("LORA",), None)
         self._must_be_one_of("bias", ("none",), "none")
         self._must_be_one_of("init_lora_weights", _INITIALISATIONS, True)

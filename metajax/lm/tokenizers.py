@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from metajax._files import write_atomically
 from metajax.lm import chat_templates
+from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
 
 
@@ -118,7 +119,7 @@ class CharTokenizer:
     def load(cls, path: str | Path) -> "CharTokenizer":
         """Reads what ``save`` wrote; a ValueError where the file isn't that."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_object(Path(path))
             return cls(content["characters"], tuple(content["specials"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"path: {path} holds no character tokenizer ({error!r}).") from error
@@ -260,18 +261,15 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     backend.no_truncation()  # tokenizer.json may ask for it, and for padding: that is for training
     backend.no_padding()
-    config = _json(folder / "tokenizer_config.json")
+    config = _object_if_there(folder / "tokenizer_config.json")
     # Older folders name special tokens in a file of their own.
-    named = {**_json(folder / "special_tokens_map.json"), **config}
+    named = {**_object_if_there(folder / "special_tokens_map.json"), **config}
     # A token is a string, or an object whose "content" is one; "add_bos_token" is neither.
     texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
     tokens = {k: v for k, v in texts.items() if k.endswith("_token") and isinstance(v, str)}
     return HFTokenizer(backend, tokens, chat_templates.read(folder, config.get("chat_template")))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _object_if_there(path: Path) -> dict[str, Any]:
     """What a JSON file says; nothing where it isn't there."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
+    return read_object(path) if path.is_file() else {}

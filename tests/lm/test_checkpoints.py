@@ -129,7 +129,7 @@ def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(CheckpointError, match="isn't JSON"):
         load_pretrained(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         load_pretrained(folder)
 
 

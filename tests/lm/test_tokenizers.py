@@ -212,7 +212,7 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer\.json hasn't: '<nothing>'"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json can't be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json isn't JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
