@@ -10,7 +10,8 @@ import pytest
 from metajax import lm
 from metajax.lm.sampling import filtered
 from metajax.models import Transformer, TransformerConfig
-from metajax.models.transformer import empty_cache, positions_of, unstack_layers
+from metajax.models.cache import empty_cache
+from metajax.models.transformer import positions_of, unstack_layers
 
 SIZES = {"vocab_size": 31, "width": 32, "n_layers": 2, "n_heads": 4, "max_length": 160}
 CONFIGS = {
