@@ -64,7 +64,7 @@ def generate(
     Args:
         model: a ``Transformer``, with ``scan`` or without.
         params: its parameters, or these from ``prepare``. Otherwise each call first copies the
-            blocks out of their stack, and on a CPU copies the matrices, transposed.
+            blocks out of their stack, and all to the devices of ``mesh``.
         prompts: token ids; see ``Prompts``.
         key: the random key, needed for a ``temperature``. Each prompt's and sample's tokens come
             from a key of their own.

@@ -1,10 +1,7 @@
 """Parameters in the form that decoding reads."""
 
-import functools
 from typing import Any, NamedTuple
 
-import flax.traverse_util
-import jax
 from jax.sharding import Mesh
 
 from metajax import devices
@@ -16,7 +13,7 @@ class Prepared(NamedTuple):
     """What ``generate`` and ``stream`` take in place of parameters, from ``prepare``.
 
     Attributes:
-        variables: the model's collections: blocks apart and, on a CPU, matrices transposed.
+        variables: the model's collections, with blocks apart, on the devices that read them.
     """
 
     variables: dict[str, Any]
@@ -24,7 +21,8 @@ class Prepared(NamedTuple):
 
 def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = None) -> Prepared:
     """Parameters as decoding reads them, for many calls of ``generate``, each of which would
-    otherwise do this for itself. It takes the memory of a further copy of the parameters.
+    otherwise do this for itself. Blocks that were stacked, and those
+    on a mesh's further devices, are copies.
 
     Args:
         params: a ``Transformer``'s parameters.
@@ -32,7 +30,7 @@ def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = N
         mesh: the devices that ``generate`` will share the prompts between.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from metajax import lm
         >>> from metajax.models import Transformer, TransformerConfig
         >>> model = Transformer(TransformerConfig(vocab_size=9, width=8, n_layers=1, n_heads=2))
@@ -43,17 +41,7 @@ def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = N
     """
     collections = {"params": params} if lora is None else {"params": params, "lora": lora}
     variables = {name: unstack_layers(tree) for name, tree in collections.items()}
-    if jax.default_backend() == "cpu":
-        flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-        kernels = {path: flat.pop(path) for path in list(flat) if path.endswith("/kernel")}
-        halves = {"params": flat, "transposed": _transposed(kernels)}
-        variables |= {
-            name: flax.traverse_util.unflatten_dict(half, sep="/") for name, half in halves.items()
-        }
     return Prepared(devices.replicate(variables, mesh))
-
-
-_transposed = jax.jit(functools.partial(jax.tree.map, lambda leaf: leaf.T))
 
 
 def variables_of(
