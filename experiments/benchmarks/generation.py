@@ -2,15 +2,18 @@
 
     python -m experiments.benchmarks.generation
 
-Greedy decoding in float32 of a GPT-2 of 125 million parameters and of a small model, from one
-checkpoint that both read. Each program's first call, which compiles, isn't counted; then they take
-turns. The tokens of both are compared before timing.
+Greedy decoding in float32 of a GPT-2 of 124 million parameters and of small models, from one
+checkpoint that all read. metajax decodes in two forms: on one JAX device, which shares each product
+between the cores, and with the prompts shared between devices, one a core. PyTorch takes the number
+of threads that is fastest for the model. Preparing parameters and each program's first call, which
+compiles, aren't counted; then they take turns. All tokens are compared before timing.
 """
 
 # PyTorch and transformers are installed for tests and benchmarks alone.
 # pyright: reportMissingImports=false
 
 import dataclasses
+import os
 import statistics
 import tempfile
 import time
@@ -25,6 +28,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
+import metajax
 from experiments.benchmarks import meta_step
 from experiments.benchmarks.report import provenance, say, write
 from metajax import lm, runs
@@ -67,8 +71,11 @@ class Config:
                 raise ValueError(f"models must be some of {', '.join(MODELS)}; got {name}")
 
 
-def programs(config: Config, name: str, folder: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """``program() -> new tokens [batch, new_tokens]`` of metajax and of transformers."""
+ONE, SHARED, PEER = "metajax", "metajax, prompts shared", "transformers"
+
+
+def programs(config: Config, name: str, folder: Path) -> dict[str, Callable[[int], np.ndarray]]:
+    """``program(new) -> new tokens [batch, new]`` of metajax's two forms and of transformers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
@@ -85,47 +92,71 @@ def programs(config: Config, name: str, folder: Path) -> dict[str, Callable[[], 
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tensor = torch.tensor(prompts)
 
-    def ours() -> np.ndarray:
-        generated = lm.generate(model, params, prompts, max_new_tokens=config.new_tokens)
-        return np.asarray(generated.tokens[:, 0])
+    def ours(mesh: Any) -> Callable[[int], np.ndarray]:
+        ready = lm.prepare(params, mesh=mesh)
+        return lambda new: np.asarray(
+            lm.generate(model, ready, prompts, max_new_tokens=new, mesh=mesh).tokens[:, 0]
+        )
 
-    def peer() -> np.ndarray:
+    def peer(new: int) -> np.ndarray:
         with torch.inference_mode():
             tokens = theirs.generate(
                 tensor,
                 attention_mask=torch.ones_like(tensor),
-                max_new_tokens=config.new_tokens,
-                min_new_tokens=config.new_tokens,
+                max_new_tokens=new,
+                min_new_tokens=new,
                 do_sample=False,
                 pad_token_id=0,
             )
         return tokens[:, config.prompt_length :].numpy()
 
-    return {"metajax": ours, "transformers": peer}
+    return {ONE: ours(None), SHARED: ours(metajax.task_mesh(config.batch)), PEER: peer}
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def choose_threads(program: Callable[[int], Any]) -> int:
+    """Sets PyTorch's number of threads to what is fastest for 16 tokens, and returns it."""
+    import torch
+
+    program(2)
+    times = {}
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        torch.set_num_threads(threads)
+        times[threads] = min(seconds_of(lambda: program(16)) for _ in range(2))
+    best = min(times, key=lambda threads: times[threads])
+    torch.set_num_threads(best)
+    return best
 
 
 def measure(config: Config, name: str) -> dict[str, Any]:
-    """Tokens a second of both, and how many of their tokens agree."""
+    """Tokens a second of all, and how many of metajax's tokens are transformers'."""
     with tempfile.TemporaryDirectory() as folder:
-        both = programs(config, name, Path(folder))
-    first = {program: call() for program, call in both.items()}
-    agreeing = float(np.mean(first["metajax"] == first["transformers"]))
-    seconds: dict[str, list[float]] = {program: [] for program in both}
+        calls = programs(config, name, Path(folder))
+    threads = choose_threads(calls[PEER])
+    first = {program: call(config.new_tokens) for program, call in calls.items()}
+    seconds: dict[str, list[float]] = {program: [] for program in calls}
     for _ in range(config.rounds):
-        for program, call in both.items():
-            start = time.perf_counter()
-            call()
-            seconds[program].append(time.perf_counter() - start)
+        for program, call in calls.items():
+            seconds[program].append(seconds_of(lambda call=call: call(config.new_tokens)))
     count = config.batch * config.new_tokens
     rates = {program: count / statistics.median(times) for program, times in seconds.items()}
     row = {
         "model": name,
         "tokens_a_second": rates,
-        "ratio": rates["metajax"] / rates["transformers"],
-        "agreeing_tokens": agreeing,
+        "ratio": {program: rates[program] / rates[PEER] for program in (ONE, SHARED)},
+        "agreeing_tokens": {
+            program: float(np.mean(first[program] == first[PEER])) for program in (ONE, SHARED)
+        },
+        "torch_threads": threads,
         "seconds": seconds,
     }
-    say(f"{name}: {rates['metajax']:,.0f} and {rates['transformers']:,.0f} tokens a second")
+    say(f"{name}: " + ", ".join(f"{program} {rate:,.0f}" for program, rate in rates.items()))
     return row
 
 
@@ -133,27 +164,30 @@ def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
         f"Greedy generation in float32: {result['batch']} prompts of {result['prompt_length']} "
-        f"tokens, {result['new_tokens']} new ones each; the median of {result['rounds']} calls.",
+        f"tokens, {result['new_tokens']} new ones each; the median of {result['rounds']} calls, in "
+        "tokens a second, and as a multiple of transformers'.",
         "",
-        "| model | metajax, tokens a second | transformers | ratio | tokens that agree |",
+        "| model | transformers (threads) | metajax, one device | prompts shared between cores "
+        "| tokens that agree |",
         "|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        ours, theirs = (row["tokens_a_second"][name] for name in ("metajax", "transformers"))
+        rates, ratios = row["tokens_a_second"], row["ratio"]
+        ours = " | ".join(f"{rates[name]:,.0f}, {ratios[name]:.2f} ×" for name in (ONE, SHARED))
         lines.append(
-            f"| {row['model']} | {ours:,.0f} | {theirs:,.0f} | {row['ratio']:.2f} × "
-            f"| {100 * row['agreeing_tokens']:.1f} % |"
+            f"| {row['model']} | {rates[PEER]:,.0f} ({row['torch_threads']}) | {ours} "
+            f"| {100 * min(row['agreeing_tokens'].values()):.1f} % |"
         )
     return "\n".join([*lines, "", *provenance(result)]) + "\n"
 
 
 def chart(result: dict[str, Any], path: Path) -> None:
-    """Tokens a second, a pair of bars a model."""
-    figure = Figure(figsize=(7, 0.9 * len(result["rows"]) + 1), dpi=72, layout="constrained")
+    """Tokens a second, a bar a program and model."""
+    figure = Figure(figsize=(7, 1.2 * len(result["rows"]) + 1), dpi=72, layout="constrained")
     axes = figure.subplots()
-    for offset, program in ((0.2, "metajax"), (-0.2, "transformers")):
+    for offset, program in ((0.27, ONE), (0.0, SHARED), (-0.27, PEER)):
         rates = [row["tokens_a_second"][program] for row in result["rows"]]
-        axes.barh([place + offset for place in range(len(rates))], rates, 0.38, label=program)
+        axes.barh([place + offset for place in range(len(rates))], rates, 0.25, label=program)
     axes.set_yticks(range(len(result["rows"])), [row["model"] for row in result["rows"]])
     axes.set_xscale("log")
     axes.set_xlabel("tokens a second")
@@ -178,6 +212,7 @@ def run(config: Config) -> str:
 def main() -> None:
     """The command line."""
     config = tyro.cli(Config, description=__doc__)
+    metajax.use_every_core()
     print(run(config))
     say(f"written to {config.out}")
 

@@ -4,6 +4,7 @@ from metajax.lm.checkpoints import load_pretrained, save_pretrained
 from metajax.lm.generation import Generated, generate, stream
 from metajax.lm.hf_config import CheckpointError
 from metajax.lm.peft_format import load_adapters, save_adapters
+from metajax.lm.prepared import Prepared, prepare
 from metajax.lm.tokenizers import CharTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 from metajax.lm.training import (
     TokenBatch,
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "Generated",
     "HFTokenizer",
+    "Prepared",
     "TokenBatch",
     "Tokenizer",
     "as_episodes",
@@ -29,6 +31,7 @@ __all__ = [
     "load_tokenizer",
     "next_token_loss",
     "pack",
+    "prepare",
     "row_sampler",
     "save_adapters",
     "save_pretrained",

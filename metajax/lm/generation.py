@@ -5,15 +5,17 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks
+from metajax import _checks, devices
+from metajax.lm.prepared import Prepared, variables_of
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
-from metajax.models.transformer import Cache, empty_cache, positions_of, unstack_layers
+from metajax.models.cache import Cache, empty_cache
+from metajax.models.transformer import positions_of
 from metajax.types import Params
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -40,7 +42,7 @@ class Generated(NamedTuple):
 
 def generate(
     model: Transformer,
-    params: Params,
+    params: Params | Prepared,
     prompts: Prompts,
     key: jax.Array | None = None,
     *,
@@ -52,6 +54,7 @@ def generate(
     samples: int = 1,
     allowed: Any = None,
     lora: Params | None = None,
+    mesh: Mesh | None = None,
 ) -> Generated:
     """Continues prompts, all at once, each token the likeliest or a random one.
 
@@ -59,9 +62,9 @@ def generate(
     token to each until all have stopped. It is compiled for each shape of its arguments.
 
     Args:
-        model: a ``Transformer``, with ``scan`` or without. Each call first copies the blocks out of
-            their stack, and on a CPU copies the matrices, transposed.
-        params: its parameters.
+        model: a ``Transformer``, with ``scan`` or without.
+        params: its parameters, or these from ``prepare``. Otherwise each call first copies the
+            blocks out of their stack, and all to the devices of ``mesh``.
         prompts: token ids; see ``Prompts``.
         key: the random key, needed for a ``temperature``. Each prompt's and sample's tokens come
             from a key of their own.
@@ -74,6 +77,8 @@ def generate(
         allowed: bools ``[vocab]``, ``[max_new_tokens, vocab]`` or
             ``[max_new_tokens, prompts, vocab]``: the tokens that may be chosen at each step.
         lora: low-rank factors beside ``params``.
+        mesh: devices that share the prompts, from ``metajax.task_mesh``; JAX's default device if
+            None. They don't wait for each other, and what is generated doesn't depend on them.
 
     Returns:
         A ``Generated``.
@@ -82,7 +87,8 @@ def generate(
         ValueError: an empty prompt, or a token that isn't in the vocabulary; prompt and new tokens
             longer than the model's ``max_length``; a temperature that isn't above 0, or one without
             a key; ``samples`` without a temperature; ``allowed`` of another shape, or that allows
-            nothing at some step; ``top_k``, ``top_p`` or stop tokens out of range.
+            nothing at some step; ``top_k``, ``top_p`` or stop tokens out of range; ``lora`` beside
+            prepared parameters; prompts that the devices can't share equally.
 
     Example:
         >>> from metajax.models import TransformerConfig
@@ -98,16 +104,19 @@ def generate(
     if temperature is None and samples > 1:
         raise ValueError(f"samples={samples} would all be the same: give a temperature.")
     tokens, real = _padded(prompts, config, max_new_tokens)
+    devices.equal_share("prompts", len(tokens), mesh)
     allowed = allowed_of(allowed, max_new_tokens, len(tokens), config.vocab_size)
     key = jax.random.key(0) if key is None else key
-    variables = _variables(params, lora)
-    rows = _generate(variables, tokens, real, key, allowed, config, choice, max_new_tokens, samples)
+    variables = variables_of(params, lora, mesh)
+    rows = _generate(
+        variables, tokens, real, key, allowed, config, choice, max_new_tokens, samples, mesh
+    )
     return Generated(*(row.reshape(len(tokens), samples, *row.shape[1:]) for row in rows))
 
 
 def stream(
     model: Transformer,
-    params: Params,
+    params: Params | Prepared,
     prompt: Sequence[int],
     key: jax.Array | None = None,
     *,
@@ -135,7 +144,8 @@ def stream(
     choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
     tokens, real = _padded([prompt], config, max_new_tokens)
     key = jax.random.key(0) if key is None else key
-    return _stream(_variables(params, lora), tokens, real, key, config, choice, max_new_tokens)
+    variables = variables_of(params, lora, None)
+    return _stream(variables, tokens, real, key, config, choice, max_new_tokens)
 
 
 def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Iterator[int]:
@@ -147,23 +157,6 @@ def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Ite
         if int(token[0]) in choice.stop_tokens or step + 1 == max_new_tokens:
             return
         logits, cache = _decode(variables, token, place + step, cache, config)
-
-
-def _variables(params: Params, lora: Params | None) -> dict[str, Any]:
-    """The collections that decoding reads: blocks apart and, on a CPU, matrices transposed."""
-    collections = {"params": params} if lora is None else {"params": params, "lora": lora}
-    variables = {name: unstack_layers(tree) for name, tree in collections.items()}
-    if jax.default_backend() == "cpu":
-        flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
-        kernels = {path: flat.pop(path) for path in list(flat) if path.endswith("/kernel")}
-        halves = {"params": flat, "transposed": _transposed(kernels)}
-        variables |= {
-            name: flax.traverse_util.unflatten_dict(half, sep="/") for name, half in halves.items()
-        }
-    return variables
-
-
-_transposed = jax.jit(functools.partial(jax.tree.map, lambda leaf: leaf.T))
 
 
 def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,9 +216,24 @@ def _decode(variables, token, place, cache: Cache, config: TransformerConfig):
     return logits[:, -1], cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "choice", "new", "samples"))
-def _generate(variables, tokens, real, key, allowed, config, choice, new: int, samples: int):
+@functools.partial(jax.jit, static_argnames=("config", "choice", "new", "samples", "mesh"))
+def _generate(
+    variables, tokens, real, key, allowed, config, choice, new: int, samples: int, mesh: Mesh | None
+):
     """Tokens, log-probabilities and lengths, of ``prompts * samples`` rows."""
+    every, rows = PartitionSpec(), PartitionSpec(devices.AXIS)
+    each = allowed is not None and allowed.shape[1] > 1
+    own = devices.share(
+        functools.partial(_rows, config=config, choice=choice, new=new, samples=samples),
+        mesh,
+        in_specs=(every, rows, rows, rows, PartitionSpec(None, devices.AXIS) if each else every),
+        out_specs=rows,
+    )
+    return own(variables, tokens, real, row_keys(key, len(tokens) * samples), allowed)
+
+
+def _rows(variables, tokens, real, keys, allowed, *, config, choice, new: int, samples: int):
+    """``_generate`` of one device's prompts, with a key for each of their rows."""
     logits, cache, place = _prefill(variables, tokens, real, config, new)
     if samples > 1:
         repeat = functools.partial(jnp.repeat, repeats=samples, axis=0)
@@ -234,7 +242,6 @@ def _generate(variables, tokens, real, key, allowed, config, choice, new: int, s
         if allowed is not None and allowed.shape[1] > 1:
             allowed = jnp.repeat(allowed, samples, axis=1)
     rows = logits.shape[0]
-    keys = row_keys(key, rows)
     stops = jnp.array(choice.stop_tokens, jnp.int32)
 
     def record(state, step, logits):

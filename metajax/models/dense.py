@@ -51,14 +51,10 @@ class Dense(nn.Module):
         """Outputs ``[..., features]`` of inputs ``[..., n]``, in ``output_dtype`` if given."""
         output_dtype = output_dtype or self.dtype
         x = x.astype(self.dtype)
-        if self.has_variable("transposed", "kernel"):
-            rows: Any = self.get_variable("transposed", "kernel")
-            y = times_rows(x, rows.astype(self.dtype), output_dtype)
-        else:
-            kernel = self.param(
-                "kernel", nn.initializers.normal(self.scale), (x.shape[-1], self.features)
-            )
-            y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=output_dtype)
+        kernel = self.param(
+            "kernel", nn.initializers.normal(self.scale), (x.shape[-1], self.features)
+        )
+        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=output_dtype)
         if self.has_variable("lora", "kernel"):
             factors: Any = self.get_variable("lora", "kernel")
             a, b = (side.astype(self.dtype) for side in (factors.a, factors.b))

@@ -66,25 +66,40 @@ class Rotary:
         return kept * frequencies + (1 - kept) * frequencies / self.factor
 
 
-def rotate(x: jax.Array, positions: jax.Array, rotary: Rotary) -> jax.Array:
+def rotations(positions: jax.Array, rotary: Rotary, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines ``[batch, length, 1, head_dim / 2]`` for ``rotate``, in float32.
+
+    Args:
+        positions: ``[batch, length]``.
+        rotary: base and scaling.
+        head_dim: width of a head.
+
+    Example:
+        >>> cos, _ = rotations(jnp.array([[0, 2]]), Rotary(), 2)  # cos 0, cos 2
+        >>> cos.ravel()
+        Array([ 1.        , -0.41614684], dtype=float32)
+    """
+    frequencies = jnp.asarray(rotary.frequencies(head_dim), jnp.float32)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns features i and i + d/2 of each head by its position times frequency i.
 
     Args:
         x: ``[batch, length, heads, d]``.
-        positions: ``[batch, length]``.
-        rotary: base and scaling.
+        turns: from ``rotations``.
 
     Returns:
         The same shape and type; computed in float32.
 
     Example:
         >>> x = jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
-        >>> rotate(x, jnp.array([[2]]), Rotary()).ravel()  # cos 2, sin 2
+        >>> rotate(x, rotations(jnp.array([[2]]), Rotary(), 2)).ravel()  # cos 2, sin 2
         Array([-0.41614684,  0.9092974 ], dtype=float32)
     """
-    frequencies = jnp.asarray(rotary.frequencies(x.shape[-1]), jnp.float32)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = turns
     first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

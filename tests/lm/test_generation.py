@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metajax
 from metajax import lm
 from metajax.lm.sampling import filtered
 from metajax.models import Transformer, TransformerConfig
-from metajax.models.transformer import empty_cache, positions_of, unstack_layers
+from metajax.models.cache import empty_cache
+from metajax.models.transformer import positions_of, unstack_layers
 
 SIZES = {"vocab_size": 31, "width": 32, "n_layers": 2, "n_heads": 4, "max_length": 160}
 CONFIGS = {
@@ -170,6 +172,50 @@ def test_a_stream_is_what_generate_returns(small):
     whole = lm.generate(model, params, [[1, 2, 3]], key, **options)
     streamed = list(lm.stream(model, params, [1, 2, 3], key, **options))
     assert streamed == whole.tokens[0, 0, : int(whole.lengths[0, 0])].tolist()
+
+
+def test_devices_that_share_the_prompts_change_nothing(small):
+    model, params = small
+    prompts = [*PROMPTS, [14]]
+    mesh = metajax.task_mesh(4)
+    assert mesh.size == 2
+    allowed = np.ones((6, 4, 31), bool)
+    allowed[:, 2, ::2] = False
+    drawn = {"temperature": 1.0, "samples": 3, "allowed": allowed, "stop_tokens": [3, 9, 17]}
+    for options in ({}, drawn):
+        one, both = (
+            lm.generate(
+                model, params, prompts, jax.random.key(5), max_new_tokens=6, mesh=where, **options
+            )
+            for where in (None, mesh)
+        )
+        assert both.tokens.tolist() == one.tokens.tolist()
+        assert both.lengths.tolist() == one.lengths.tolist()
+        np.testing.assert_allclose(both.log_probs, one.log_probs, rtol=0, atol=1e-5)
+    assert not (one.tokens[2] % 2 == 0)[one.tokens[2] > 0].any()
+
+
+def test_prepared_parameters_generate_the_same(small):
+    model, params = small
+    wanted = lm.generate(model, params, [[1, 2], [3]], max_new_tokens=5)
+    for mesh in (None, metajax.task_mesh(2)):
+        ready = lm.prepare(params, mesh=mesh)
+        found = lm.generate(model, ready, [[1, 2], [3]], max_new_tokens=5, mesh=mesh)
+        assert found.tokens.tolist() == wanted.tokens.tolist()
+    streamed = list(lm.stream(model, lm.prepare(params), [1, 2], max_new_tokens=5))
+    assert streamed == wanted.tokens[0, 0].tolist()
+
+
+def test_factors_beside_prepared_parameters_are_named(small):
+    model, params = small
+    with pytest.raises(ValueError, match="lora must be given to prepare"):
+        lm.generate(model, lm.prepare(params), [[1]], max_new_tokens=1, lora={})
+
+
+def test_prompts_that_devices_cannot_share_are_named(small):
+    model, params = small
+    with pytest.raises(ValueError, match="prompts, 3, can't be shared equally by the 2 devices"):
+        lm.generate(model, params, PROMPTS, max_new_tokens=1, mesh=metajax.task_mesh(2))
 
 
 def test_a_second_call_compiles_nothing(small):

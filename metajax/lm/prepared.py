@@ -1,0 +1,55 @@
+"""Parameters in the form that decoding reads."""
+
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from metajax import devices
+from metajax.models.transformer import unstack_layers
+from metajax.types import Params
+
+
+class Prepared(NamedTuple):
+    """What ``generate`` and ``stream`` take in place of parameters, from ``prepare``.
+
+    Attributes:
+        variables: the model's collections, with blocks apart, on the devices that read them.
+    """
+
+    variables: dict[str, Any]
+
+
+def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = None) -> Prepared:
+    """Parameters as decoding reads them, for many calls of ``generate``, each of which would
+    otherwise do this for itself. Blocks that were stacked, and those
+    on a mesh's further devices, are copies.
+
+    Args:
+        params: a ``Transformer``'s parameters.
+        lora: low-rank factors beside them.
+        mesh: the devices that ``generate`` will share the prompts between.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from metajax import lm
+        >>> from metajax.models import Transformer, TransformerConfig
+        >>> model = Transformer(TransformerConfig(vocab_size=9, width=8, n_layers=1, n_heads=2))
+        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> ready = prepare(params)
+        >>> lm.generate(model, ready, [[1, 2, 3]], max_new_tokens=5).tokens.shape
+        (1, 1, 5)
+    """
+    collections = {"params": params} if lora is None else {"params": params, "lora": lora}
+    variables = {name: unstack_layers(tree) for name, tree in collections.items()}
+    return Prepared(devices.replicate(variables, mesh))
+
+
+def variables_of(
+    params: Params | Prepared, lora: Params | None, mesh: Mesh | None
+) -> dict[str, Any]:
+    """The model's collections; raises a ValueError for ``lora`` beside what is prepared."""
+    if not isinstance(params, Prepared):
+        return prepare(params, lora=lora, mesh=mesh).variables
+    if lora is not None:
+        raise ValueError("lora must be given to prepare, since params are prepared; got both here.")
+    return devices.replicate(params.variables, mesh)
