@@ -21,8 +21,8 @@ class Prepared(NamedTuple):
 
 def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = None) -> Prepared:
     """Parameters as decoding reads them, for many calls of ``generate``, each of which would
-    otherwise do this for itself. Blocks that were stacked, and those
-    on a mesh's further devices, are copies.
+    otherwise do this for itself. Blocks that were stacked, and what a mesh's further devices
+    hold, are copies.
 
     Args:
         params: a ``Transformer``'s parameters.
