@@ -44,27 +44,38 @@ class Trainer(NamedTuple):
         step: ``step(state) -> (state, metrics)``, one outer step, compiled; ``state`` is donated.
         run: ``run(state, steps) -> (state, metrics)``, many outer steps, every metric ``[steps]``;
             ``state`` is donated. It is one dispatch, compiled once for each value of ``steps``.
+
+    Both take ``data=`` in place of what ``meta_trainer`` was given: arrays of the same shapes and
+    dtypes, for which nothing is compiled again.
     """
 
     init: Callable[[Params, jax.Array], TrainState]
-    step: Callable[[TrainState], tuple[TrainState, Metrics]]
-    run: Callable[[TrainState, int], tuple[TrainState, Metrics]]
+    step: Callable[..., tuple[TrainState, Metrics]]
+    run: Callable[..., tuple[TrainState, Metrics]]
 
 
-def hoist_constants(sample: Sampler) -> tuple[Callable[[PyTree, jax.Array], Episode], PyTree]:
+def hoist_constants(
+    sample: Callable[..., Episode], *data: PyTree
+) -> tuple[Callable[..., Episode], PyTree]:
     """Turns the arrays that a sampler closes over into an argument.
 
     A data set that is a constant of the compiled program would be written into it, copied, and
     perhaps folded at compile time.
 
+    Args:
+        sample: ``sample(key, *data) -> Episode``.
+        *data: examples of its further arguments.
+
     Returns:
-        ``(function, constants)`` with ``function(constants, key)`` equal to ``sample(key)``.
+        ``(function, constants)``, with ``function(constants, key, *data)`` equal to
+        ``sample(key, *data)``.
     """
-    jaxpr, shape = jax.make_jaxpr(sample, return_shape=True)(jax.random.key(0))
+    jaxpr, shape = jax.make_jaxpr(sample, return_shape=True)(jax.random.key(0), *data)
     treedef = jax.tree.structure(shape)
 
-    def function(constants, key):
-        return treedef.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, constants, key))
+    def function(constants, key, *data):
+        leaves = jax.tree.leaves(data)
+        return treedef.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, constants, key, *leaves))
 
     return function, [jnp.asarray(constant) for constant in jaxpr.consts]
 
@@ -83,9 +94,10 @@ def episode_keys(
 def meta_trainer(
     learner: Learner | Callable[[jax.Array], Learner],
     optimizer: optax.GradientTransformation,
-    sample: Sampler,
+    sample: Sampler | Callable[[jax.Array, PyTree], Episode],
     *,
     meta_batch: int,
+    data: PyTree = None,
     tasks_per_chunk: TasksPerChunk = None,
     memory_budget: int | None = None,
     carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
@@ -103,6 +115,8 @@ def meta_trainer(
         sample: ``sample(key) -> Episode``, pure JAX. Arrays that it closes over, such as the data
             set, stay on the device and are not copied into the program.
         meta_batch: how many tasks an outer step takes.
+        data: arrays that ``sample`` gets as its second argument, if any; those that change between
+            calls of ``step`` and ``run``, which take others of the same shapes.
         tasks_per_chunk: how many of them are computed together; see ``metajax.meta_gradient``.
         memory_budget: bytes that these may take, with ``tasks_per_chunk="auto"``; as there.
         carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update, for what
@@ -119,7 +133,7 @@ def meta_trainer(
 
     Raises:
         ValueError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer, or
-            the devices can't share ``meta_batch`` equally.
+            the devices can't share ``meta_batch`` equally, or ``data`` of a call has other shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -140,8 +154,10 @@ def meta_trainer(
     def learner_at(step) -> Learner:
         return learner if isinstance(learner, Learner) else learner(step)
 
-    draw, constants = hoist_constants(sample)
-    constants = devices.replicate(constants, mesh)
+    extra = () if data is None else (jax.tree.map(jnp.asarray, data),)
+    draw, hoisted = hoist_constants(sample, *extra)
+    # What the programs take beside the state: what sample closes over, and its data.
+    constants = devices.replicate((hoisted, extra), mesh)
 
     def init(params: Params, key: jax.Array) -> TrainState:
         if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -155,7 +171,7 @@ def meta_trainer(
     def means_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
         """Gradient and metrics: their means over this device's tasks."""
         keys = episode_keys(state.key, state.step, own, devices.first_task(own, mesh))
-        episodes = jax.vmap(draw, in_axes=(None, 0))(constants, keys)
+        episodes = jax.vmap(lambda key: draw(constants[0], key, *constants[1]))(keys)
         gradient_fn = meta_gradient(
             learner_at(state.step), tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
         )
@@ -174,10 +190,22 @@ def meta_trainer(
         step, run = _a_program_a_device(means_of_step, update, mesh)
     else:
         step, run = _one_program(means_of_step, update, mesh)
+
+    def with_data(data: PyTree) -> PyTree:
+        if data is None:
+            return constants
+        arrays = (jax.tree.map(jnp.asarray, data),)
+        shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (extra, arrays)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"data must be arrays like {shapes[0]}, got {shapes[1]}.")
+        return constants[0], devices.replicate(arrays, mesh)
+
     return Trainer(
         init,
-        lambda state: step(state, constants),
-        lambda state, steps: run(state, constants, _checks.positive_int("steps", steps)),
+        lambda state, *, data=None: step(state, with_data(data)),
+        lambda state, steps, *, data=None: run(
+            state, with_data(data), _checks.positive_int("steps", steps)
+        ),
     )
 
 

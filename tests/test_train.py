@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import toy
+from compilations import no_compilation
 
 import metajax
 from metajax.train import episode_keys, hoist_constants
@@ -163,3 +164,20 @@ def test_carry_takes_what_has_no_gradient_along():
 def test_bad_input_is_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("mesh", [None, metajax.task_mesh(4)], ids=["one", "shared"])
+def test_data_of_a_call_takes_the_place_of_what_was_given_and_compiles_nothing(mesh):
+    def sample(key, data):
+        return toy.make_sampler()(key)._replace(support=data)
+
+    first, second = (toy.make_sampler()(jax.random.key(seed)).support for seed in (0, 1))
+    trainer = make_trainer(sample, data=first, mesh=mesh)
+    trainer.run(start(trainer), 3)
+    state = start(trainer)
+    with no_compilation():
+        state, _ = trainer.run(state, 3, data=second)
+    expected = make_trainer(sample, data=second, mesh=mesh)
+    assert_equal(state.params, expected.run(start(expected), 3)[0].params)
+    with pytest.raises(ValueError, match="data must be arrays like"):
+        trainer.step(state, data=jnp.zeros(7))
