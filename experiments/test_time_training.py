@@ -10,7 +10,9 @@ documents of the examples in several orders, every one predicted from those befo
 Akyürek et al. 2024, "The Surprising Effectiveness of Test-Time Training for Few-Shot Learning"
 (arXiv 2411.07279), is where both together, with factors for each task, are from.
 
-EXPECTED
+Expected, words of held-out rules that are right (300 tasks): 2.0 ± 0.8 % without adaptation,
+24.2 ± 4.1 in context, 12.1 ± 2.3 by test-time training alone, 38.7 ± 4.1 by both; 6 and a half
+minutes on two CPU cores, beside other work, 3 and a half of them for the base model.
 """
 
 import dataclasses
