@@ -7,9 +7,10 @@ Compared, on held-out compositions and at as many inner steps, are factors from 
 Adam at the best of several rates, chosen on tasks of seen families; and a smaller model whose
 weights are all meta-trained, and all adapted, from scratch.
 
-Expected, words of held-out rules that are right (300 tasks): 37.5 ± 4.2 % from meta-learned factors,
-13.2 ± 2.0 from zero by Adam and 4.9 ± 1.2 by SGD. The model from scratch learns next to nothing in
-so few meta-steps, 0.7 ± 0.4. Without the base model 12 minutes on two CPU cores, beside other work.
+Expected, words of held-out rules that are right (300 tasks): 37.5 ± 4.2 % from meta-learned
+factors, 13.2 ± 2.0 from zero by Adam and 4.9 ± 1.2 by SGD. The model from scratch learns next to
+nothing in so few meta-steps, 0.7 ± 0.4. Without the base model 12 minutes on two CPU cores, beside
+other work.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.config import RunConfig, RunError, check_positive, command, guard, parse
-from metajax.runs.fit import Fitted, NonFiniteError, fit
+from metajax.runs.fit import Fitted, NonFiniteError, fit, progress
 from metajax.runs.folder import Run, create, open_run
 from metajax.runs.metrics import MetricsLog, read_metrics
 from metajax.runs.report import Report, Row, environment, format_table, write_report
@@ -26,6 +26,7 @@ __all__ = [
     "guard",
     "open_run",
     "parse",
+    "progress",
     "read_metrics",
     "write_report",
 ]

@@ -82,7 +82,7 @@ def fit(
             state = restored[0]
         step = int(state.step)
         log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
-        bar = stack.enter_context(_progress(run.name, step, steps))
+        bar = stack.enter_context(progress(run.name, step, steps))
         stop = stack.enter_context(_stop_requests())
         if restored is None:
             checkpoints.save(step, state)
@@ -149,12 +149,17 @@ def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
     )
 
 
-def _progress(name: str, step: int, steps: int) -> Any:
+def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
+    """A bar with a rate and the time that is left.
+
+    >>> with progress("rounds", 0, 2, unit="round") as bar:
+    ...     _ = bar.update(2)
+    """
     # Into a log file, a line now and then; on a terminal, a bar that moves.
     interval = 0.1 if sys.stderr.isatty() else 30.0
     width = min(shutil.get_terminal_size().columns, 110)
     return tqdm.tqdm(
-        total=steps, initial=step, desc=name, unit="step", mininterval=interval, ncols=width
+        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width
     )
 
 

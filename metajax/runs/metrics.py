@@ -77,14 +77,16 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.close()
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line; it is on its way to the disk when this returns."""
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one line, of numbers and words; it is on its way to the disk when this returns."""
         record = {"step": step, **values}
         self.records.append(record)
         self._file.write(_line(record))
         self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
+                if not isinstance(value, int | float):
+                    continue
                 self._writer.add_scalar(name, value, step)
 
 

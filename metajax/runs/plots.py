@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -84,6 +85,42 @@ def inner_steps(path: Path, curves: Sequence[Curve], *, ylabel: str, log: bool =
     axes.set(xlabel="inner steps", ylabel=ylabel)
     # Above the axes: a long label would hide the curves.
     figure.legend(loc="outside upper center", fontsize=8)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def by_level(
+    path: Path,
+    rounds: Mapping[int, tuple[Sequence[int], Sequence[float]]],
+    *,
+    control: tuple[Sequence[int], Sequence[float]] | None,
+    trained: int,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """Draws scores against how hard the tasks are, a curve for each round of self-evolution.
+
+    Args:
+        path: the PNG file to write.
+        rounds: by number, levels and scores; round 0 is the model before the first one.
+        control: levels and scores of a model that was trained as long on real data alone.
+        trained: the hardest level of the real data, where a line is drawn.
+        xlabel: what a level is.
+        ylabel: what the scores are, with their unit.
+    """
+    figure, axes = _figure(7.0, 4.2)
+    last = max(rounds)
+    for number, (levels, scores) in sorted(rounds.items()):
+        colour = colormaps["viridis"](0.95 * number / max(last, 1))
+        named = number in (0, last) or number % max(1, round(last / 5)) == 0
+        axes.plot(
+            levels, scores, color=colour, linewidth=1.3, label=f"round {number}" if named else None
+        )
+    if control is not None:
+        axes.plot(*control, "--", color="tab:red", linewidth=1.5, label="control: real data only")
+    axes.axvline(trained, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
+    axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     _save(figure, path)
 

@@ -1,0 +1,203 @@
+"""What the experiments in self-evolution share: the base model, the rounds, and their records."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import metajax
+from metajax import lm, runs
+from metajax._files import write_atomically
+from metajax.evolve import EvolveState, Parts, RoundReport, evolve
+from metajax.evolve.data import Data, rows_of
+from metajax.runs import plots
+
+Scores = Mapping[str, float]
+
+
+class Trained(NamedTuple):
+    """A model before its first round.
+
+    Attributes:
+        params: θ_0.
+        seconds: what its training took.
+        tokens: that it was trained on.
+    """
+
+    params: Any
+    seconds: float
+    tokens: int
+
+
+def base_model(
+    run: runs.Run,
+    apply: metajax.losses.Apply,
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    data: Data,
+    *,
+    steps: int,
+    rows: int,
+    row_length: int,
+    micro_batches: int,
+    prompts_too: bool,
+    pool: int = 16384,
+) -> Trained:
+    """Gathers the first knowledge: trains on real data, in the run's folder ``base``."""
+    key_rows, key_train = jax.random.split(jax.random.fold_in(jax.random.key(run.config.seed), 1))
+    packed = rows_of(
+        data, np.array([1.0, 0.0]), key_rows, rows=pool, length=row_length, prompts_too=prompts_too
+    )
+    draw = lm.row_sampler(packed, batch=rows // micro_batches)
+    trainer = metajax.meta_trainer(
+        lm.supervised(lm.next_token_loss(apply)),
+        optimizer,
+        lm.as_episodes(draw),
+        meta_batch=micro_batches,
+        mesh=metajax.task_mesh(micro_batches),
+    )
+    tokens = round(rows * (row_length + 1) * float((packed.segments != 0).mean()))
+    part = run._replace(name="base model", path=run.path / "base")
+    fitted = runs.fit(
+        part,
+        trainer,
+        trainer.init(params, key_train),
+        steps=steps,
+        per_step={"tokens": tokens},
+    )
+    plots.training_curve(part.path / "training.png", fitted.metrics, adapts=False)
+    return Trained(jax.device_get(fitted.state.params), fitted.seconds, tokens * steps)
+
+
+class Followed(NamedTuple):
+    """What the rounds left.
+
+    Attributes:
+        state: after the last round.
+        records: a line for each round, as in ``rounds/metrics.jsonl``.
+        stopped: why the loop ended.
+    """
+
+    state: EvolveState
+    records: list[dict[str, Any]]
+    stopped: str
+
+
+def follow(
+    run: runs.Run,
+    parts: Parts,
+    state: EvolveState,
+    *,
+    scores: Callable[[Any], Scores],
+    name: str = "rounds",
+    patience: int = 3,
+) -> Followed:
+    """Runs the loop in the run's folder ``rounds``, from its last checkpoint if the run resumes.
+
+    After each round the state is written, whole or not at all, and a line of metrics with
+    ``scores(params)``; that of round 0 is of the model before.
+    """
+    folder = run.path / name
+    total = len(state.memory.weights)
+    with runs.Checkpoints(folder / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(state) if run.config.resume else None
+        if restored is not None:
+            state = restored[0]
+        done = int(state.round)
+        with (
+            runs.MetricsLog(folder, step=done, tensorboard=run.config.tensorboard) as log,
+            runs.progress(name, done, total, unit="round") as bar,
+        ):
+            if restored is None:
+                log.append(0, dict(scores(state.train.params)))
+                checkpoints.save(0, state)
+            for after, report in evolve(parts, state, patience=patience):
+                state = after
+                record = flat(report) | dict(scores(state.train.params))
+                log.append(report.round, record)
+                checkpoints.save(report.round, state)
+                bar.set_postfix(_shown(report), refresh=False)
+                bar.update(1)
+            stopped = log.records[-1].get("stopped") or "the loop had ended before"
+            return Followed(state, list(log.records), stopped)
+
+
+def flat(report: RoundReport) -> dict[str, Any]:
+    """A report as one line of numbers and words."""
+    record = report._asdict()
+    decision, levels = record.pop("decision"), record.pop("levels")
+    record |= {"first_level": levels.first, "last_level": levels.last}
+    del record["round"]
+    for name in ("metrics", "tokens", "seconds"):
+        record |= {f"{name}_{key}": value for key, value in record.pop(name).items()}
+    if decision is not None:
+        for group in decision.before:
+            record[f"{group}_before"] = decision.before[group]
+            record[f"{group}_after"] = decision.after[group]
+            record[f"{group}_change_at_least"] = decision.lowest[group]
+        record["decision"] = decision.reason
+    return record
+
+
+def _shown(report: RoundReport) -> dict[str, str]:
+    level = f"{report.levels.last}"
+    verdict = "accepted" if report.accepted else "refused" if report.decision else "nothing kept"
+    return {"level": level, "kept": f"{report.kept:.0%}", "θ": verdict}
+
+
+def rounds_table(records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """The columns of a table of rounds."""
+    shown = [record for record in records if record["step"] > 0]
+    share = lambda name: [
+        "–" if record.get(name) is None else f"{100 * record[name]:.1f}" for record in shown
+    ]
+    return {
+        "round": [str(record["step"]) for record in shown],
+        "levels": [
+            str(r["last_level"])
+            if r["first_level"] == r["last_level"]
+            else f"{r['first_level']}–{r['last_level']}"
+            for r in shown
+        ],
+        "valid": share("valid"),
+        "new": share("unique"),
+        "right before the verifier": share("raw_accuracy"),
+        "kept": share("kept"),
+        "right of the kept": share("label_accuracy"),
+        "gate, known": [_change(record, "known") for record in shown],
+        "gate, frontier": [_change(record, "frontier") for record in shown],
+        "θ": ["accepted" if record["accepted"] else "kept as it was" for record in shown],
+    }
+
+
+def _change(record: Mapping[str, Any], group: str) -> str:
+    if f"{group}_before" not in record:
+        return "–"
+    return f"{100 * record[f'{group}_before']:.1f} → {100 * record[f'{group}_after']:.1f}"
+
+
+def seconds_of(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of each part over all rounds, from their lines."""
+    found: dict[str, float] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith("seconds_"):
+                found[name[8:]] = found.get(name[8:], 0.0) + value
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def replaced(config: Any, **defaults: Any) -> Any:
+    """The config with defaults in place of what is None."""
+    return dataclasses.replace(
+        config, **{name: value for name, value in defaults.items() if getattr(config, name) is None}
+    )

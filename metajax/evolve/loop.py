@@ -1,0 +1,367 @@
+"""The loop: propose, solve, verify, learn, and accept or go back. θ_{t+1} = f(θ_t, D_t)."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import _checks
+from metajax.evolve.curricula import Curriculum
+from metajax.evolve.data import Data, Round, examples_of
+from metajax.evolve.gates import Decision, Gate, HeldOut, held_out_marks
+from metajax.evolve.proposers import without_repetitions
+from metajax.evolve.solve import chosen
+from metajax.evolve.types import (
+    Answers,
+    Attempts,
+    Examples,
+    Levels,
+    Proposer,
+    Solver,
+    Tasks,
+    Verdict,
+    Verifier,
+)
+from metajax.evolve.updates import Update
+from metajax.evolve.verifiers import is_right
+from metajax.train import TrainState
+from metajax.types import Params
+
+
+class Memory(NamedTuple):
+    """The examples of all rounds, in arrays whose size is fixed from the start.
+
+    Attributes:
+        tokens: ``[rounds, n, width]``, int16 or int32.
+        prompt: ``[rounds, n]``.
+        lengths: ``[rounds, n]``.
+        weights: ``[rounds, n]``; 0 of rounds that were refused, or are still to come.
+    """
+
+    tokens: np.ndarray
+    prompt: np.ndarray
+    lengths: np.ndarray
+    weights: np.ndarray
+
+
+class EvolveState(NamedTuple):
+    """All that the loop needs to go on, as arrays, so that it can be a checkpoint.
+
+    Attributes:
+        train: θ_t and its optimizer.
+        key: the loop's random key; a round's are folded from it and the round's number.
+        round: rounds that are over, int32 scalar.
+        levels: first and last level of the next round, int32 ``[2]``.
+        refusals: rounds in a row that brought nothing, int32 scalar.
+        memory: what was learned from.
+    """
+
+    train: TrainState
+    key: jax.Array
+    round: jax.Array
+    levels: jax.Array
+    refusals: jax.Array
+    memory: Memory
+
+
+class Parts(NamedTuple):
+    """What the loop is made of; each part can be another.
+
+    Attributes:
+        propose: poses tasks.
+        solve: answers them.
+        verifier: says what can be trusted.
+        update: f.
+        gate: decides between θ_t and θ_{t+1}.
+        curriculum: how hard tasks are.
+        real: ``real(key) -> Examples``, real data for a round.
+        held_out: ``held_out(levels) -> HeldOut``, always the same tasks for the same levels.
+        oracle: ``oracle(tasks) -> Answers``, for the report alone; None where nobody knows.
+        tamper: ``tamper(round, attempts) -> attempts``, what happens to answers before they are
+            verified, for experiments with damaged labels; None for nothing.
+    """
+
+    propose: Proposer
+    solve: Solver
+    verifier: Verifier
+    update: Update
+    gate: Gate
+    curriculum: Curriculum
+    real: Callable[[jax.Array], Examples]
+    held_out: Callable[[Levels], HeldOut]
+    oracle: Callable[[Tasks], Answers] | None = None
+    tamper: Callable[[int, Attempts], Attempts] | None = None
+
+
+class RoundReport(NamedTuple):
+    """What a round did. Shares are in [0, 1].
+
+    Attributes:
+        round: its number, from 1 on.
+        levels: of its tasks.
+        proposals: how many texts were proposed.
+        valid: share that are tasks.
+        unique: share that are tasks which weren't there yet, in this round or held out.
+        agreement: mean agreement of these.
+        kept: share of the proposals with a weight above 0.
+        label_accuracy: share of the kept labels that are right, as an oracle says; None without
+            one, or where nothing is kept.
+        raw_accuracy: share of all labels that are right, before the verifier; as above.
+        decision: the gate's; None where nothing was kept, so that nothing was learned.
+        accepted: whether θ_{t+1} was taken.
+        uses_oracle: whether the verifier knows right answers.
+        metrics: the update's, means over the round's last tenth.
+        tokens: trained on, and generated: ``{"trained": ..., "generated": ...}``.
+        seconds: by part.
+        stopped: why the loop ends here; None where it goes on.
+    """
+
+    round: int
+    levels: Levels
+    proposals: int
+    valid: float
+    unique: float
+    agreement: float
+    kept: float
+    label_accuracy: float | None
+    raw_accuracy: float | None
+    decision: Decision | None
+    accepted: bool
+    uses_oracle: bool
+    metrics: Mapping[str, float]
+    tokens: Mapping[str, int]
+    seconds: Mapping[str, float]
+    stopped: str | None = None
+
+
+def start(
+    parts: Parts,
+    params: Params,
+    key: jax.Array,
+    *,
+    rounds: int,
+    proposals: int,
+    longest: int,
+    vocab_size: int,
+) -> EvolveState:
+    """The state before the first round.
+
+    Args:
+        parts: the loop's.
+        params: θ_0: the model that has gathered its first knowledge.
+        key: the random key.
+        rounds: for how many there is room.
+        proposals: tasks a round.
+        longest: tokens of the longest text that is remembered; longer ones aren't learned from.
+        vocab_size: number of tokens.
+
+    Raises:
+        ValueError: a number isn't a positive integer.
+    """
+    for name, value in (("rounds", rounds), ("proposals", proposals), ("longest", longest)):
+        _checks.positive_int(name, value)
+    train_key, own_key = jax.random.split(key)
+    shape = (rounds, proposals)
+    kind = np.int16 if vocab_size < 2**15 else np.int32
+    memory = Memory(
+        np.zeros((*shape, longest), kind),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.float32),
+    )
+    zero = jnp.zeros((), jnp.int32)
+    levels = jnp.array(parts.curriculum.first, jnp.int32)
+    train = parts.update.init(params, train_key)
+    return EvolveState(train, own_key, zero, levels, zero, memory)
+
+
+def evolve(
+    parts: Parts, state: EvolveState, *, patience: int = 3
+) -> Iterator[tuple[EvolveState, RoundReport]]:
+    """Yields state and report after each round, until there is no room for another one.
+
+    A round: tasks are proposed, those that are held out or were proposed twice are left out, the
+    model answers, the verifier says what to trust, the update makes θ_{t+1} of it and of all that
+    was learned from before, and the gate takes it or stays with θ_t. A refused θ_{t+1} is gone,
+    with its optimizer; its examples are kept, at weight 0, and the next attempt, from new proposals
+    of the same levels, takes half the step. A round that keeps nothing learns nothing and doesn't
+    advance.
+
+    Args:
+        parts: the loop's.
+        state: from ``start``, or a checkpoint of one that was yielded: it then goes on bit for bit.
+        patience: after so many rounds in a row that brought nothing the loop stops, and says so.
+
+    Raises:
+        ValueError: tasks of the wrong shapes, or a verdict whose weights aren't in [0, 1].
+
+    Source: the loop, Lee et al. 2025 (arXiv 2502.01612); the gate is ours.
+    """
+    patience = _checks.positive_int("patience", patience)
+    capacity = len(state.memory.weights)
+    while int(state.round) < capacity and int(state.refusals) < patience:
+        state, report = _round(parts, state)
+        if int(state.refusals) >= patience:
+            reason = f"{patience} rounds in a row brought nothing"
+            report = report._replace(stopped=reason)
+        elif int(state.round) == capacity:
+            report = report._replace(stopped=f"all {capacity} rounds are done")
+        yield state, report
+
+
+def _round(parts: Parts, state: EvolveState) -> tuple[EvolveState, RoundReport]:
+    number = int(state.round) + 1
+    levels = Levels(*(int(level) for level in state.levels))
+    keys = jax.random.split(jax.random.fold_in(state.key, number), 6)
+    clock = _Clock()
+    held_out = parts.held_out(levels)
+
+    proposed = parts.propose(state.train.params, keys[0], levels)
+    count = state.memory.weights.shape[1]
+    _check_tasks(proposed, count)
+    tasks = without_repetitions(proposed, held_out_marks(held_out))
+    clock.lap("propose")
+    attempts = parts.solve(state.train.params, keys[1], tasks)
+    if parts.tamper is not None:
+        attempts = parts.tamper(number, attempts)
+    clock.lap("solve")
+    verdict = parts.verifier.verify(tasks, attempts)
+    weights = _checked_weights(verdict, count)
+    made = Round(tasks, attempts, verdict)
+    examples = _that_fit(examples_of(made), state.memory.tokens.shape[2])
+    clock.lap("verify")
+
+    trained, train, decision, metrics = 0, state.train, None, {}
+    if examples.weights.any():
+        data = Data(parts.real(keys[2]), _past(state), examples, made)
+        scale = 0.5 ** int(state.refusals)
+        new, history, trained = parts.update.update(state.train, data, keys[3], scale)
+        metrics = _last(history)
+        clock.lap("update")
+        decision = parts.gate(state.train.params, new.params, keys[4], held_out)
+        clock.lap("gate")
+        if decision.accepted:
+            train = new
+    accepted = decision is not None and decision.accepted
+    after = levels
+    if accepted:
+        after = parts.curriculum.next(levels, _yield_at(parts, train.params, keys[5]))
+        clock.lap("curriculum")
+    state = EvolveState(
+        train,
+        state.key,
+        state.round + 1,
+        jnp.array(after, jnp.int32),
+        jnp.zeros((), jnp.int32) if accepted else state.refusals + 1,
+        _remembered(state.memory, number - 1, examples, accepted),
+    )
+    valid, unique = np.asarray(proposed.valid), np.asarray(tasks.valid)
+    raw, right = _accuracy(parts, made, weights)
+    return state, RoundReport(
+        round=number,
+        levels=levels,
+        proposals=count,
+        valid=float(valid.mean()),
+        unique=float(unique.mean()),
+        agreement=float(np.asarray(verdict.agreement)[unique].mean()) if unique.any() else 0.0,
+        kept=float((examples.weights > 0).mean()),
+        label_accuracy=right,
+        raw_accuracy=raw,
+        decision=decision,
+        accepted=accepted,
+        uses_oracle=parts.verifier.uses_oracle,
+        metrics=metrics,
+        tokens={"trained": trained, "generated": int(np.asarray(attempts.lengths).sum())},
+        seconds=clock.laps,
+    )
+
+
+class _Clock:
+    """Seconds of each part."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def _check_tasks(tasks: Tasks, count: int) -> None:
+    shapes = {name: np.shape(leaf) for name, leaf in tasks._asdict().items()}
+    right = len(shapes["prompts"]) == 2 and all(shape[:1] == (count,) for shape in shapes.values())
+    if not right:
+        raise ValueError(
+            f"propose must return prompts [{count}, width] and as many lengths, levels and valid, "
+            f"got {shapes}."
+        )
+
+
+def _checked_weights(verdict: Verdict, count: int) -> np.ndarray:
+    weights = np.asarray(verdict.weight)
+    if weights.shape != (count,):
+        raise ValueError(f"verify must return weights [{count}], got shape {weights.shape}.")
+    wrong = ~((weights >= 0) & (weights <= 1))
+    if wrong.any():
+        raise ValueError(f"verify must return weights in [0, 1], got {weights[wrong][0]}.")
+    return weights
+
+
+def _that_fit(examples: Examples, width: int) -> Examples:
+    """Those that the memory has room for; the weights of longer ones are 0."""
+    tokens = np.zeros((len(examples.tokens), width), np.int32)
+    own = min(width, examples.tokens.shape[1])
+    tokens[:, :own] = examples.tokens[:, :own]
+    fits = examples.lengths <= width
+    return examples._replace(tokens=tokens, weights=np.where(fits, examples.weights, 0))
+
+
+def _past(state: EvolveState) -> tuple[Examples, ...]:
+    rounds = int(state.round)
+    return tuple(
+        Examples(*(np.asarray(leaf[number]) for leaf in state.memory)) for number in range(rounds)
+    )
+
+
+def _remembered(memory: Memory, row: int, examples: Examples, accepted: bool) -> Memory:
+    weights = examples.weights if accepted else np.zeros_like(examples.weights)
+    leaves = []
+    for leaf, new in zip(memory, examples._replace(weights=weights), strict=True):
+        leaf = np.array(leaf)  # what was yielded before stays as it is
+        leaf[row] = new
+        leaves.append(leaf)
+    return Memory(*leaves)
+
+
+def _yield_at(parts: Parts, params: Params, key: jax.Array) -> Callable[[int], float]:
+    def yield_at(level: int) -> float:
+        own = jax.random.fold_in(key, level)
+        tasks = parts.held_out(Levels(level, level)).frontier
+        verdict = parts.verifier.verify(tasks, parts.solve(params, own, tasks))
+        return float((np.asarray(verdict.weight) > 0).mean())
+
+    return yield_at
+
+
+def _accuracy(parts: Parts, made: Round, weights: np.ndarray) -> tuple[float | None, float | None]:
+    """Right labels among all valid tasks, and among those that are kept."""
+    if parts.oracle is None:
+        return None, None
+    label = chosen(made.attempts, made.verdict.choice)
+    right = np.asarray(is_right(label, parts.oracle(made.tasks))[:, 0])
+    valid = np.asarray(made.tasks.valid)
+    kept = valid & (weights > 0)
+    return tuple(float(right[rows].mean()) if rows.any() else None for rows in (valid, kept))
+
+
+def _last(history: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, values in history.items():
+        values = np.asarray(values)
+        found[name] = float(values[-max(1, len(values) // 10) :].mean())
+    return found
