@@ -6,11 +6,12 @@ from metajax.evolve.data import Data, Round, as_examples, published_shares, real
 from metajax.evolve.digits import digits
 from metajax.evolve.fine_tuning import fine_tune
 from metajax.evolve.gates import Decision, Gate, HeldOut, always, held_out_of, no_worse
-from metajax.evolve.loop import EvolveState, Memory, Parts, RoundReport, evolve, start
+from metajax.evolve.loop import evolve
 from metajax.evolve.meta_step import meta_step
 from metajax.evolve.policy_gradient import policy_gradient
 from metajax.evolve.proposers import drawn_by_program, without_repetitions, written_by_model
 from metajax.evolve.solve import solver
+from metajax.evolve.state import EvolveState, Memory, Parts, RoundReport, start
 from metajax.evolve.types import (
     Answers,
     Attempts,

@@ -54,7 +54,7 @@ def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples
         >>> tasks = copy.draw(jax.random.key(0), [2, 3])
         >>> examples = as_examples(tasks, copy.solve(tasks), np.ones(2))
         >>> [copy.show(row) for row in examples.tokens]
-        ['<89=89>', '<285=285>']
+        ['<23=23>', '<233=233>']
     """
     prompts, lengths, _, valid = map(np.asarray, tasks)
     tokens, counts = map(np.asarray, answers)

@@ -43,7 +43,7 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
         >>> problem = digits("addition")
         >>> tasks = problem.draw(jax.random.key(0), [3])
         >>> problem.show(tasks.prompts[0]), problem.show(problem.solve(tasks).tokens[0])
-        ('<852+921=', '7740>')
+        ('<023+723=', '7460>')
 
     Source: Lee et al. 2025 (arXiv 2502.01612), section 3.
     """

@@ -61,6 +61,7 @@ def written_by_model(
         mesh: devices that share them.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from metajax.evolve import digits
         >>> from metajax.models import TransformerConfig
         >>> config = TransformerConfig.nope(vocab_size=14, width=8, n_layers=1, n_heads=2)

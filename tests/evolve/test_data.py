@@ -1,0 +1,92 @@
+"""D_t: texts, mixtures and rows."""
+
+import jax
+import numpy as np
+import pytest
+from toys import COPY, solved
+
+from metajax import evolve as ev
+from metajax.evolve.data import examples_of, rows_of
+
+
+def round_of(level, count=30, weight=1.0, seed=0):
+    tasks = COPY.draw(jax.random.key(seed), [level] * count)
+    zeros = np.zeros(count, int)
+    verdict = ev.Verdict(zeros, np.full(count, weight), np.ones(count))
+    return ev.Round(tasks, solved(COPY, tasks), verdict)
+
+
+def test_a_rounds_examples_are_its_texts_with_the_verdicts_weights():
+    made = round_of(4)
+    made = made._replace(
+        tasks=made.tasks._replace(valid=np.arange(30) != 3),
+        verdict=made.verdict._replace(weight=np.linspace(0, 1, 30)),
+    )
+    examples = examples_of(made)
+    for row in range(30):
+        text = COPY.show(examples.tokens[row])
+        assert text[1:5] == text[6:10]
+        assert text == f"<{text[1:5]}={text[1:5]}>"
+    assert (examples.prompt == 6).all()
+    assert (examples.lengths == 11).all()
+    np.testing.assert_allclose(examples.weights, np.linspace(0, 1, 30) * (np.arange(30) != 3))
+
+
+def test_the_published_shares_in_closed_form():
+    shares = ev.published_shares(10)
+    np.testing.assert_allclose(shares([True]), [0.5, 0.5])
+    np.testing.assert_allclose(shares([True, True, True]), [0.5 * 10 / 12, 0.5 / 12, 0.5 / 12, 0.5])
+    np.testing.assert_allclose(shares([True, False]), [10 / 11, 1 / 11, 0])
+    assert shares([False, False]).tolist() == [1, 0, 0]
+    floored = ev.published_shares(1, floor=0.4)([True] * 8)
+    np.testing.assert_allclose(floored.sum(), 1)
+    np.testing.assert_allclose(floored[0], 0.4)
+    np.testing.assert_allclose(floored[-1] / floored[1], 0.5 / (0.5 / 8))
+    with pytest.raises(ValueError, match=r"floor must be in \[0, 1\], got 2"):
+        ev.published_shares(1, floor=2)
+
+
+def texts_of(rows):
+    """The texts of packed rows, and their targets, as strings."""
+    for tokens, segments, mask in zip(*rows, strict=True):
+        for segment in range(1, segments.max() + 1):
+            here = segments == segment
+            yield COPY.show(tokens[here]), "".join("x" if m else "." for m in mask[here])
+
+
+def test_rows_hold_whole_texts_in_the_shares_asked_for():
+    real = ev.real_examples(COPY, jax.random.key(5), [1, 2], 200)
+    past, new = examples_of(round_of(5, weight=0.5)), examples_of(round_of(6, seed=1))
+    skipped = examples_of(round_of(4, weight=0.0))
+    data = ev.Data(real, (past, skipped), new, None)
+    rows = rows_of(
+        data, np.array([0.3, 0.2, 0.0, 0.5]), jax.random.key(0), rows=400, length=40,
+        prompts_too=False,
+    )  # fmt: skip
+    assert rows.tokens.shape == rows.segments.shape == rows.mask.shape == (400, 41)
+    counts = dict.fromkeys(range(1, 7), 0)
+    for text, mask in texts_of(rows):
+        level = len(text) // 2 - 1
+        counts[level] += 1
+        assert text == f"<{text[1 : level + 1]}={text[1 : level + 1]}>"
+        assert mask == "." * (level + 2) + "x" * (level + 1)
+    total = sum(counts.values())
+    assert counts[4] == 0
+    np.testing.assert_allclose(
+        [(counts[1] + counts[2]) / total, counts[5] / total, counts[6] / total],
+        [0.3, 0.2, 0.5],
+        atol=0.04,
+    )
+    assert (rows.segments != 0).mean() > 0.85, "little of a row is padding"
+
+
+def test_rows_depend_on_the_key_and_may_teach_prompts_too():
+    real = ev.real_examples(COPY, jax.random.key(5), [3], 50)
+    data = ev.Data(real, (), real._replace(weights=0 * real.weights), None)
+    make = lambda key, prompts_too: rows_of(
+        data, np.array([1.0, 0.0]), jax.random.key(key), rows=20, length=20, prompts_too=prompts_too
+    )
+    first, again, other = make(0, True), make(0, True), make(1, True)
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    assert (first.tokens != other.tokens).any()
+    assert all(mask == "." + "x" * 8 for _, mask in texts_of(first))

@@ -1,0 +1,89 @@
+"""The gate: its bound in closed form, what it refuses, and what it asks for."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from toys import COPY, solved
+
+from metajax import evolve as ev
+
+HELD_OUT = ev.held_out_of(
+    COPY, jax.random.key(0), known=range(1, 4), frontier=range(5, 7), each=100
+)
+
+
+def oracle_but(wrong):
+    """A solver whose parameters say which share of the frontier's, and known, answers is wrong."""
+
+    def solve(params, key, tasks):
+        known, frontier = params
+        share = known if len(tasks.lengths) == 100 else frontier
+        count = round(share * len(tasks.lengths))
+        return solved(COPY, tasks, wrong=range(wrong, wrong + count))
+
+    return solve
+
+
+def decide(old, new, *, verifier=None, **options):
+    gate = ev.no_worse(oracle_but(0), verifier or ev.everything(), **options)
+    return gate(old, new, jax.random.key(0), HELD_OUT)
+
+
+def test_held_out_tasks_of_a_level_are_the_same_whatever_the_range():
+    other = ev.held_out_of(
+        COPY, jax.random.key(0), known=range(1, 4), frontier=range(6, 7), each=100
+    )
+    np.testing.assert_array_equal(other.frontier.prompts, HELD_OUT.frontier.prompts[100:])
+    np.testing.assert_array_equal(other.known.prompts, HELD_OUT.known.prompts)
+    assert set(np.asarray(HELD_OUT.known.levels).tolist()) == {1, 2, 3}
+
+
+def test_the_same_model_is_no_worse():
+    decision = decide((0, 0), (0, 0))
+    assert decision.accepted
+    assert decision.before == decision.after == {"known": 1.0, "frontier": 1.0}
+    assert decision.lowest == {"known": 0.0, "frontier": 0.0}
+
+
+def test_the_bound_is_that_of_the_mean_difference():
+    decision = decide((0, 0), (0.1, 0), confidence=0.95)
+    change = -np.repeat([1.0, 0.0], [10, 90])
+    expected = change.mean() - 1.6449 * change.std(ddof=1) / math.sqrt(100)
+    np.testing.assert_allclose(decision.lowest["known"], expected, rtol=1e-3)
+    assert not decision.accepted
+    assert "known tasks may be worse by 15" in decision.reason
+    assert decide((0, 0), (0.1, 0), margin=0.16).accepted
+    assert not decide((0, 0), (0.1, 0), margin=0.16, confidence=0.999).accepted
+
+
+def test_a_model_that_answers_the_frontier_otherwise_is_refused():
+    """As one does that learned from damaged labels, though it is still sure of what it knows."""
+    decision = decide((0, 0), (0, 0.5))
+    assert not decision.accepted
+    assert decision.after == {"known": 1.0, "frontier": 0.5}
+
+
+def test_where_the_old_answer_was_not_trusted_another_one_is_no_loss():
+    verifier = ev.most_common_length()  # an answer that lacks a digit isn't trusted
+    decision = decide((0, 0.2), (0, 0), verifier=verifier)
+    assert decision.accepted
+    np.testing.assert_allclose(decision.before["frontier"], 0.8)
+    np.testing.assert_allclose(decision.after["frontier"], 1.0)
+    assert not decide((0, 0), (0, 0.2), verifier=verifier).accepted
+
+
+def test_no_gate_accepts_anything():
+    assert ev.always()(None, None, None, None).accepted
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="margin must lie between 0 and 1, got 0"):
+        ev.no_worse(None, ev.everything(), margin=0)
+    with pytest.raises(ValueError, match=r"confidence must lie between 0\.5 and 1, got 1\.0"):
+        ev.no_worse(None, ev.everything(), confidence=1.0)
+    nothing = ev.Tasks(*(leaf[:0] for leaf in HELD_OUT.frontier))
+    gate = ev.no_worse(oracle_but(0), ev.everything())
+    with pytest.raises(ValueError, match=r"held_out\.frontier must have at least 2 tasks, got 0"):
+        gate((0, 0), (0, 0), jax.random.key(0), HELD_OUT._replace(frontier=nothing))

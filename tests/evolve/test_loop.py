@@ -1,0 +1,232 @@
+"""The loop: what it learns from, when it goes back, when it stops, and that it can be resumed."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import COPY, solved
+
+from metajax import evolve as ev
+from metajax.evolve.gates import held_out_marks
+from metajax.evolve.proposers import fingerprints
+from metajax.runs import Checkpoints
+from metajax.train import TrainState
+
+
+def counting(log=None):
+    """An update whose parameters count rounds, by their scale."""
+
+    def init(params, key):
+        return TrainState(params, (), key, jnp.zeros((), jnp.int32))
+
+    def update(state, data, key, scale):
+        if log is not None:
+            log.append(data)
+        new = state._replace(params=state.params + scale, step=state.step + 1)
+        return new, {"loss": jnp.zeros(3)}, 7
+
+    return ev.Update("counting", init, update)
+
+
+def solve(params, key, tasks):
+    return solved(COPY, tasks)
+
+
+def held_out(levels):
+    return ev.held_out_of(
+        COPY,
+        jax.random.key(9),
+        known=range(1, 3),
+        frontier=range(levels.last, levels.last + 1),
+        each=5,
+    )
+
+
+def parts_of(**options):
+    defaults = {
+        "propose": ev.drawn_by_program(COPY, count=6),
+        "solve": solve,
+        "verifier": ev.must_end(),
+        "update": counting(),
+        "gate": ev.always(),
+        "curriculum": ev.one_harder(3),
+        "real": lambda key: ev.real_examples(COPY, key, [1, 2], 4),
+        "held_out": held_out,
+        "oracle": COPY.solve,
+    }
+    return ev.Parts(**defaults | options)
+
+
+def begin(parts, rounds=4, proposals=6):
+    return ev.start(
+        parts, jnp.zeros(()), jax.random.key(0), rounds=rounds, proposals=proposals, longest=20,
+        vocab_size=14,
+    )  # fmt: skip
+
+
+def run(parts, state=None, **options):
+    return list(ev.evolve(parts, begin(parts) if state is None else state, **options))
+
+
+def refuse(old, new, key, held_out):
+    return ev.Decision(False, {}, {}, {}, "no")
+
+
+def test_a_round_is_proposed_answered_remembered_and_harder_than_the_one_before():
+    seen = []
+    outcome = run(parts_of(update=counting(seen)))
+    assert [report.levels for _, report in outcome] == [(3, 3), (4, 4), (5, 5), (6, 6)]
+    assert all(report.accepted and report.kept == report.unique for _, report in outcome)
+    assert [report.stopped for _, report in outcome] == [None] * 3 + ["all 4 rounds are done"]
+    report = outcome[0][1]
+    assert report.label_accuracy == report.raw_accuracy == report.valid == 1.0
+    assert report.tokens == {"trained": 7, "generated": 6 * 4}
+    assert set(report.seconds) >= {"propose", "solve", "verify", "update", "gate", "curriculum"}
+    assert not report.uses_oracle
+    assert [len(data.past) for data in seen] == [0, 1, 2, 3]
+    for earlier, later in itertools.pairwise(seen):  # nothing learned from is thrown away
+        np.testing.assert_array_equal(later.past[-1].tokens, earlier.new.tokens)
+        np.testing.assert_array_equal(later.past[-1].weights, earlier.new.weights)
+    assert all(len(data.real.tokens) == 4 for data in seen)
+    assert float(outcome[-1][0].train.params) == 4.0
+
+
+def test_held_out_prompts_are_never_learned_from():
+    """Of the 100 two-digit prompts five are held out; 600 proposals meet all of them."""
+    seen = []
+    parts = parts_of(
+        propose=ev.drawn_by_program(COPY, count=600),
+        update=counting(seen),
+        curriculum=ev.one_harder(2),
+    )
+    next(ev.evolve(parts, begin(parts, proposals=600)))
+    marks = held_out_marks(held_out(ev.Levels(2, 2)))
+    tasks, new = seen[0].newest.tasks, seen[0].new
+    inside = np.isin(fingerprints(tasks), marks)
+    assert inside.any()
+    assert (new.weights[inside] == 0).all()
+    assert (new.weights > 0).sum() == 100 - len(
+        np.unique(marks[np.isin(marks, fingerprints(tasks))])
+    )
+
+
+def test_a_refused_round_leaves_no_trace_but_its_examples_and_half_the_step():
+    scales = []
+    base = counting()
+
+    def update(state, data, key, scale):
+        scales.append(scale)
+        return base.update(state, data, key, scale)
+
+    refused_once = iter([refuse, ev.always(), refuse, ev.always()])
+    gate = lambda *arguments: next(refused_once)(*arguments)
+    outcome = run(parts_of(update=base._replace(update=update), gate=gate))
+    assert scales == [1.0, 0.5, 1.0, 0.5]
+    assert [report.accepted for _, report in outcome] == [False, True, False, True]
+    assert [report.levels.last for _, report in outcome] == [3, 3, 4, 4]
+    assert [float(state.train.params) for state, _ in outcome] == [0.0, 0.5, 0.5, 1.0]
+    memory = outcome[-1][0].memory
+    assert memory.weights.any(axis=1).tolist() == [False, True, False, True]
+    assert memory.tokens.any(axis=(1, 2)).all(), "what was proposed is kept, at weight 0"
+
+
+def test_refusals_in_a_row_stop_the_loop_with_a_word_and_nothing_lost():
+    outcome = run(parts_of(gate=refuse), patience=2)
+    assert len(outcome) == 2
+    state, report = outcome[-1]
+    assert report.stopped == "2 rounds in a row brought nothing"
+    assert float(state.train.params) == 0.0
+    assert run(parts_of(), state, patience=2) == []
+
+
+def test_a_round_that_keeps_nothing_learns_nothing_and_does_not_advance():
+    never = ev.Verifier(
+        "never", lambda t, a: ev.must_end().verify(t, a)._replace(weight=np.zeros(6))
+    )
+    (state, report), *_ = run(parts_of(verifier=never), patience=1)
+    assert report.kept == 0
+    assert report.decision is None
+    assert report.label_accuracy is None
+    assert not report.accepted
+    assert state.levels.tolist() == [3, 3]
+    assert report.stopped == "1 rounds in a row brought nothing"
+
+
+@pytest.mark.parametrize("kind", ["nothing valid", "duplicates only"])
+def test_a_proposer_that_brings_nothing_is_a_round_skipped(kind):
+    def propose(params, key, levels):
+        tasks = COPY.draw(jax.random.key(0), [levels.last] * 6)
+        if kind == "nothing valid":
+            return tasks._replace(valid=np.zeros(6, bool))
+        return ev.Tasks(*(np.repeat(np.asarray(leaf)[:1], 6, axis=0) for leaf in tasks))
+
+    (_, report), *_ = run(parts_of(propose=propose), patience=1)
+    if kind == "nothing valid":
+        assert (report.valid, report.unique, report.kept, report.agreement) == (0, 0, 0, 0)
+        assert not report.accepted
+    else:
+        assert (report.valid, report.unique, report.kept) == (1, 1 / 6, 1 / 6)
+        assert report.accepted
+
+
+def test_wrong_shapes_and_weights_are_named():
+    few = lambda params, key, levels: COPY.draw(key, [3] * 5)
+    with pytest.raises(ValueError, match=r"propose must return prompts \[6, width\].*\(5, 5\)"):
+        run(parts_of(propose=few))
+    for value, shown in ((np.nan, "nan"), (1.5, "1.5"), (-0.1, "-0.1")):
+        weights = np.array([1, 1, value, 1, 1, 1])
+        bad = ev.Verifier(
+            "bad", lambda t, a, w=weights: ev.must_end().verify(t, a)._replace(weight=w)
+        )
+        with pytest.raises(ValueError, match=rf"weights in \[0, 1\], got {shown}"):
+            run(parts_of(verifier=bad))
+    short = ev.Verifier("s", lambda t, a: ev.must_end().verify(t, a)._replace(weight=np.ones(2)))
+    with pytest.raises(ValueError, match=r"weights \[6\], got shape \(2,\)"):
+        run(parts_of(verifier=short))
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        begin(parts_of(), rounds=0)
+
+
+def test_texts_that_the_memory_has_no_room_for_are_not_learned_from():
+    parts = parts_of(curriculum=ev.one_harder(9))  # 11 and 10 tokens; there is room for 20
+    (_, report), *_ = run(parts, patience=1)
+    assert report.kept == 0
+
+
+def test_tampering_happens_before_the_verifier_and_only_in_the_rounds_proposals():
+    def tamper(number, attempts):
+        return attempts._replace(ended=attempts.ended & (number != 2))
+
+    outcome = run(parts_of(tamper=tamper))
+    assert [report.kept > 0 for _, report in outcome] == [True, False, True, True]
+
+
+def test_without_an_oracle_nothing_is_said_of_what_is_right_and_with_one_in_the_loop_it_is_said():
+    report = run(parts_of(oracle=None))[0][1]
+    assert report.label_accuracy is None
+    assert report.raw_accuracy is None
+    assert run(parts_of(verifier=ev.exact(COPY.solve)))[0][1].uses_oracle
+
+
+def test_a_loop_resumed_from_a_checkpoint_goes_on_bit_for_bit(tmp_path):
+    parts = parts_of()
+    whole = run(parts)
+    half = whole[1][0]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, half)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, step = checkpoints.restore(begin(parts))
+    assert step == 2
+    resumed = run(parts, restored)
+    assert [report.round for _, report in resumed] == [3, 4]
+    plain = lambda state: state._replace(
+        key=jax.random.key_data(state.key),
+        train=state.train._replace(key=jax.random.key_data(state.train.key)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain(resumed[-1][0]), plain(whole[-1][0]))
+    wider = ev.start(parts, jnp.zeros(()), jax.random.key(0), rounds=4, proposals=6, longest=30,
+                     vocab_size=14)  # fmt: skip
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="another model"):
+        checkpoints.restore(wider)

@@ -1,0 +1,84 @@
+"""Who poses tasks, and what may not be learned from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import COPY
+
+import metajax
+from metajax import evolve as ev
+from metajax.evolve.proposers import fingerprints, spread
+from metajax.models import Transformer, TransformerConfig
+
+
+def tiny(problem):
+    config = TransformerConfig.nope(
+        vocab_size=problem.vocab_size, width=16, n_layers=1, n_heads=2, max_length=64, scan=False
+    )
+    model = Transformer(config)
+    return model, metajax.from_linen(model, jax.random.key(0), jnp.zeros((1, 2), int))[0]
+
+
+def test_fingerprints_tell_prompts_apart_whatever_their_padding():
+    tasks = COPY.draw(jax.random.key(0), [6] * 500)
+    marks = fingerprints(tasks)
+    assert len(np.unique(marks)) == len(np.unique(np.asarray(tasks.prompts), axis=0)) == 500
+    wide = tasks._replace(prompts=np.pad(tasks.prompts, ((0, 0), (5, 0)), constant_values=9))
+    np.testing.assert_array_equal(fingerprints(wide), marks)
+
+
+def test_what_was_proposed_before_or_is_held_out_is_not_valid():
+    tasks = COPY.draw(jax.random.key(0), [1] * 40)
+    once = ev.without_repetitions(tasks)
+    digits_of = np.asarray(tasks.prompts)[:, -2]
+    assert sorted(digits_of[once.valid]) == sorted(set(digits_of))
+    held_out = fingerprints(ev.Tasks(*(leaf[digits_of == 3] for leaf in tasks)))
+    left = ev.without_repetitions(tasks, held_out)
+    assert 3 not in digits_of[left.valid]
+    assert left.valid.sum() == once.valid.sum() - 1
+    # What isn't a task doesn't stand in the way of the same text that is one.
+    first = tasks._replace(valid=np.arange(40) > 20)
+    assert ev.without_repetitions(first).valid.sum() == len(set(digits_of[21:]))
+
+
+def test_levels_are_spread_evenly_from_the_hardest_on():
+    assert spread(ev.Levels(3, 3), 3).tolist() == [3, 3, 3]
+    assert np.bincount(spread(ev.Levels(2, 5), 100))[2:].tolist() == [25] * 4
+    with pytest.raises(ValueError, match="levels must be from 1 on"):
+        spread(ev.Levels(4, 3), 10)
+
+
+@pytest.mark.parametrize("name", ["copy", "addition"])
+@pytest.mark.parametrize("mesh", [None, metajax.task_mesh(2)], ids=["one", "shared"])
+def test_the_model_writes_prompts_of_the_levels_asked_for(name, mesh):
+    problem = ev.digits(name)
+    model, params = tiny(problem)
+    propose = ev.written_by_model(model, problem, count=7, chunk=4, mesh=mesh)
+    tasks = propose(params, jax.random.key(1), ev.Levels(2, 4))
+    assert tasks.levels.tolist() == [4, 3, 2, 4, 3, 2, 4]
+    valid, levels = problem.read(tasks.prompts, tasks.lengths)
+    assert np.asarray(valid).all(), "the mask forces what a task is, even on an untrained model"
+    np.testing.assert_array_equal(levels, tasks.levels)
+    np.testing.assert_array_equal(tasks.valid, ev.without_repetitions(tasks).valid)
+    again = propose(params, jax.random.key(1), ev.Levels(2, 4))
+    np.testing.assert_array_equal(tasks.prompts, again.prompts)
+
+
+def test_the_program_proposes_as_many_whatever_the_levels():
+    propose = ev.drawn_by_program(COPY, count=5)
+    for levels in (ev.Levels(2, 2), ev.Levels(2, 4)):
+        assert propose(None, jax.random.key(0), levels).prompts.shape == (5, levels.last + 2)
+
+
+def test_curricula():
+    sure = lambda level: 0.95 if level <= 12 else 0.4
+    assert ev.one_harder(9).next(ev.Levels(9, 9), sure) == (10, 10)
+    assert ev.accelerated(9).next(ev.Levels(9, 9), sure) == (10, 12)
+    assert ev.accelerated(9, most=2).next(ev.Levels(9, 9), sure) == (10, 11)
+    assert ev.accelerated(9).next(ev.Levels(10, 12), sure) == (13, 13)
+    assert ev.most_learnable(9, reach=4).next(ev.Levels(9, 9), sure) == (13, 13)
+    with pytest.raises(ValueError, match="at_least must be above 0"):
+        ev.accelerated(9, at_least=0.0)
+    with pytest.raises(ValueError, match="first must be at least 1, got 0"):
+        ev.one_harder(0)
