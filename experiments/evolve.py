@@ -30,7 +30,6 @@ from experiments.evolve_model import Trained
 from metajax import evolve as ev
 from metajax import runs
 from metajax._files import write_atomically
-from metajax.evolve.data import Data
 from metajax.models import Transformer, TransformerConfig
 from metajax.runs import plots
 from metajax.runs.report import duration, markdown_table
@@ -52,7 +51,6 @@ class Size(NamedTuple):
         proposals: tasks of each.
         rows: packed rows in an update.
         rate: AdamW's.
-        warmup: share of the base model's steps.
     """
 
     model: dict[str, Any]
@@ -63,13 +61,12 @@ class Size(NamedTuple):
     proposals: int
     rows: int
     rate: float
-    warmup: float = 0.1
 
 
 SIZES = {
     "small": Size(
         {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 344},
-        base_levels=8, steps=1000, rounds=10, round_steps=250, proposals=4096, rows=48, rate=1e-3,
+        base_levels=8, steps=600, rounds=10, round_steps=500, proposals=4096, rows=24, rate=1e-3,
     ),
     "paper": Size(
         {"width": 384, "n_layers": 6, "n_heads": 6, "mlp_width": 1536, "dtype": jnp.bfloat16},
@@ -185,9 +182,9 @@ def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     )
 
 
-def base_schedule(rate: float, steps: int) -> optax.Schedule:
-    """Warm-up over a tenth, then stable, then a decay over the last half to a hundredth."""
-    warm, stable = steps // 10, steps // 2
+def schedule_of(rate: float, steps: int, stable: int) -> optax.Schedule:
+    """Warm-up over a tenth, the rate up to the step ``stable``, then a decay to a hundredth."""
+    warm = steps // 10
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, rate, warm),
@@ -223,10 +220,8 @@ def update_of(setting: Setting, shares: Callable[[Any], np.ndarray]) -> ev.Updat
     assert config.round_steps is not None
     assert config.rows is not None
     steps, rate = config.round_steps, config.rate
-    if config.task == "addition":
-        once = base_schedule(rate, steps)
-    else:
-        once = optax.linear_schedule(rate, rate / 100, steps)
+    stable = steps // 2 if config.task == "addition" else steps // 10
+    once = schedule_of(rate, steps, stable)
     count = config.rows // MICRO_ROWS
     return ev.fine_tune(
         setting.apply,
@@ -313,7 +308,7 @@ def scores_of(setting: Setting, levels: Sequence[int], prompts: int) -> Callable
     problem, solve = setting.problem, solver_of(setting)
     key = jax.random.key(TEST_SEED)
     # All lengths at once: short prompts are padded, and few programs are compiled.
-    tasks = ev.gates.joined(
+    tasks = ev.joined(
         [problem.draw(jax.random.fold_in(key, level), np.full(prompts, level)) for level in levels]
     )
     answers = problem.solve(tasks)
@@ -335,8 +330,7 @@ def control_of(setting: Setting, run: runs.Run, base: Trained, rounds: int) -> T
         for number in range(rounds):
             key = jax.random.fold_in(jax.random.key(setting.config.seed + 1), number)
             real = real_data(setting, key, 8192)
-            nothing = real._replace(weights=np.zeros_like(real.weights))
-            state, _, own = update.update(state, Data(real, (), nothing, None), key, 1.0)
+            state, _, own = update.update(state, ev.real_alone(real), key, 1.0)
             tokens += own
             bar.update(1)
     return Trained(state.params, float(bar.format_dict["elapsed"]), tokens)
@@ -375,13 +369,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = runs.open_run(f"evolve-{config.task}", config)
     runs.create(run)
     real = real_data(setting, jax.random.key(config.seed + 2), 60_000)
-    nothing = real._replace(weights=np.zeros_like(real.weights))
     base = evolve_model.base_model(
         run,
         setting.apply,
         setting.params,
-        optimizer_of(base_schedule(config.rate, config.steps)),
-        Data(real, (), nothing, None),
+        optimizer_of(schedule_of(config.rate, config.steps, config.steps // 2)),
+        ev.real_alone(real),
         steps=config.steps,
         rows=config.rows,
         row_length=config.row_length,

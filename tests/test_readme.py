@@ -15,6 +15,7 @@ from experiments.benchmarks import report
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 LANGUAGE_MODELS = README.parent / "docs" / "language-models.md"
+SELF_EVOLUTION = README.parent / "docs" / "self-evolution.md"
 ALGORITHMS = README.parent / "docs" / "algorithms.md"
 
 
@@ -80,6 +81,16 @@ def test_the_programs_of_the_language_models_page(tmp_path, monkeypatch, capsys)
             assert (names["losses"][:, -1] < names["losses"][:, 0]).all()
     assert (names["beside"].tokens == names["merged"].tokens).all()
     assert capsys.readouterr().out
+
+
+def test_ones_own_model_proposer_and_verifier_in_under_forty_lines(capsys):
+    (program,) = programs(SELF_EVOLUTION)
+    body = program[program.index("problem =") :]
+    assert len([line for line in body.splitlines() if line.strip()]) < 40
+    names = {}
+    exec(program, names)
+    assert int(names["state"].round) == 2
+    assert capsys.readouterr().out.startswith("1 ")
 
 
 def test_the_docs_list_every_learner():
