@@ -44,6 +44,7 @@ def _probes() -> Values:
     return Values(digits, lengths, np.ones(PROBES, bool))  # pyright: ignore[reportArgumentType]
 
 
+@jax.jit
 def outputs_on_probes(programs: Programs) -> Values:
     """What programs make of the probes: values ``[n, PROBES]``.
 
@@ -56,6 +57,7 @@ def outputs_on_probes(programs: Programs) -> Values:
     return run(programs, probes)
 
 
+@jax.jit
 def fingerprints(programs: Programs) -> jax.Array:
     """Two hashes of each program's outputs on the probes, uint32 ``[n, 2]``.
 
@@ -131,6 +133,7 @@ def is_held_out(programs: Programs) -> jax.Array:
     return (own[:, None] == theirs).all(axis=2).any(axis=1)
 
 
+@jax.jit
 def variety(programs: Programs) -> jax.Array:
     """How much programs' outputs differ, float32 ``[n]``.
 
@@ -146,6 +149,7 @@ def variety(programs: Programs) -> jax.Array:
     return (codes.shape[1] - alike).astype(jnp.float32) / codes.shape[1]
 
 
+@jax.jit
 def is_degenerate(programs: Programs) -> jax.Array:
     """Which programs aren't worth a task, bool ``[n]``.
 

@@ -52,6 +52,7 @@ def run(programs: Programs, inputs: Values) -> Values:
     return _run_all(programs, inputs)
 
 
+@jax.jit
 def well_typed(programs: Programs) -> jax.Array:
     """Which programs are of the language, bool ``[n]``.
 

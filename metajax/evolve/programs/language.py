@@ -107,9 +107,6 @@ OPERATIONS = (
 )
 """All operations, in the order of their numbers. A program's own begin at 1."""
 
-NUMBERS = {operation.name: number for number, operation in enumerate(OPERATIONS)}
-"""Each operation's number."""
-
 
 def _table(fits) -> np.ndarray:
     return np.array([fits(operation) for operation in OPERATIONS])

@@ -88,6 +88,7 @@ def squeeze(tokens: jax.Array, keep: jax.Array, length: int, *, left: bool = Fal
     return made.at[rows, goes_to].set(tokens.astype(jnp.int32), mode="drop")
 
 
+@jax.jit
 def program_tokens(programs: Programs) -> jax.Array:
     """Programs as tokens ``[n, PROGRAM_LENGTH]``: words, the end, padding.
 
@@ -105,6 +106,7 @@ def program_tokens(programs: Programs) -> jax.Array:
     return squeeze(tokens, kept, PROGRAM_LENGTH)
 
 
+@jax.jit
 def value_tokens(values: Values) -> jax.Array:
     """Values as tokens ``[n, VALUE_LENGTH]``: a list in brackets or a digit, the end, padding.
 
@@ -173,6 +175,7 @@ def _check_tokens(tokens: Any) -> None:
         )
 
 
+@jax.jit
 def parse(tokens: jax.Array) -> tuple[Programs, jax.Array]:
     """Reads programs, such as those a model wrote.
 
@@ -206,6 +209,7 @@ def parse(tokens: jax.Array) -> tuple[Programs, jax.Array]:
     return _where(valid, programs), valid
 
 
+@jax.jit
 def parse_values(tokens: jax.Array) -> tuple[Values, jax.Array]:
     """Reads values, such as those a model answered.
 

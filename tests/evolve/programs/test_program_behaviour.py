@@ -10,6 +10,9 @@ import pytest
 
 from metajax.evolve import programs as lang
 
+draw_programs = jax.jit(lang.draw_programs, static_argnums=1)
+draw_inputs = jax.jit(lang.draw_inputs, static_argnums=1, static_argnames=("shortest", "longest"))
+
 
 def test_held_out_programs_are_many_well_typed_and_of_every_length():
     held_out = lang.held_out_programs()
@@ -38,7 +41,7 @@ def test_held_out_programs_differ_in_what_they_do_and_are_not_degenerate():
 
 
 def test_fingerprints_are_equal_exactly_where_outputs_are():
-    programs = lang.draw_programs(jax.random.key(0), 2048)
+    programs = draw_programs(jax.random.key(0), 2048)
     outputs = lang.outputs_on_probes(programs)
     rows = np.concatenate(
         [np.asarray(leaf).reshape(len(programs.lengths), -1) for leaf in outputs], axis=1
@@ -112,7 +115,7 @@ def test_degenerate_programs_are_recognised():
 
 @pytest.mark.parametrize("operations", [None, 1, 4, jnp.arange(512) % 4 + 1])
 def test_drawn_programs_are_well_typed_and_as_long_as_asked(operations):
-    programs = lang.draw_programs(jax.random.key(0), 512, operations=operations)
+    programs = draw_programs(jax.random.key(0), 512, operations=operations)
     assert lang.well_typed(programs).all()
     if operations is None:
         counts = np.bincount(programs.lengths, minlength=5)
@@ -139,12 +142,12 @@ def test_every_operation_and_argument_is_drawn_and_difficulty_is_brought_into_ra
         if number
     }
     assert drawn == possible
-    wild = lang.draw_programs(jax.random.key(2), 4, operations=jnp.array([-5, 0, 9, 2]))
+    wild = draw_programs(jax.random.key(2), 4, operations=jnp.array([-5, 0, 9, 2]))
     assert wild.lengths.tolist() == [1, 1, 4, 2]
 
 
 def test_drawn_inputs_have_every_length_and_digit():
-    inputs = lang.draw_inputs(jax.random.key(0), 4096, shortest=0, longest=5)
+    inputs = draw_inputs(jax.random.key(0), 4096, shortest=0, longest=5)
     assert np.bincount(inputs.lengths).min() > 4096 / 6 * 0.8
     inside = np.arange(8) < np.asarray(inputs.lengths)[:, None]
     digits = np.asarray(inputs.digits)

@@ -14,6 +14,9 @@ from metajax.evolve import programs as lang
 ROWS = 4096
 """One size for all, so that little is compiled."""
 
+draw_programs = jax.jit(lang.draw_programs, static_argnums=1)
+draw_inputs = jax.jit(lang.draw_inputs, static_argnums=1, static_argnames=("shortest", "longest"))
+
 
 def in_python(values):
     return reference.values(jax.tree.map(np.asarray, values))
@@ -36,8 +39,8 @@ def agree(programs, inputs):
 @pytest.mark.parametrize("seed", range(3))
 def test_random_programs_do_what_plain_python_does(seed):
     program_key, input_key = jax.random.split(jax.random.key(seed))
-    programs = lang.draw_programs(program_key, ROWS)
-    inputs = lang.draw_inputs(input_key, ROWS, shortest=0)
+    programs = draw_programs(program_key, ROWS)
+    inputs = draw_inputs(input_key, ROWS, shortest=0)
     made = agree(programs, inputs)
     assert any(isinstance(value, int) for value in made)
     assert max(len(value) for value in made if isinstance(value, list)) == lang.MAX_LENGTH
@@ -57,7 +60,7 @@ def single_operations():
 def test_each_operation_with_each_argument_does_what_plain_python_does():
     texts = list(single_operations())
     programs = lang.programs_of((texts * (ROWS // len(texts) + 1))[:ROWS])
-    agree(programs, lang.draw_inputs(jax.random.key(7), ROWS, shortest=0))
+    agree(programs, draw_inputs(jax.random.key(7), ROWS, shortest=0))
 
 
 def test_the_table_knows_the_arguments_of_plain_python():
@@ -97,8 +100,8 @@ def test_edges_by_hand(text, value, expected):
 
 
 def test_several_inputs_of_each_program_are_run_as_one_by_one():
-    programs = lang.draw_programs(jax.random.key(0), 6)
-    inputs = lang.draw_inputs(jax.random.key(1), 18)
+    programs = draw_programs(jax.random.key(0), 6)
+    inputs = draw_inputs(jax.random.key(1), 18)
     several = jax.tree.map(lambda leaf: leaf.reshape(6, 3, *leaf.shape[1:]), inputs)
     repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, 3, axis=0), programs)
     one_by_one = lang.run(repeated, inputs)
@@ -108,8 +111,8 @@ def test_several_inputs_of_each_program_are_run_as_one_by_one():
 
 
 def test_it_is_the_same_under_vmap_and_keeps_its_dtypes_in_float64(x64):
-    programs = lang.draw_programs(jax.random.key(0), 6)
-    inputs = lang.draw_inputs(jax.random.key(1), 6)
+    programs = draw_programs(jax.random.key(0), 6)
+    inputs = draw_inputs(jax.random.key(1), 6)
     made = lang.run(programs, inputs)
     twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), (programs, inputs))
     mapped = jax.vmap(lang.run)(*twice)
@@ -121,8 +124,8 @@ def test_it_is_the_same_under_vmap_and_keeps_its_dtypes_in_float64(x64):
 def test_a_second_call_compiles_nothing(recwarn):
     run = jax.jit(lang.run)
     for seed in range(3):
-        programs = lang.draw_programs(jax.random.key(seed), 16, operations=1 + seed)
-        run(programs, lang.draw_inputs(jax.random.key(seed), 16))
+        programs = draw_programs(jax.random.key(seed), 16, operations=1 + seed)
+        run(programs, draw_inputs(jax.random.key(seed), 16))
     assert run._cache_size() == 1
 
 

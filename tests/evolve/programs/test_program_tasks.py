@@ -1,5 +1,7 @@
 """The three kinds of task: prompts, answers, rows, and what is right."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,12 @@ CHECKS = {
 
 
 def tasks_of(kind, seed=0, rows=ROWS):
-    program_key, input_key = jax.random.split(jax.random.key(seed))
+    return drawn(jax.random.key(seed), kind, rows)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "rows"))
+def drawn(key, kind, rows):
+    program_key, input_key = jax.random.split(key)
     programs = lang.draw_programs(program_key, rows)
     if kind != "induction":
         return getattr(lang, kind)(programs, lang.draw_inputs(input_key, rows))
@@ -134,10 +141,10 @@ any_tokens = arrays.arrays(
 @given(any_tokens)
 def test_any_answer_whatever_is_checked_and_proposal_read(tokens):
     for kind, check in CHECKS.items():
-        right = check(tasks_once(kind), tokens)
+        right = jax.jit(check)(tasks_once(kind), tokens)
         assert right.shape == (16,)
         assert right.dtype == bool
-    programs, inputs, valid = lang.parse_proposals(tokens)
+    programs, inputs, valid = jax.jit(lang.parse_proposals)(tokens)
     assert np.asarray(lang.well_typed(programs))[np.asarray(valid)].all()
     assert np.asarray(inputs.is_list)[np.asarray(valid)].all()
 
@@ -169,7 +176,7 @@ def test_proposals_are_read_back_and_what_is_none_is_refused():
 
 def test_rows_have_the_answers_as_targets_and_train_a_model():
     tasks = tasks_once("deduction")
-    rows = lang.training_rows(tasks)
+    rows = jax.jit(lang.training_rows)(tasks)
     wide = lang.training_rows(tasks, length=60)
     width = tasks.prompts.shape[1] + tasks.answers.shape[1]
     np.testing.assert_array_equal(wide.tokens[:, -width:], rows.tokens)

@@ -14,6 +14,9 @@ from metajax.lm import Tokenizer
 
 WORDS = lang.WordTokenizer()
 
+draw_programs = jax.jit(lang.draw_programs, static_argnums=1)
+draw_inputs = jax.jit(lang.draw_inputs, static_argnums=1, static_argnames=("shortest", "longest"))
+
 
 def padded_to_the_end(tokens, pad=lang.PAD, eos=lang.EOS):
     """The tokens before the end, or None if there is none, or what follows it isn't padding."""
@@ -69,7 +72,7 @@ def test_words_are_distinct_and_a_tokenizer_reads_and_writes_them():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_programs_survive_being_written_and_read(seed):
-    programs = lang.draw_programs(jax.random.key(seed), 2048)
+    programs = draw_programs(jax.random.key(seed), 2048)
     read, valid = jax.jit(lang.parse)(lang.program_tokens(programs))
     assert valid.all()
     for own, theirs in zip(programs, read, strict=True):
@@ -80,8 +83,8 @@ def test_programs_survive_being_written_and_read(seed):
 
 
 def test_values_survive_being_written_and_read():
-    inputs = lang.draw_inputs(jax.random.key(0), 1024, shortest=0)
-    outputs = lang.run(lang.draw_programs(jax.random.key(1), 1024), inputs)
+    inputs = draw_inputs(jax.random.key(0), 1024, shortest=0)
+    outputs = lang.run(draw_programs(jax.random.key(1), 1024), inputs)
     for values in (inputs, outputs):
         read, valid = lang.parse_values(lang.value_tokens(values))
         assert valid.all()
@@ -91,7 +94,7 @@ def test_values_survive_being_written_and_read():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_parser_accepts_what_plain_python_does_and_nothing_else(seed):
-    programs = lang.draw_programs(jax.random.key(seed), 2048)
+    programs = draw_programs(jax.random.key(seed), 2048)
     tokens = mutated(lang.program_tokens(programs), seed)
     read, valid = lang.parse(tokens)
     expected = np.array([is_program(row) for row in tokens])
@@ -104,9 +107,7 @@ def test_the_parser_accepts_what_plain_python_does_and_nothing_else(seed):
 
 
 def test_the_value_parser_accepts_what_plain_python_does_and_nothing_else():
-    outputs = lang.run(
-        lang.draw_programs(jax.random.key(3), 2048), lang.draw_inputs(jax.random.key(4), 2048)
-    )
+    outputs = lang.run(draw_programs(jax.random.key(3), 2048), draw_inputs(jax.random.key(4), 2048))
     tokens = mutated(lang.value_tokens(outputs), 5)
     valid = np.asarray(lang.parse_values(tokens)[1])
     np.testing.assert_array_equal(valid, [is_value(row) for row in tokens])
