@@ -66,7 +66,7 @@ class Size(NamedTuple):
 SIZES = {
     "small": Size(
         {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 344},
-        base_levels=8, steps=600, rounds=10, round_steps=500, proposals=4096, rows=24, rate=1e-3,
+        base_levels=8, steps=600, rounds=10, round_steps=300, proposals=4096, rows=24, rate=1e-3,
     ),
     "paper": Size(
         {"width": 384, "n_layers": 6, "n_heads": 6, "mlp_width": 1536, "dtype": jnp.bfloat16},
