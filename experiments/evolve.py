@@ -90,6 +90,8 @@ class Config(runs.RunConfig):
     curriculum: Literal["one", "accelerated", "learnable"] = "one"
     """How many digits more a round: one; as many as the model can be trusted on; or the length of
     which it is least sure."""
+    least_yield: float = 0.3
+    """Share of a length's answers that must be trusted for curriculum accelerated to take it."""
     filters: Literal["all", "none"] = "all"
     """Which answers are kept: those that end, have the most common length and no doubtful token; or
     all."""
@@ -117,7 +119,7 @@ class Config(runs.RunConfig):
     control: Literal["yes", "no"] = "yes"
     """Whether the control is trained."""
     test_prompts: int = 1024
-    """Prompts of each length at the end; a quarter of them after each round."""
+    """Prompts of each length at the end; an eighth of them after each round."""
 
     may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"test_prompts", "control"}
 
@@ -128,8 +130,9 @@ class Config(runs.RunConfig):
         )
         if self.rows is not None and self.rows % (2 * MICRO_ROWS):
             raise ValueError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
-        if not 0 < self.confidence <= 1:
-            raise ValueError(f"confidence must be above 0 and at most 1; got {self.confidence}")
+        for name in ("confidence", "least_yield"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1; got {getattr(self, name)}")
         if self.test_prompts < 8:
             raise ValueError(f"test_prompts must be at least 8; got {self.test_prompts}")
 
@@ -256,7 +259,7 @@ def parts_of(setting: Setting) -> ev.Parts:
     first = config.base_levels + 1
     curricula = {
         "one": ev.one_harder(first),
-        "accelerated": ev.accelerated(first),
+        "accelerated": ev.accelerated(first, at_least=config.least_yield),
         "learnable": ev.most_learnable(first),
     }
 
@@ -301,6 +304,13 @@ def damage_of(config: Config) -> Callable[[int, ev.Attempts], ev.Attempts]:
         return ev.Attempts(tokens, log_probs, lengths - hit, ended)
 
     return damage
+
+
+def shown_levels(setting: Setting, most: int = 24) -> list[int]:
+    """The lengths that are tested: all, or some that are as far from each other."""
+    step = -(-setting.longest // most)
+    known = setting.config.base_levels or 1
+    return sorted({*range(setting.longest, 0, -step), 1, known})
 
 
 def scores_of(setting: Setting, levels: Sequence[int], prompts: int) -> Callable[[Any], dict]:
@@ -382,10 +392,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prompts_too=config.proposer == "model",
     )
     parts = parts_of(setting)
-    levels = list(range(1, setting.longest + 1))
-    longest_text = setting.problem.prompt_length(levels[-1]) + setting.problem.answer_length(
-        levels[-1]
-    )
+    levels = shown_levels(setting)
+    problem = setting.problem
+    longest_text = problem.prompt_length(setting.longest) + problem.answer_length(setting.longest)
     followed = evolve_model.follow(
         run,
         parts,
@@ -396,9 +405,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rounds=config.rounds,
             proposals=config.proposals,
             longest=longest_text,
-            vocab_size=setting.problem.vocab_size,
+            vocab_size=problem.vocab_size,
         ),
-        scores=scores_of(setting, levels, config.test_prompts // 4),
+        scores=scores_of(setting, levels, config.test_prompts // 8),
     )
     learned = sum(record.get("seconds_update") is not None for record in followed.records)
     control = None
@@ -440,7 +449,7 @@ def write_results(
     config, records = setting.config, followed.records
     prompts = config.test_prompts
     interval = lambda p: 196 * np.sqrt(p * (1 - p) / (prompts - 1))
-    shown = [level for level in range(1, setting.longest + 1) if level >= (config.base_levels or 1)]
+    shown = [level for level in shown_levels(setting) if level >= (config.base_levels or 1)]
     columns = {"digits": [str(level) for level in shown]}
     for name, scores in tested.items():
         values = [scores[f"exact_{level}"] for level in shown]
@@ -449,7 +458,8 @@ def write_results(
     trained = sum(record.get("tokens_trained", 0) for record in records)
     seconds = {
         "base model": base.seconds,
-        "rounds": sum(own.values()),
+        "rounds": sum(own.values()) - own.get("test", 0.0),
+        "tests after each round": own.get("test", 0.0),
         **({"control": control.seconds} if control is not None else {}),
     }
     rates = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +119,9 @@ def follow(
                 checkpoints.save(0, state)
             for after, report in evolve(parts, state, patience=patience):
                 state = after
+                started = time.perf_counter()
                 record = flat(report) | dict(scores(state.train.params))
+                record["seconds_test"] = time.perf_counter() - started
                 log.append(report.round, record)
                 checkpoints.save(report.round, state)
                 bar.set_postfix(_shown(report), refresh=False)

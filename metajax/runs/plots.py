@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 RIGHT, WRONG = "tab:green", "tab:red"
 
@@ -119,6 +120,7 @@ def by_level(
     if control is not None:
         axes.plot(*control, "--", color="tab:red", linewidth=1.5, label="control: real data only")
     axes.axvline(trained, color="grey", linewidth=0.8, linestyle=":")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
