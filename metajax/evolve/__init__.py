@@ -2,10 +2,17 @@
 what it can trust, learns from it, and is taken only if held-out tasks say that it isn't worse."""
 
 from metajax.evolve.curricula import Curriculum, accelerated, most_learnable, one_harder
-from metajax.evolve.data import Data, Round, as_examples, published_shares, real_examples
+from metajax.evolve.data import (
+    Data,
+    Round,
+    as_examples,
+    published_shares,
+    real_alone,
+    real_examples,
+)
 from metajax.evolve.digits import digits
 from metajax.evolve.fine_tuning import fine_tune
-from metajax.evolve.gates import Decision, Gate, HeldOut, always, held_out_of, no_worse
+from metajax.evolve.gates import Decision, Gate, HeldOut, always, held_out_of, joined, no_worse
 from metajax.evolve.loop import evolve
 from metajax.evolve.meta_step import meta_step
 from metajax.evolve.policy_gradient import policy_gradient
@@ -77,6 +84,7 @@ __all__ = [
     "fine_tune",
     "held_out_of",
     "is_right",
+    "joined",
     "learnable",
     "majority_vote",
     "meta_step",
@@ -87,6 +95,7 @@ __all__ = [
     "one_harder",
     "policy_gradient",
     "published_shares",
+    "real_alone",
     "real_examples",
     "solver",
     "start",

@@ -31,13 +31,33 @@ class Data(NamedTuple):
         real: examples that were there before the loop, drawn for this round; never left out.
         past: those of each earlier round, oldest first; of a refused one the weights are 0.
         new: those of this round.
-        newest: this round as it was made, for updates that want more than its examples.
+        newest: this round as it was made, for updates that want more than its examples; None where
+            there was none.
     """
 
     real: Examples
     past: tuple[Examples, ...]
     new: Examples
-    newest: Round
+    newest: Round | None
+
+
+def real_alone(real: Examples) -> Data:
+    """Data of no round, such as a control is trained on: new examples have weight 0.
+
+    Example:
+        >>> from metajax.evolve import digits
+        >>> real = real_examples(digits("copy"), jax.random.key(0), [1, 2], 5)
+        >>> real_alone(real).new.weights.any()
+        np.False_
+    """
+    return Data(real, (), real._replace(weights=np.zeros_like(real.weights)), None)
+
+
+def round_of(data: Data, update: str) -> Round:
+    """The newest round, for an update that can't do without one."""
+    if data.newest is None:
+        raise ValueError(f"{update} learns from a round's answers: data.newest must not be None.")
+    return data.newest
 
 
 def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples:
@@ -89,7 +109,7 @@ def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count
         np.int32(7)
     """
     level_key, task_key = jax.random.split(key)
-    chosen = np.asarray(levels)[np.asarray(jax.random.randint(level_key, count, 0, len(levels)))]
+    chosen = np.asarray(levels)[np.asarray(jax.random.randint(level_key, (count,), 0, len(levels)))]
     # The prompts' width is that of the hardest level, whether or not it was drawn.
     chosen[0] = max(levels)
     tasks = problem.draw(task_key, chosen)
@@ -161,7 +181,7 @@ def rows_of(
             chance = source.weights.astype(np.float64)
             chosen = rng.choice(len(chance), number, p=chance / chance.sum())
             for row in chosen:
-                size = source.lengths[row]
+                size = int(source.lengths[row])
                 texts.append(source.tokens[row, :size])
                 masks.append(np.arange(size) >= (0 if prompts_too else source.prompt[row]))
     order = rng.permutation(len(texts))

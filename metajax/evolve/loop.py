@@ -197,7 +197,8 @@ def _accuracy(parts: Parts, made: Round, weights: np.ndarray) -> tuple[float | N
     right = np.asarray(is_right(label, parts.oracle(made.tasks))[:, 0])
     valid = np.asarray(made.tasks.valid)
     kept = valid & (weights > 0)
-    return tuple(float(right[rows].mean()) if rows.any() else None for rows in (valid, kept))
+    raw, of_kept = (float(right[rows].mean()) if rows.any() else None for rows in (valid, kept))
+    return raw, of_kept
 
 
 def _last(history: Mapping[str, Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
-from metajax.evolve.data import Data
+from metajax.evolve.data import Data, round_of
 from metajax.evolve.types import Examples, Tasks
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.learners.base import Learner
@@ -98,7 +98,9 @@ def meta_step(
         state: TrainState, data: Data, key: jax.Array, scale: float = 1.0
     ) -> tuple[TrainState, Metrics, int]:
         del key  # the state's own decides what is drawn
-        grouped = grouped_of(data, np.asarray(group_of(data.newest.tasks)), real_share)
+        grouped = grouped_of(
+            data, np.asarray(group_of(round_of(data, "meta_step").tasks)), real_share
+        )
         state, metrics = trainer_of(grouped).run(to_train(state, scale, mesh), steps, data=grouped)
         lengths = np.concatenate([data.new.lengths, data.real.lengths])
         tokens = meta_batch * (support + query) * np.average(lengths, weights=grouped.weights)

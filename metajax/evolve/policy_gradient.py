@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
-from metajax.evolve.data import Data, Round, as_examples
+from metajax.evolve.data import Data, Round, as_examples, round_of
 from metajax.evolve.types import Answers, Examples, Tasks
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.losses import Apply
@@ -120,7 +120,9 @@ def policy_gradient(
         state: TrainState, data: Data, key: jax.Array, scale: float = 1.0
     ) -> tuple[TrainState, Metrics, int]:
         del key  # the state's own decides what is drawn
-        scored, lengths, weights = scored_of(data.newest, data.real, real_share)
+        scored, lengths, weights = scored_of(
+            round_of(data, "policy_gradient"), data.real, real_share
+        )
         reference = [
             log_probs_of(anchor["params"], part) for part in np.split(scored.tokens, _parts(scored))
         ]

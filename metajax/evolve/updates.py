@@ -41,7 +41,7 @@ def every_round(schedule: optax.Schedule, steps: int) -> optax.Schedule:
         >>> [float(rate(step)) for step in (0, 2, 4)]
         [1.0, 0.5, 1.0]
     """
-    return lambda count: schedule(count % steps)
+    return lambda count: schedule(jnp.asarray(count) % steps)
 
 
 def scaled(
