@@ -80,8 +80,8 @@ def written_by_model(
     begin = problem.begin
     if begin is None:
         raise ValueError(
-            f"problem {problem.name!r} must have a begin token, behind which a model can write, got "
-            "None."
+            f"problem {problem.name!r} must have a begin token, behind which a model writes; it "
+            "has none."
         )
 
     def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
