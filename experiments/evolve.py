@@ -25,16 +25,16 @@ import numpy as np
 import optax
 
 import metajax
-from experiments import evolve_model
+from experiments import evolve_model, evolve_report
 from experiments.evolve_model import Trained
 from metajax import evolve as ev
 from metajax import runs
 from metajax._files import write_atomically
 from metajax.models import Transformer, TransformerConfig
-from metajax.runs import plots
-from metajax.runs.report import duration, markdown_table
 
 HELD_OUT_SEED, TEST_SEED = 11, 2025
+PROMPT_SHARE = 0.1
+"""Share of the texts whose prompts a model learns that writes prompts itself."""
 MICRO_ROWS = 3
 """Rows that a core computes at a time."""
 
@@ -170,7 +170,10 @@ def setting_of(config: Config) -> Setting:
     text = problem.prompt_length(longest) + problem.answer_length(longest) + 16
     model = Transformer(
         TransformerConfig.nope(
-            vocab_size=problem.vocab_size, max_length=text + 32, scan=False, **size.model
+            vocab_size=problem.vocab_size,
+            max_length=max(text + 32, config.row_length),
+            scan=False,
+            **size.model,
         )
     )
     key = jax.random.key(config.seed)
@@ -234,7 +237,7 @@ def update_of(setting: Setting, shares: Callable[[Any], np.ndarray]) -> ev.Updat
         rows=config.rows,
         row_length=config.row_length,
         micro_batches=count,
-        prompts_too=config.proposer == "model",
+        prompt_share=PROMPT_SHARE if config.proposer == "model" else 0.0,
         mesh=metajax.task_mesh(count),
     )
 
@@ -315,55 +318,28 @@ def shown_levels(setting: Setting, most: int = 24) -> list[int]:
 
 def scores_of(setting: Setting, levels: Sequence[int], prompts: int) -> Callable[[Any], dict]:
     """``scores(params)``: exact match at each length, of prompts that are in no training."""
-    problem, solve = setting.problem, solver_of(setting)
-    key = jax.random.key(TEST_SEED)
-    # All lengths at once: short prompts are padded, and few programs are compiled.
-    tasks = ev.joined(
-        [problem.draw(jax.random.fold_in(key, level), np.full(prompts, level)) for level in levels]
-    )
-    answers = problem.solve(tasks)
-
-    def scores(params: Any) -> dict[str, float]:
-        right = np.asarray(ev.is_right(solve(params, key, tasks), answers)[:, 0])
-        means = right.reshape(len(levels), prompts).mean(axis=1)
-        return {f"exact_{level}": float(mean) for level, mean in zip(levels, means, strict=True)}
-
-    return scores
+    problem = setting.problem
+    tasks = evolve_report.test_tasks(problem, jax.random.key(TEST_SEED), levels, prompts)
+    return evolve_report.scores_of(problem, solver_of(setting), tasks)
 
 
-def control_of(setting: Setting, run: runs.Run, base: Trained, rounds: int) -> Trained:
+def control_of(setting: Setting, base: Trained, rounds: int) -> Trained:
     """The base model trained on, as many steps of as many tokens, on real data alone."""
-    update = update_of(setting, lambda kept: np.array([1.0] + [0.0] * len(kept)))
-    state = update.init(base.params, jax.random.key(setting.config.seed))
-    tokens = 0
-    with runs.progress("control", 0, rounds, unit="round") as bar:
-        for number in range(rounds):
-            key = jax.random.fold_in(jax.random.key(setting.config.seed + 1), number)
-            real = real_data(setting, key, 8192)
-            state, _, own = update.update(state, ev.real_alone(real), key, 1.0)
-            tokens += own
-            bar.update(1)
-    return Trained(state.params, float(bar.format_dict["elapsed"]), tokens)
+    return evolve_model.on_real_data(
+        update_of(setting, lambda kept: np.array([1.0] + [0.0] * len(kept))),
+        base.params,
+        lambda key: real_data(setting, key, 8192),
+        rounds=rounds,
+        seed=setting.config.seed,
+    )
 
 
 def examples_text(setting: Setting, params: Any, records: Sequence[dict[str, Any]]) -> str:
     """Some of the model's own tasks and answers, from the easiest to the hardest."""
-    problem, lines = setting.problem, []
-    parts = parts_of(setting)
     assert setting.config.base_levels is not None
     last = int(records[-1].get("last_level", setting.config.base_levels))
-    for level in sorted({1, setting.config.base_levels, last, last + 4}):
-        levels = ev.Levels(level, level)
-        tasks = parts.propose(params, jax.random.key(7), levels)
-        tasks = ev.Tasks(*(np.asarray(leaf)[:4] for leaf in tasks))
-        attempts = parts.solve(params, jax.random.key(8), tasks)
-        right = np.asarray(ev.is_right(attempts, problem.solve(tasks))[:, 0])
-        trusted = np.asarray(parts.verifier.verify(tasks, attempts).weight)
-        for row in range(len(right)):
-            text = problem.show([*tasks.prompts[row], *attempts.tokens[row, 0]])
-            marks = ("right" if right[row] else "wrong") + (", kept" if trusted[row] else "")
-            lines.append(f"{text}  {marks}" if tasks.valid[row] else f"{text}  no task")
-    return "\n".join(lines) + "\n"
+    levels = sorted({1, setting.config.base_levels, last, last + 4})
+    return evolve_report.examples_text(setting.problem, parts_of(setting), params, levels)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -389,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows=config.rows,
         row_length=config.row_length,
         micro_batches=config.rows // MICRO_ROWS,
-        prompts_too=config.proposer == "model",
+        prompt_share=PROMPT_SHARE if config.proposer == "model" else 0.0,
     )
     parts = parts_of(setting)
     levels = shown_levels(setting)
@@ -412,26 +388,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     learned = sum(record.get("seconds_update") is not None for record in followed.records)
     control = None
     if config.control == "yes":
-        control = control_of(setting, run, base, learned)
+        control = control_of(setting, base, learned)
     final = scores_of(setting, levels, config.test_prompts)
     tested = {"round 0": final(base.params), "last round": final(followed.state.train.params)}
     if control is not None:
         tested["control"] = final(control.params)
     samples = examples_text(setting, followed.state.train.params, followed.records)
     write_atomically(run.path / "tasks.txt", samples)
-    plots.by_level(
-        run.path / "lengths.png",
-        {
-            record["step"]: (levels, [100 * record[f"exact_{level}"] for level in levels])
-            for record in followed.records
-        },
-        control=None
-        if control is None
-        else (levels, [100 * tested["control"][f"exact_{level}"] for level in levels]),
-        trained=config.base_levels or 0,
-        xlabel="digits",
-        ylabel="exact match in %",
-    )
+    evolve_report.draw_levels(run, followed.records, tested.get("control"), config.base_levels or 0)
     table = write_results(run, setting, followed, base, control, tested, parts.verifier)
     print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
 
@@ -446,66 +410,29 @@ def write_results(
     verifier: ev.Verifier,
 ) -> str:
     """Writes ``result.json`` and ``table.md``; returns the table."""
-    config, records = setting.config, followed.records
-    prompts = config.test_prompts
-    interval = lambda p: 196 * np.sqrt(p * (1 - p) / (prompts - 1))
-    shown = [level for level in shown_levels(setting) if level >= (config.base_levels or 1)]
-    columns = {"digits": [str(level) for level in shown]}
-    for name, scores in tested.items():
-        values = [scores[f"exact_{level}"] for level in shown]
-        columns[f"{name}, %"] = [f"{100 * v:.1f} ± {interval(v):.1f}" for v in values]
-    own = evolve_model.seconds_of(records)
-    trained = sum(record.get("tokens_trained", 0) for record in records)
-    seconds = {
-        "base model": base.seconds,
-        "rounds": sum(own.values()) - own.get("test", 0.0),
-        "tests after each round": own.get("test", 0.0),
-        **({"control": control.seconds} if control is not None else {}),
-    }
-    rates = {
-        "trained": trained / max(own.get("update", 0), 1e-9),
-        "generated": sum(r.get("tokens_generated", 0) for r in records)
-        / max(own.get("solve", 0), 1e-9),
-    }
-    where, command = runs.environment(), runs.command("experiments.evolve", config)
-    tokens = {"base model": base.tokens, "rounds": trained}
+    config, phases = setting.config, {"base model": base}
     if control is not None:
-        tokens["control, after the base model"] = control.tokens
-    facts = {
-        "Task": f"{config.task}, {prompts} prompts of each length, greedy, exact match",
-        "Proposer": {"program": "a program (as published)", "model": "the model itself"}[
-            config.proposer
-        ],
-        "Kept": f"{verifier.name}; no oracle" if not verifier.uses_oracle else verifier.name,
-        "Ended": followed.stopped,
-        "Tokens": ", ".join(f"{name} {count:,}" for name, count in tokens.items()),
-        "Time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
-        "Tokens a second, compilation included": ", ".join(
-            f"{name} {rate:,.0f}" for name, rate in rates.items()
-        ),
-        "Machine": f"{where['device']}, {where['cores']} cores",
-        "Command": f"`{command}`, commit {where['commit'] or 'unknown'}",
-    }
-    table = "\n".join([
-        f"# A model that evolves itself: {config.task}", "", *markdown_table(columns), "",
-        "Round by round, in % (what is right is known to the report alone):", "",
-        *markdown_table(evolve_model.rounds_table(records)), "",
-        *[f"- {name}: {text}" for name, text in facts.items()], "",
-    ])  # fmt: skip
-    evolve_model.write_json(
-        run.path / "result.json",
-        {
-            "tested": tested,
-            "stopped": followed.stopped,
-            "tokens": tokens,
-            "seconds": seconds | {f"rounds, {name}": value for name, value in own.items()},
-            "tokens_per_second": rates,
-            "command": command,
-            "environment": where,
+        phases["control, after the base model"] = control
+    posed = {"program": "a program (as published)", "model": "the model itself"}
+    found = evolve_report.Found(
+        followed,
+        tested,
+        prompts=config.test_prompts,
+        first=config.base_levels or 1,
+        phases=phases,
+        facts={
+            "Task": f"{config.task}, {config.test_prompts} prompts of each length, greedy, exact "
+            "match",
+            "Proposer": posed[config.proposer],
+            "Kept": f"{verifier.name}; no oracle" if not verifier.uses_oracle else verifier.name,
         },
     )
-    write_atomically(run.path / "table.md", table)
-    return table
+    return evolve_report.write_results(
+        run,
+        found,
+        title=f"A model that evolves itself: {config.task}",
+        module="experiments.evolve",
+    )
 
 
 if __name__ == "__main__":

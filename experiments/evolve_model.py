@@ -14,7 +14,7 @@ import optax
 import metajax
 from metajax import lm, runs
 from metajax._files import write_atomically
-from metajax.evolve import EvolveState, Parts, RoundReport, evolve
+from metajax.evolve import EvolveState, Examples, Parts, RoundReport, Update, evolve, real_alone
 from metajax.evolve.data import Data, rows_of
 from metajax.runs import plots
 
@@ -46,13 +46,18 @@ def base_model(
     rows: int,
     row_length: int,
     micro_batches: int,
-    prompts_too: bool,
+    prompt_share: float,
     pool: int = 16384,
 ) -> Trained:
     """Gathers the first knowledge: trains on real data, in the run's folder ``base``."""
     key_rows, key_train = jax.random.split(jax.random.fold_in(jax.random.key(run.config.seed), 1))
     packed = rows_of(
-        data, np.array([1.0, 0.0]), key_rows, rows=pool, length=row_length, prompts_too=prompts_too
+        data,
+        np.array([1.0, 0.0]),
+        key_rows,
+        rows=pool,
+        length=row_length,
+        prompt_share=prompt_share,
     )
     draw = lm.row_sampler(packed, batch=rows // micro_batches)
     trainer = metajax.meta_trainer(
@@ -73,6 +78,35 @@ def base_model(
     )
     plots.training_curve(part.path / "training.png", fitted.metrics, adapts=False)
     return Trained(jax.device_get(fitted.state.params), fitted.seconds, tokens * steps)
+
+
+def on_real_data(
+    update: Update,
+    params: Any,
+    real: Callable[[jax.Array], Examples],
+    *,
+    rounds: int,
+    seed: int,
+    name: str = "control",
+) -> Trained:
+    """Trains on real data alone, so many times as an update trains in a round.
+
+    Args:
+        update: such as ``metajax.evolve.fine_tune``.
+        params: what it starts from.
+        real: ``real(key) -> Examples``.
+        rounds: how often.
+        seed: of what is drawn.
+        name: for the progress bar.
+    """
+    state, tokens = update.init(params, jax.random.key(seed)), 0
+    with runs.progress(name, 0, rounds, unit="round") as bar:
+        for number in range(rounds):
+            key = jax.random.fold_in(jax.random.key(seed + 1), number)
+            state, _, own = update.update(state, real_alone(real(key)), key, 1.0)
+            tokens += own
+            bar.update(1)
+    return Trained(state.params, float(bar.format_dict["elapsed"]), tokens)
 
 
 class Followed(NamedTuple):
@@ -97,18 +131,29 @@ def follow(
     scores: Callable[[Any], Scores],
     name: str = "rounds",
     patience: int = 3,
+    fixed: str | None = None,
 ) -> Followed:
     """Runs the loop in the run's folder ``rounds``, from its last checkpoint if the run resumes.
 
     After each round the state is written, whole or not at all, and a line of metrics with
     ``scores(params)``; that of round 0 is of the model before.
+
+    Args:
+        run: whose folder it is.
+        parts: the loop's.
+        state: before the first round.
+        scores: of a model's parameters.
+        name: of the folder, and of the progress bar.
+        patience: rounds in a row that may bring nothing.
+        fixed: the entry of the parameters that no round changes, such as ``"params"`` beside
+            ``"lora"``: it isn't written into checkpoints, and a resumed run takes the state's.
     """
     folder = run.path / name
     total = len(state.memory.weights)
     with runs.Checkpoints(folder / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(state) if run.config.resume else None
+        restored = checkpoints.restore(_without(state, fixed)) if run.config.resume else None
         if restored is not None:
-            state = restored[0]
+            state = _with_fixed(restored[0], state, fixed)
         done = int(state.round)
         with (
             runs.MetricsLog(folder, step=done, tensorboard=run.config.tensorboard) as log,
@@ -116,18 +161,32 @@ def follow(
         ):
             if restored is None:
                 log.append(0, dict(scores(state.train.params)))
-                checkpoints.save(0, state)
+                checkpoints.save(0, _without(state, fixed))
             for after, report in evolve(parts, state, patience=patience):
                 state = after
                 started = time.perf_counter()
                 record = flat(report) | dict(scores(state.train.params))
                 record["seconds_test"] = time.perf_counter() - started
                 log.append(report.round, record)
-                checkpoints.save(report.round, state)
+                checkpoints.save(report.round, _without(state, fixed))
                 bar.set_postfix(_shown(report), refresh=False)
                 bar.update(1)
             stopped = log.records[-1].get("stopped") or "the loop had ended before"
             return Followed(state, list(log.records), stopped)
+
+
+def _without(state: EvolveState, fixed: str | None) -> EvolveState:
+    if fixed is None:
+        return state
+    own = {name: part for name, part in state.train.params.items() if name != fixed}
+    return state._replace(train=state.train._replace(params=own))
+
+
+def _with_fixed(state: EvolveState, before: EvolveState, fixed: str | None) -> EvolveState:
+    if fixed is None:
+        return state
+    params = {**state.train.params, fixed: before.train.params[fixed]}
+    return state._replace(train=state.train._replace(params=params))
 
 
 def flat(report: RoundReport) -> dict[str, Any]:

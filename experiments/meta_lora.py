@@ -88,10 +88,7 @@ class Trained(NamedTuple):
 
 def factors_loss(model: Any) -> Any:
     """The loss of ``{"params": ..., "lora": ...}`` with no gradient for the base weights."""
-    apply = lambda variables, tokens: model.apply(
-        {"params": jax.lax.stop_gradient(variables["params"]), "lora": variables["lora"]}, tokens
-    )
-    return lm.next_token_loss(apply)
+    return lm.next_token_loss(lora.frozen_base(model))
 
 
 def meta_train(

@@ -19,6 +19,7 @@ from metajax.evolve.policy_gradient import policy_gradient
 from metajax.evolve.proposers import drawn_by_program, without_repetitions, written_by_model
 from metajax.evolve.solve import solver
 from metajax.evolve.state import EvolveState, Memory, Parts, RoundReport, start
+from metajax.evolve.text import text_problem
 from metajax.evolve.types import (
     Answers,
     Attempts,
@@ -99,6 +100,7 @@ __all__ = [
     "real_examples",
     "solver",
     "start",
+    "text_problem",
     "without_repetitions",
     "written_by_model",
 ]

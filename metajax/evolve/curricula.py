@@ -26,24 +26,36 @@ class Curriculum(NamedTuple):
     next: Callable[[Levels, Yield], Levels]
 
 
-def one_harder(first: int) -> Curriculum:
-    """A level a round, as published.
+def one_harder(first: int, *, mastered: float = 0.5) -> Curriculum:
+    """A level a round, as published, once the last one is mastered.
+
+    Args:
+        first: the first round's level.
+        mastered: the yield that the last level must have for a harder one to come, in [0, 1]; at 0
+            one comes in any case, as published.
 
     Example:
         >>> one_harder(9).next(Levels(9, 9), lambda level: 1.0)
         Levels(first=10, last=10)
+        >>> one_harder(9).next(Levels(9, 9), lambda level: 0.1)
+        Levels(first=9, last=9)
 
     Source: Lee et al. 2025 (arXiv 2502.01612).
     """
     first = _checks.positive_int("first", first)
-    return Curriculum(
-        "one level a round",
-        Levels(first, first),
-        lambda levels, yield_at: Levels(levels.last + 1, levels.last + 1),
-    )
+    _share("mastered", mastered)
+
+    def next_levels(levels: Levels, yield_at: Yield) -> Levels:
+        if mastered and yield_at(levels.last) < mastered:
+            return levels
+        return Levels(levels.last + 1, levels.last + 1)
+
+    return Curriculum("one level a round", Levels(first, first), next_levels)
 
 
-def accelerated(first: int, *, at_least: float = 0.9, most: int = 4) -> Curriculum:
+def accelerated(
+    first: int, *, at_least: float = 0.9, most: int = 4, mastered: float = 0.5
+) -> Curriculum:
     """Several levels a round: as many as the model's answers can be trusted on, up to ``most``.
 
     The next round is of all levels from the next one to the last whose yield is high enough, and so
@@ -51,8 +63,9 @@ def accelerated(first: int, *, at_least: float = 0.9, most: int = 4) -> Curricul
 
     Args:
         first: the first round's level.
-        at_least: yield, in (0, 1].
+        at_least: yield, in [0, 1].
         most: levels in a round.
+        mastered: as for ``one_harder``.
 
     Example:
         >>> accelerated(9).next(Levels(9, 9), lambda level: 1.0 if level < 12 else 0.5)
@@ -61,10 +74,12 @@ def accelerated(first: int, *, at_least: float = 0.9, most: int = 4) -> Curricul
     Source: Lee et al. 2025 (arXiv 2502.01612), section 5, samples several difficulties at once.
     """
     first, most = _checks.positive_int("first", first), _checks.positive_int("most", most)
-    if not 0 < at_least <= 1:
-        raise ValueError(f"at_least must be above 0 and at most 1, got {at_least!r}.")
+    _share("at_least", at_least)
+    _share("mastered", mastered)
 
     def next_levels(levels: Levels, yield_at: Yield) -> Levels:
+        if mastered and yield_at(levels.last) < mastered:
+            return levels
         start = levels.last + 1
         last = start
         # The next level counts as trusted: it is proposed in any case.
@@ -98,3 +113,8 @@ def most_learnable(first: int, *, reach: int = 3) -> Curriculum:
         return Levels(best, best)
 
     return Curriculum("the most learnable level", Levels(first, first), next_levels)
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}.")

@@ -152,7 +152,7 @@ def published_shares(base_levels: int, floor: float = 0.0):
 
 
 def rows_of(
-    data: Data, shares: np.ndarray, seed: jax.Array, *, rows: int, length: int, prompts_too: bool
+    data: Data, shares: np.ndarray, seed: jax.Array, *, rows: int, length: int, prompt_share: float
 ) -> lm.TokenBatch:
     """Packed rows to train on, drawn from a mixture.
 
@@ -162,7 +162,7 @@ def rows_of(
         seed: a random key.
         rows: how many.
         length: tokens that a model reads of a row.
-        prompts_too: whether prompts are learned too, which a proposer must have.
+        prompt_share: share of the texts whose prompts are learned too, which a proposer must have.
 
     Returns:
         A ``TokenBatch`` ``[rows, length + 1]``, in random order; shapes don't depend on the data.
@@ -183,7 +183,9 @@ def rows_of(
             for row in chosen:
                 size = int(source.lengths[row])
                 texts.append(source.tokens[row, :size])
-                masks.append(np.arange(size) >= (0 if prompts_too else source.prompt[row]))
+                is_learned = prompt_share > 0 and rng.random() < prompt_share
+                learned = 0 if is_learned else source.prompt[row]
+                masks.append(np.arange(size) >= learned)
     order = rng.permutation(len(texts))
     parts = []
     # In parts, since packing takes the square of their number.

@@ -26,7 +26,7 @@ def fine_tune(
     row_length: int = 96,
     micro_batches: int = 8,
     pool: int = 4096,
-    prompts_too: bool = False,
+    prompt_share: float = 0.0,
     trainable: trees.Trainable = None,
     start: Literal["current", "base"] = "current",
     mesh: Mesh | None = None,
@@ -47,7 +47,8 @@ def fine_tune(
             rounded up to a multiple, if that is more.
         micro_batches: how many parts of an update's rows are computed one after another.
         pool: rows that a round draws from.
-        prompts_too: whether prompts are learned too, as ``written_by_model`` needs.
+        prompt_share: share of the texts whose prompts are learned too, as ``written_by_model``
+            needs; in [0, 1]. A random prompt can't be predicted: many of them are much noise.
         trainable: which leaves learn, such as ``metajax.lm.lora.is_factor``; all if None.
         start: ``"base"`` starts each round from the parameters that ``init`` got, as STaR does.
         mesh: devices that share the micro-batches.
@@ -64,6 +65,8 @@ def fine_tune(
         _checks.positive_int(name, value)
     if rows % _checks.positive_int("micro_batches", micro_batches):
         raise ValueError(f"rows must be a multiple of micro_batches={micro_batches}, got {rows}.")
+    if not 0 <= prompt_share <= 1:
+        raise ValueError(f"prompt_share must be in [0, 1], got {prompt_share!r}.")
     _checks.one_of("start", start, ("current", "base"))
     draw = lambda key, data: lm.as_episodes(lm.row_sampler(data, batch=rows // micro_batches))(key)
     trainer_of = trainers(
@@ -89,7 +92,9 @@ def fine_tune(
             if there
         )
         length = max(row_length, -(-(longest - 1) // 32) * 32)
-        batch = rows_of(data, shares(kept), key, rows=pool, length=length, prompts_too=prompts_too)
+        batch = rows_of(
+            data, shares(kept), key, rows=pool, length=length, prompt_share=prompt_share
+        )
         real = float((batch.segments != 0).mean())
         if start == "base":
             state = init(base["params"], state.key)._replace(step=state.step)

@@ -123,10 +123,12 @@ def policy_gradient(
         scored, lengths, weights = scored_of(
             round_of(data, "policy_gradient"), data.real, real_share
         )
-        reference = [
-            log_probs_of(anchor["params"], part) for part in np.split(scored.tokens, _parts(scored))
-        ]
-        reference = np.pad(np.concatenate(reference), ((0, 0), (1, 0)))
+        # Where it counts, and no more at a time than in an update: a vocabulary may be large.
+        reference, size = np.zeros_like(scored.old), batch // micro_batches
+        rows = np.flatnonzero(~scored.real & (weights > 0))
+        for start in range(0, len(rows), size):
+            own = np.resize(rows[start : start + size], size)
+            reference[own, 1:] = log_probs_of(anchor["params"], scored.tokens[own])
         scored = scored._replace(reference=reference * scored.mask)
         batch_of = (scored, weights)
         state, metrics = trainer_of(batch_of).run(
@@ -203,7 +205,3 @@ def _log_probs(apply: Apply, params: Params, tokens: jax.Array) -> jax.Array:
     """Log-probability of each token but the first, ``[n, width - 1]``."""
     logits = apply(params, tokens[:, :-1]).astype(jnp.float32)
     return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-
-
-def _parts(scored: Scored, size: int = 512) -> list[int]:
-    return list(range(size, len(scored.tokens), size))

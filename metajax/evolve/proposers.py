@@ -60,6 +60,10 @@ def written_by_model(
         chunk: texts that are written together.
         mesh: devices that share them.
 
+    Raises:
+        ValueError: a number isn't a positive integer, or the problem has no begin token, behind
+            which a prompt could be written.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from metajax.evolve import digits
@@ -73,6 +77,12 @@ def written_by_model(
     """
     count, chunk = _checks.positive_int("count", count), _checks.positive_int("chunk", chunk)
     _checks.positive_float("temperature", temperature)
+    begin = problem.begin
+    if begin is None:
+        raise ValueError(
+            f"problem {problem.name!r} must have a begin token, behind which a model writes; it "
+            "has none."
+        )
 
     def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
         ready = prepared(params, mesh)
@@ -86,7 +96,7 @@ def written_by_model(
             found = lm.generate(
                 model,
                 ready,
-                np.full((len(own), 1), problem.begin),
+                np.full((len(own), 1), begin),
                 jax.random.fold_in(key, start),
                 max_new_tokens=steps,
                 temperature=temperature,
@@ -95,9 +105,7 @@ def written_by_model(
             )
             rows.append(np.asarray(found.tokens[:, 0]))
         lengths = np.array([problem.prompt_length(level) for level in wanted])
-        texts = np.pad(
-            np.concatenate(rows)[:count], ((0, 0), (1, 0)), constant_values=problem.begin
-        )
+        texts = np.pad(np.concatenate(rows)[:count], ((0, 0), (1, 0)), constant_values=begin)
         prompts = _to_the_right(texts, lengths)
         valid, levels_read = (np.asarray(part) for part in problem.read(prompts, lengths))
         tasks = Tasks(prompts, lengths, np.where(valid, levels_read, wanted), valid)

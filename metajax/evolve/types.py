@@ -130,23 +130,24 @@ class Problem(NamedTuple):
     Attributes:
         name: for reports.
         vocab_size: number of tokens.
-        begin: the token that every text begins with.
+        begin: the token that every text begins with; None where there is no such token.
         end: the token that every answer ends with.
-        prompt_length: tokens of a prompt of a level, ``begin`` among them.
-        answer_length: tokens of its answer, ``end`` among them.
+        prompt_length: tokens of a prompt of a level, ``begin`` among them; where they differ, the
+            most.
+        answer_length: tokens of its answer, ``end`` among them; as above.
         draw: ``draw(key, levels [n]) -> Tasks``: a random prompt of each level.
         solve: ``solve(tasks) -> Answers``: the right ones. The oracle: for real data and for
             reports; the loop trains without it.
         read: ``read(prompts [n, width], lengths [n]) -> (valid [n], levels [n])``: which token
             rows, padded on the left, are prompts, and how hard they are.
         allowed: ``allowed(level) -> bools [prompt_length - 1, vocab]``: the tokens that may come
-            behind ``begin`` in a prompt of this level, for a model that writes one.
+            behind the first one in a prompt of this level, for a model that writes one.
         show: tokens to text, for a person.
     """
 
     name: str
     vocab_size: int
-    begin: int
+    begin: int | None
     end: int
     prompt_length: Callable[[int], int]
     answer_length: Callable[[int], int]

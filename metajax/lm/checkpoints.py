@@ -57,7 +57,7 @@ def load_pretrained(
         >>> model.config == config, bool((loaded["norm"]["scale"] == 1).all())
         (True, True)
     """
-    folder = _resolve(folder)
+    folder = resolve(folder)
     file = folder / "config.json"
     config = hf_config.from_hf(read_object(file), str(file))
     kind = config.dtype if dtype is None else jnp.dtype(dtype)
@@ -103,7 +103,12 @@ def _read_params(folder: Path, config: TransformerConfig, dtype: Any) -> Params:
     return flax.traverse_util.unflatten_dict(on_device, sep="/")
 
 
-def _resolve(folder: str | Path) -> Path:
+def resolve(folder: str | Path) -> Path:
+    """A folder as it is; a hub's id as the folder that huggingface_hub downloads it to.
+
+    Raises:
+        CheckpointError: it isn't there and can't be downloaded.
+    """
     path = Path(folder)
     if path.is_dir():
         return path

@@ -44,6 +44,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
+from metajax.losses import Apply
 from metajax.types import Params
 
 
@@ -81,6 +82,36 @@ def is_factor(path: str) -> bool:
         {'lora': {'kernel': True}, 'params': {'kernel': False}}
     """
     return path.startswith("lora/")
+
+
+def frozen_base(model: Any) -> Apply:
+    """A model as a function of ``{"params": ..., "lora": ...}`` with no gradient for the former.
+
+    Where the base weights stay as they are, nothing is computed for a gradient of them; it is zero.
+    For ``lm.next_token_loss``, with ``trainable=is_factor``.
+
+    Args:
+        model: a Flax module that reads the collection ``"lora"``, such as a ``Transformer``.
+
+    Returns:
+        ``apply(variables, inputs, **options)``; the options are the model's own.
+
+    Example:
+        >>> from metajax.models.dense import Dense
+        >>> kernel = {"params": {"kernel": jnp.ones((2, 1))}}
+        >>> factors = {"kernel": Factors(jnp.ones((2, 1)), jnp.zeros((1, 1)), 1.0)}
+        >>> apply = frozen_base(Dense(1, use_bias=False))
+        >>> loss = lambda variables: apply(variables, jnp.ones((1, 2))).sum()
+        >>> gradient = jax.grad(loss)(kernel | {"lora": factors})
+        >>> gradient["params"]["kernel"].tolist(), gradient["lora"]["kernel"].b.tolist()
+        ([[0.0], [0.0]], [[2.0]])
+    """
+
+    def apply(variables: Params, inputs: Any, **options: Any) -> Any:
+        base = jax.lax.stop_gradient(variables["params"])
+        return model.apply({"params": base, "lora": variables["lora"]}, inputs, **options)
+
+    return apply
 
 
 def init(

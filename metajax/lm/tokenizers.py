@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metajax._files import write_atomically
-from metajax.lm import chat_templates
+from metajax.lm import chat_templates, checkpoints
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
 
@@ -232,11 +232,11 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
     and chat templates, and chat_template.jinja, which comes before the latter's.
 
     Args:
-        folder: what ``load_pretrained`` reads, say.
+        folder: what ``load_pretrained`` reads, say; a hub's id too.
 
     Raises:
-        CheckpointError: if tokenizer.json is missing or hasn't a special token that is named, or a
-            file can't be read.
+        CheckpointError: if the folder or its tokenizer.json is missing, the latter hasn't a special
+            token that is named, or a file can't be read.
         ImportError: if the library ``tokenizers`` isn't installed.
 
     Example:
@@ -251,7 +251,7 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
         import tokenizers
     except ImportError as error:
         raise chat_templates.not_installed("tokenizers", "tokenizer.json") from error
-    folder = Path(folder)
+    folder = checkpoints.resolve(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"folder: {folder} has no tokenizer.json.")

@@ -61,7 +61,7 @@ def test_rows_hold_whole_texts_in_the_shares_asked_for():
     data = ev.Data(real, (past, skipped), new, None)
     rows = rows_of(
         data, np.array([0.3, 0.2, 0.0, 0.5]), jax.random.key(0), rows=400, length=40,
-        prompts_too=False,
+        prompt_share=0.0,
     )  # fmt: skip
     assert rows.tokens.shape == rows.segments.shape == rows.mask.shape == (400, 41)
     counts = dict.fromkeys(range(1, 7), 0)
@@ -83,10 +83,15 @@ def test_rows_hold_whole_texts_in_the_shares_asked_for():
 def test_rows_depend_on_the_key_and_may_teach_prompts_too():
     real = ev.real_examples(COPY, jax.random.key(5), [3], 50)
     data = ev.Data(real, (), real._replace(weights=0 * real.weights), None)
-    make = lambda key, prompts_too: rows_of(
-        data, np.array([1.0, 0.0]), jax.random.key(key), rows=20, length=20, prompts_too=prompts_too
+    make = lambda key, prompt_share: rows_of(
+        data,
+        np.array([1.0, 0.0]),
+        jax.random.key(key),
+        rows=20,
+        length=20,
+        prompt_share=prompt_share,
     )
-    first, again, other = make(0, True), make(0, True), make(1, True)
+    first, again, other = make(0, 1.0), make(0, 1.0), make(1, 1.0)
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert (first.tokens != other.tokens).any()
     assert all(mask == "." + "x" * 8 for _, mask in texts_of(first))

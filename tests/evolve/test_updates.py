@@ -141,6 +141,18 @@ def test_advantages_are_rewards_beside_those_of_the_same_task():
         scored_of(data_of().newest, data.real, 0.25)
 
 
+def test_the_anchor_is_what_the_update_started_from_whatever_the_micro_batches():
+    data = data_of(count=7, samples=2)
+    for micro_batches in (1, 4):
+        update = ev.policy_gradient(
+            APPLY, optax.adam(1e-2), steps=2, batch=12, micro_batches=micro_batches, kl=0.1
+        )
+        state = update.init(PARAMS, jax.random.key(0))
+        _, metrics, _ = update.update(state, data, jax.random.key(1), 1.0)
+        assert float(metrics["kl"][0]) == pytest.approx(0, abs=1e-9)
+        assert float(metrics["kl"][1]) > 1e-6
+
+
 def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
     """On the answers as they were drawn ρ is 1: the gradient is −A ∇ log π, a mean over tokens."""
     data = data_of(count=2, samples=2)

@@ -206,8 +206,11 @@ def test_a_template_is_kept_in_its_sandbox(folder):
 
 
 def test_bad_folders(folder, tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere has no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match="nowhere is no folder"):
         load_tokenizer(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty has no tokenizer\.json"):
+        load_tokenizer(tmp_path / "empty")
     configure(folder, pad_token="<nothing>")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json hasn't: '<nothing>'"):
         load_tokenizer(folder)
@@ -217,6 +220,18 @@ def test_bad_folders(folder, tmp_path):
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
         load_tokenizer(folder)
+
+
+def test_a_hub_id_is_read_from_where_the_client_puts_it(folder, monkeypatch):
+    class Hub:
+        @staticmethod
+        def snapshot_download(name, allow_patterns):
+            assert name == "someone/model"
+            assert {"*.json", "*.jinja"} < set(allow_patterns)
+            return str(folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    assert load_tokenizer("someone/model").eos_id == load_tokenizer(folder).eos_id is not None
 
 
 def test_a_folder_without_a_config_and_with_truncation(tmp_path, trained):

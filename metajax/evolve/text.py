@@ -1,0 +1,238 @@
+"""Text tasks for any tokenizer: plain functions on strings become a ``Problem`` on tokens."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from metajax import _checks
+from metajax.evolve.types import Answers, Problem, Tasks
+from metajax.lm.tokenizers import Tokenizer
+
+ALLOWED_FROM = 1000
+"""How many prompts ``allowed`` looks at."""
+
+
+def text_problem(
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    write: Callable[[np.random.Generator, int], str],
+    answer: Callable[[str], str],
+    read: Callable[[str], int | None],
+    longest: Callable[[int], tuple[int, int]],
+    begin: int | None = None,
+    end: int | None = None,
+    vocab_size: int | None = None,
+) -> Problem:
+    """A family of text tasks, given by functions on strings.
+
+    A text is prompt and answer, and the end token. An answer's tokens are those that it has behind
+    its prompt, where the tokenizer doesn't merge the two, and else its own alone. An answer is
+    right if its tokens are: other tokens that spell the same text count as wrong.
+
+    Args:
+        tokenizer: such as ``lm.CharTokenizer`` or ``lm.HFTokenizer``.
+        name: for reports.
+        write: ``write(rng, level)``: a random prompt of a level, drawn from a NumPy generator.
+        answer: ``answer(prompt)``: the right answer. The oracle of the problem.
+        read: ``read(text)``: the level of a prompt, from 1 on; None for a text that isn't one.
+        longest: ``longest(level) -> (prompt, answer)``: at most how many tokens each has, without
+            begin and end token. Characters, by ``CharTokenizer``; a subword tokenizer makes hardly
+            more tokens than there are bytes.
+        begin: the token that every prompt begins with; the tokenizer's ``bos_id`` if None, and none
+            where that is None too.
+        end: the token that every answer ends with; the tokenizer's ``eos_id`` if None.
+        vocab_size: the model's number of tokens, where it has more than the tokenizer.
+
+    Returns:
+        A ``Problem``. ``draw`` pads prompts to the longest of the levels asked for; ``solve``
+        answers what isn't a task with the end token alone; ``allowed`` has at each place the tokens
+        of ``ALLOWED_FROM`` random prompts, and any where there are none; ``show`` leaves leading
+        zeros out, which are padding. For ``written_by_model`` all prompts of a level must have as
+        many tokens as ``longest`` says.
+
+    Raises:
+        ValueError: a token isn't in the vocabulary, or there is no end token; from ``draw``, a
+            level below 1, or functions that contradict each other: a prompt that ``read`` takes for
+            another level or that the tokenizer doesn't keep; and from ``draw`` and ``solve`` a text
+            with more tokens than ``longest`` says, or an answer with the end token in it.
+
+    Example:
+        >>> import re
+        >>> from metajax import lm
+        >>> tokenizer = lm.CharTokenizer.of("0123456789*=", specials=("<pad>", "<", ">"))
+        >>> problem = text_problem(
+        ...     tokenizer,
+        ...     name="doubling",
+        ...     write=lambda rng, level: f"2*{rng.integers(10 ** (level - 1), 10**level)}=",
+        ...     answer=lambda prompt: str(2 * int(prompt[2:-1])),
+        ...     read=lambda text: len(text) - 3 if re.fullmatch(r"2\\*[1-9]\\d*=", text) else None,
+        ...     longest=lambda level: (level + 3, level + 1),
+        ...     begin=tokenizer.special("<"),
+        ...     end=tokenizer.special(">"),
+        ... )
+        >>> tasks = problem.draw(jax.random.key(0), [2, 3])
+        >>> tasks.prompts.shape, tasks.lengths.tolist()
+        ((2, 7), [6, 7])
+        >>> [problem.show(row) for row in tasks.prompts]
+        ['<2*86=', '<2*673=']
+        >>> [problem.show(row) for row in problem.solve(tasks).tokens]
+        ['172>', '1346>']
+    """
+    begin = getattr(tokenizer, "bos_id", None) if begin is None else begin
+    end = getattr(tokenizer, "eos_id", None) if end is None else end
+    count = tokenizer.vocab_size if vocab_size is None else vocab_size
+    if _checks.positive_int("vocab_size", count) < tokenizer.vocab_size:
+        raise ValueError(
+            f"vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, got {vocab_size}."
+        )
+    if end is None:
+        raise ValueError("end must be given: the tokenizer names no token that ends a text.")
+    for which, token in (("begin", begin), ("end", end)):
+        if token is not None and not 0 <= token < count:
+            raise ValueError(f"{which} must be a token from 0 to {count - 1}, got {token}.")
+    texts = _Texts(tokenizer, write, answer, read, longest, begin, end, count)
+    return Problem(
+        name=name,
+        vocab_size=count,
+        begin=begin,
+        end=end,
+        prompt_length=texts.prompt_length,
+        answer_length=texts.answer_length,
+        draw=texts.draw,
+        solve=texts.solve,
+        read=texts.read,
+        allowed=functools.cache(texts.allowed),
+        show=texts.show,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    tokenizer: Tokenizer
+    write: Callable[[np.random.Generator, int], str]
+    answer: Callable[[str], str]
+    level_of: Callable[[str], int | None]
+    longest: Callable[[int], tuple[int, int]]
+    begin: int | None
+    end: int
+    vocab_size: int
+
+    def prompt_length(self, level: int) -> int:
+        return self.longest(level)[0] + (self.begin is not None)
+
+    def answer_length(self, level: int) -> int:
+        return self.longest(level)[1] + 1
+
+    def draw(self, key: jax.Array, levels: Any) -> Tasks:
+        levels = np.asarray(levels)
+        if levels.size == 0 or levels.min() < 1:
+            raise ValueError(f"levels must be at least 1, got {levels}.")
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+        rows = [self._drawn(rng, level) for level in levels.tolist()]
+        width = max(map(self.prompt_length, np.unique(levels).tolist()))
+        prompts = np.array([[0] * (width - len(row)) + row for row in rows], np.int32)
+        lengths = np.array([len(row) for row in rows], np.int32)
+        return Tasks(prompts, lengths, levels.astype(np.int32), np.ones(len(rows), bool))
+
+    def _drawn(self, rng: np.random.Generator, level: int) -> list[int]:
+        text = self.write(rng, level)
+        found = self.level_of(text)
+        if found != level:
+            raise ValueError(
+                f"write must give a prompt of the level, got {text!r} for level {level}, of which "
+                f"read says {found!r}."
+            )
+        own = self.tokenizer.encode(text)
+        kept = self.tokenizer.decode(own)
+        if kept != text or not own:
+            raise ValueError(
+                f"write must give prompts that the tokenizer keeps, got {text!r}, which it reads "
+                f"back as {kept!r}."
+            )
+        row = own if self.begin is None else [self.begin, *own]
+        self._must_fit("a prompt", text, len(own), level, self.longest(level)[0])
+        return row
+
+    def solve(self, tasks: Tasks) -> Answers:
+        prompts, lengths = np.asarray(tasks.prompts), np.asarray(tasks.lengths)
+        read = [self._task(row, length) for row, length in zip(prompts, lengths, strict=True)]
+        rows = [[self.end] if task is None else self._answered(*task) for task in read]
+        # As wide for all tasks of the same levels, so that little is compiled again.
+        levels = {*np.unique(tasks.levels).tolist(), *(task[1] for task in read if task)}
+        width = max(map(self.answer_length, levels))
+        tokens = np.array([row + [0] * (width - len(row)) for row in rows], np.int32)
+        return Answers(tokens, np.array([len(row) for row in rows], np.int32))
+
+    def _answered(self, prompt: str, level: int) -> list[int]:
+        text = self.answer(prompt)
+        before, both = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + text)
+        behind = both[: len(before)] == before
+        own = both[len(before) :] if behind else self.tokenizer.encode(text)
+        if self.end in own:
+            raise ValueError(f"answer must not have the end token in it, got {text!r}.")
+        self._must_fit("an answer", text, len(own), level, self.longest(level)[1])
+        return [*own, self.end]
+
+    def _must_fit(self, what: str, text: str, count: int, level: int, most: int) -> None:
+        if count > most:
+            raise ValueError(
+                f"longest({level}) says that {what} has at most {most} tokens, but {text!r} has "
+                f"{count}."
+            )
+
+    def read(self, prompts: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
+        prompts, lengths = np.asarray(prompts), np.asarray(lengths)
+        found = [self._task(row, length) for row, length in zip(prompts, lengths, strict=True)]
+        valid = np.array([task is not None for task in found], bool)
+        return valid, np.array([task[1] if task else 0 for task in found], np.int32)
+
+    def _task(self, row: np.ndarray, length: int) -> tuple[str, int] | None:
+        """Text and level of a prompt, or None if the tokens aren't one."""
+        first = int(self.begin is not None)
+        if not first < length <= len(row):
+            return None
+        tokens = row[len(row) - length :].tolist()
+        own = tokens[first:]
+        if tokens[:first] != [self.begin][:first] or self._known(own) != own:
+            return None
+        text = self.tokenizer.decode(own)
+        level = self.level_of(text)
+        # A text is a task in the tokenizer's own spelling alone, so that none is there twice.
+        if level is None or self.tokenizer.encode(text) != own:
+            return None
+        if level < 1:
+            raise ValueError(
+                f"read must give a level of at least 1, or None, got {level} for {text!r}."
+            )
+        return text, level
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        """Those that the tokenizer has: a model may have more."""
+        return [token for token in tokens if 0 <= token < self.tokenizer.vocab_size]
+
+    def allowed(self, level: int) -> np.ndarray:
+        tasks = self.draw(jax.random.key(0), np.full(ALLOWED_FROM, level))
+        width = tasks.prompts.shape[1]
+        mask = np.zeros((width, self.vocab_size), bool)
+        rows, places = np.nonzero(np.arange(width) < np.asarray(tasks.lengths)[:, None])
+        # From a prompt's beginning on, whatever its length.
+        columns = places + width - np.asarray(tasks.lengths)[rows]
+        mask[places, np.asarray(tasks.prompts)[rows, columns]] = True
+        mask[~mask.any(axis=1)] = True
+        return mask[1:]
+
+    def show(self, tokens: Any) -> str:
+        row = np.asarray(tokens)
+        start = int(np.append(np.flatnonzero(row), len(row))[0])
+        if self.begin == 0 and start > 0:
+            start -= 1
+        own = row[start:].tolist()
+        first = int(own[:1] == [self.begin])  # which may be the end token too
+        if self.end in own[first:]:
+            own = own[: own.index(self.end, first) + 1]
+        return self.tokenizer.decode(self._known(own))
