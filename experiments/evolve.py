@@ -15,190 +15,31 @@ Generalization Challenges" (arXiv 2502.01612), whose proposer is a program; the 
 token's probability and by the most common length, the gate, and the model's own proposer are ours.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import metajax
 from experiments import evolve_model, evolve_report
 from experiments.evolve_model import Trained
+from experiments.evolve_setting import (
+    MICRO_ROWS,
+    SIZES,
+    Config,
+    Setting,
+    optimizer_of,
+    schedule_of,
+    setting_of,
+)
 from metajax import evolve as ev
 from metajax import runs
 from metajax._files import write_atomically
-from metajax.models import Transformer, TransformerConfig
 
 HELD_OUT_SEED, TEST_SEED = 11, 2025
 PROMPT_SHARE = 0.1
 """Share of the texts whose prompts a model learns that writes prompts itself."""
-MICRO_ROWS = 3
-"""Rows that a core computes at a time."""
-
-
-class Size(NamedTuple):
-    """A model and how long it is trained.
-
-    Attributes:
-        model: of ``TransformerConfig.nope``.
-        base_levels: digits of the real data's strings, up to so many.
-        steps: updates of the base model.
-        rounds: of self-evolution.
-        round_steps: updates of each.
-        proposals: tasks of each.
-        rows: packed rows in an update.
-        rate: AdamW's.
-    """
-
-    model: dict[str, Any]
-    base_levels: int
-    steps: int
-    rounds: int
-    round_steps: int
-    proposals: int
-    rows: int
-    rate: float
-
-
-SIZES = {
-    "small": Size(
-        {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 344},
-        base_levels=8, steps=600, rounds=10, round_steps=300, proposals=4096, rows=24, rate=1e-3,
-    ),
-    "paper": Size(
-        {"width": 384, "n_layers": 6, "n_heads": 6, "mlp_width": 1536, "dtype": jnp.bfloat16},
-        base_levels=10, steps=2000, rounds=30, round_steps=500, proposals=20_000, rows=384,
-        rate=5e-4,
-    ),
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(runs.RunConfig):
-    """Options of the experiment; what isn't given is the size's own."""
-
-    size: Literal["small", "paper"] = "small"
-    """The model and its schedule: 0.6 million parameters for two cores, or the paper's 14
-    million."""
-    task: Literal["copy", "reverse", "addition"] = "copy"
-    """What is done with the digits."""
-    proposer: Literal["program", "model"] = "program"
-    """Who poses the tasks: a program, as published, or the model itself."""
-    curriculum: Literal["one", "accelerated", "learnable"] = "one"
-    """How many digits more a round: one; as many as the model can be trusted on; or the length of
-    which it is least sure."""
-    least_yield: float = 0.3
-    """Share of a length's answers that must be trusted for curriculum accelerated to take it."""
-    filters: Literal["all", "none"] = "all"
-    """Which answers are kept: those that end, have the most common length and no doubtful token; or
-    all."""
-    confidence: float = 0.98
-    """The least probability of a token of a kept answer."""
-    gate: Literal["no_worse", "none"] = "no_worse"
-    """Whether θ_{t+1} must pass held-out tasks."""
-    damage: Literal["none", "once", "always"] = "none"
-    """In half of the answers a digit is dropped, before they are verified: in round 3, or from
-    round 3 on."""
-    rounds: int | None = None
-    """Rounds of self-evolution."""
-    round_steps: int | None = None
-    """Updates of each."""
-    proposals: int | None = None
-    """Tasks of each."""
-    base_levels: int | None = None
-    """The longest strings of the real data."""
-    rows: int | None = None
-    """Packed rows in an update, a multiple of 6."""
-    rate: float | None = None
-    """AdamW's learning rate."""
-    row_length: int = 64
-    """Tokens of a packed row, at least."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained."""
-    test_prompts: int = 1024
-    """Prompts of each length at the end; an eighth of them after each round."""
-
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"test_prompts", "control"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        runs.check_positive(
-            self, "rounds", "round_steps", "proposals", "base_levels", "rows", "rate", "row_length"
-        )
-        if self.rows is not None and self.rows % (2 * MICRO_ROWS):
-            raise ValueError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
-        for name in ("confidence", "least_yield"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1; got {getattr(self, name)}")
-        if self.test_prompts < 8:
-            raise ValueError(f"test_prompts must be at least 8; got {self.test_prompts}")
-
-
-class Setting(NamedTuple):
-    """What a config comes to.
-
-    Attributes:
-        config: with nothing left out.
-        problem: the tasks.
-        model: the transformer.
-        params: its initial parameters.
-        apply: ``apply(params, tokens, segments=...)``.
-        longest: the longest strings that are looked at.
-    """
-
-    config: Config
-    problem: ev.Problem
-    model: Transformer
-    params: Any
-    apply: metajax.losses.Apply
-    longest: int
-
-
-def setting_of(config: Config) -> Setting:
-    """The model and the tasks of a config."""
-    size = SIZES[config.size]
-    own = {name: getattr(size, name) for name in size._fields if hasattr(config, name)}
-    config = evolve_model.replaced(config, **own)
-    assert config.base_levels is not None
-    assert config.rounds is not None
-    problem = ev.digits(config.task)
-    faster = 4 if config.curriculum != "one" else 1
-    longest = config.base_levels + faster * config.rounds + 2
-    text = problem.prompt_length(longest) + problem.answer_length(longest) + 16
-    model = Transformer(
-        TransformerConfig.nope(
-            vocab_size=problem.vocab_size,
-            max_length=max(text + 32, config.row_length),
-            scan=False,
-            **size.model,
-        )
-    )
-    key = jax.random.key(config.seed)
-    params, apply = metajax.from_linen(model, key, jnp.zeros((1, 2), jnp.int32))
-    return Setting(config, problem, model, params, apply, longest)
-
-
-def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """AdamW as published, but for eps."""
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01)
-    )
-
-
-def schedule_of(rate: float, steps: int, stable: int) -> optax.Schedule:
-    """Warm-up over a tenth, the rate up to the step ``stable``, then a decay to a hundredth."""
-    warm = steps // 10
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, rate, warm),
-            optax.constant_schedule(rate),
-            optax.linear_schedule(rate, rate / 100, steps - stable),
-        ],
-        [warm, stable],
-    )
 
 
 def real_data(setting: Setting, key: jax.Array, count: int) -> ev.Examples:
@@ -237,6 +78,7 @@ def update_of(setting: Setting, shares: Callable[[Any], np.ndarray]) -> ev.Updat
         rows=config.rows,
         row_length=config.row_length,
         micro_batches=count,
+        pool=SIZES[config.size].pool,
         prompt_share=PROMPT_SHARE if config.proposer == "model" else 0.0,
         mesh=metajax.task_mesh(count),
     )
@@ -283,7 +125,7 @@ def parts_of(setting: Setting) -> ev.Parts:
         update=update_of(setting, ev.published_shares(config.base_levels)),
         gate=ev.no_worse(solve, verifier) if config.gate == "no_worse" else ev.always(),
         curriculum=curricula[config.curriculum],
-        real=lambda key: real_data(setting, key, 8192),
+        real=lambda key: real_data(setting, key, 2 * SIZES[config.size].pool),
         held_out=held_out,
         oracle=problem.solve,
         tamper=None if config.damage == "none" else damage_of(config),
@@ -328,7 +170,7 @@ def control_of(setting: Setting, base: Trained, rounds: int) -> Trained:
     return evolve_model.on_real_data(
         update_of(setting, lambda kept: np.array([1.0] + [0.0] * len(kept))),
         base.params,
-        lambda key: real_data(setting, key, 8192),
+        lambda key: real_data(setting, key, 2 * SIZES[setting.config.size].pool),
         rounds=rounds,
         seed=setting.config.seed,
     )
@@ -354,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert config.proposals is not None
     run = runs.open_run(f"evolve-{config.task}", config)
     runs.create(run)
-    real = real_data(setting, jax.random.key(config.seed + 2), 60_000)
+    size = SIZES[config.size]
+    real = real_data(setting, jax.random.key(config.seed + 2), size.real)
     base = evolve_model.base_model(
         run,
         setting.apply,
@@ -366,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row_length=config.row_length,
         micro_batches=config.rows // MICRO_ROWS,
         prompt_share=PROMPT_SHARE if config.proposer == "model" else 0.0,
+        pool=4 * size.pool,
     )
     parts = parts_of(setting)
     levels = shown_levels(setting)

@@ -47,7 +47,7 @@ def base_model(
     row_length: int,
     micro_batches: int,
     prompt_share: float,
-    pool: int = 16384,
+    pool: int,
 ) -> Trained:
     """Gathers the first knowledge: trains on real data, in the run's folder ``base``."""
     key_rows, key_train = jax.random.split(jax.random.fold_in(jax.random.key(run.config.seed), 1))
