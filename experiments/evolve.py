@@ -26,12 +26,12 @@ from experiments import evolve_model, evolve_report
 from experiments.evolve_model import Trained
 from experiments.evolve_setting import (
     MICRO_ROWS,
-    SIZES,
     Config,
     Setting,
     optimizer_of,
     schedule_of,
     setting_of,
+    size_of,
 )
 from metajax import evolve as ev
 from metajax import runs
@@ -78,7 +78,7 @@ def update_of(setting: Setting, shares: Callable[[Any], np.ndarray]) -> ev.Updat
         rows=config.rows,
         row_length=config.row_length,
         micro_batches=count,
-        pool=SIZES[config.size].pool,
+        pool=size_of(config).pool,
         prompt_share=PROMPT_SHARE if config.proposer == "model" else 0.0,
         mesh=metajax.task_mesh(count),
     )
@@ -125,7 +125,7 @@ def parts_of(setting: Setting) -> ev.Parts:
         update=update_of(setting, ev.published_shares(config.base_levels)),
         gate=ev.no_worse(solve, verifier) if config.gate == "no_worse" else ev.always(),
         curriculum=curricula[config.curriculum],
-        real=lambda key: real_data(setting, key, 2 * SIZES[config.size].pool),
+        real=lambda key: real_data(setting, key, 2 * size_of(config).pool),
         held_out=held_out,
         oracle=problem.solve,
         tamper=None if config.damage == "none" else damage_of(config),
@@ -170,7 +170,7 @@ def control_of(setting: Setting, base: Trained, rounds: int) -> Trained:
     return evolve_model.on_real_data(
         update_of(setting, lambda kept: np.array([1.0] + [0.0] * len(kept))),
         base.params,
-        lambda key: real_data(setting, key, 2 * SIZES[setting.config.size].pool),
+        lambda key: real_data(setting, key, 2 * size_of(setting.config).pool),
         rounds=rounds,
         seed=setting.config.seed,
     )
@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert config.proposals is not None
     run = runs.open_run(f"evolve-{config.task}", config)
     runs.create(run)
-    size = SIZES[config.size]
+    size = size_of(config)
     real = real_data(setting, jax.random.key(config.seed + 2), size.real)
     base = evolve_model.base_model(
         run,

@@ -59,6 +59,16 @@ SIZES = {
 }  # fmt: skip
 
 
+PAPER_ADDITION = {
+    "base_levels": 16,
+    "steps": 10_000,
+    "rounds": 8,
+    "round_steps": 1000,
+    "proposals": 50_000,
+}
+"""What the published size of addition has of its own."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(runs.RunConfig):
     """Options of the experiment; what isn't given is the size's own."""
@@ -140,9 +150,17 @@ class Setting(NamedTuple):
     longest: int
 
 
+def size_of(config: Config) -> Size:
+    """The size that a config names, for its task."""
+    size = SIZES[config.size]
+    if config.size == "paper" and config.task == "addition":
+        size = size._replace(**PAPER_ADDITION)
+    return size
+
+
 def setting_of(config: Config) -> Setting:
     """The model and the tasks of a config."""
-    size = SIZES[config.size]
+    size = size_of(config)
     own = {name: getattr(size, name) for name in size._fields if hasattr(config, name)}
     config = evolve_model.replaced(config, **own)
     assert config.base_levels is not None

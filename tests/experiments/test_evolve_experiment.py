@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import evolve, evolve_model
+from experiments import evolve, evolve_model, evolve_setting
 from metajax import evolve as ev
 from metajax.evolve.proposers import fingerprints
 
@@ -19,11 +19,11 @@ TINY = (
 @pytest.fixture(scope="module", autouse=True)
 def small_model():
     """Most of a test's time is compilation: a model of one block."""
-    size = evolve.SIZES["small"]
+    size = evolve_setting.SIZES["small"]
     model = {"width": 16, "n_layers": 1, "n_heads": 2, "mlp_width": 16}
-    evolve.SIZES["small"] = size._replace(model=model)
+    evolve_setting.SIZES["small"] = size._replace(model=model)
     yield
-    evolve.SIZES["small"] = size
+    evolve_setting.SIZES["small"] = size
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,14 @@ def test_bad_options_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             evolve.Config(**options)
+
+
+def test_the_published_size_of_each_task():
+    copying, adding = (
+        evolve.setting_of(evolve.Config(size="paper", task=task)) for task in ("copy", "addition")
+    )
+    assert (copying.config.base_levels, copying.config.steps) == (10, 2000)
+    assert (adding.config.base_levels, adding.config.steps) == (16, 10_000)
+    assert adding.config.proposals == 50_000
+    parameters = sum(leaf.size for leaf in evolve.jax.tree.leaves(copying.params))
+    assert 14.0e6 < parameters < 14.4e6
