@@ -35,6 +35,12 @@ table_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(DATA),--data '$(DATA)') \
 	$(if $(OUT),--out '$(OUT)')
+pretrained_flags = \
+	$(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
+	$(if $(UPDATE),--update '$(UPDATE)') \
+	$(if $(VERIFIER),--verifier '$(VERIFIER)') \
+	$(if $(GATE),--gate '$(GATE)') \
+	$(if $(ROUNDS),--rounds '$(ROUNDS)')
 common_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
@@ -43,7 +49,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora bench bench-memory bench-transformer bench-lm clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve-pretrained bench bench-memory bench-transformer bench-lm clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -51,7 +57,8 @@ help: ## list the targets
 	@echo
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
 	@echo "  PROTOCOL=fast|paper METHOD= N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>; for"
-	@echo "  omniglot-metric METHOD= K_SHOT=; for omniglot-table METHODS=protonet,maml CELLS=20w1s SEEDS=."
+	@echo "  omniglot-metric METHOD= K_SHOT=; for omniglot-table METHODS=protonet,maml CELLS=20w1s SEEDS=;"
+	@echo "  for evolve-pretrained CHECKPOINT= UPDATE=policy-gradient|maml VERIFIER=exact GATE= ROUNDS=."
 	@echo "  RESUME=1 goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer)"
 	@echo "  for .venv."
 
@@ -91,6 +98,9 @@ test-time-training: $(INSTALLED) ## adapt a language model to each task's exampl
 
 meta-lora: $(INSTALLED) ## meta-learn from where a language model adapts (BASE=<another run's base/model>)
 	$(RUN) -m experiments.meta_lora $(if $(BASE),--base '$(BASE)') $(common_flags)
+
+evolve-pretrained: $(INSTALLED) ## a Hugging Face model teaches itself longer sums (CHECKPOINT=<folder or hub id>)
+	$(RUN) -m experiments.evolve_pretrained $(pretrained_flags) $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')
