@@ -43,6 +43,12 @@ evolve_flags = \
 	$(if $(GATE),--gate '$(GATE)') \
 	$(if $(DAMAGE),--damage '$(DAMAGE)') \
 	$(if $(ROUNDS),--rounds '$(ROUNDS)')
+pretrained_flags = \
+	$(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') \
+	$(if $(UPDATE),--update '$(UPDATE)') \
+	$(if $(VERIFIER),--verifier '$(VERIFIER)') \
+	$(if $(GATE),--gate '$(GATE)') \
+	$(if $(ROUNDS),--rounds '$(ROUNDS)')
 common_flags = \
 	$(if $(STEPS),--steps '$(STEPS)') \
 	$(if $(SEED),--seed '$(SEED)') \
@@ -51,7 +57,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper bench bench-memory bench-transformer bench-lm clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained bench bench-memory bench-transformer bench-lm clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -60,7 +66,8 @@ help: ## list the targets
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
 	@echo "  PROTOCOL=fast|paper METHOD= N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>; for"
 	@echo "  omniglot-metric METHOD= K_SHOT=; for omniglot-table METHODS=protonet,maml CELLS=20w1s SEEDS=;"
-	@echo "  for evolve TASK= PROPOSER= CURRICULUM= FILTERS= GATE= DAMAGE= ROUNDS=."
+	@echo "  for evolve TASK= PROPOSER= CURRICULUM= FILTERS= GATE= DAMAGE= ROUNDS=; for"
+	@echo "  evolve-pretrained CHECKPOINT= UPDATE=policy-gradient|maml VERIFIER=exact GATE= ROUNDS=."
 	@echo "  RESUME=1 goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer)"
 	@echo "  for .venv."
 
@@ -101,11 +108,14 @@ test-time-training: $(INSTALLED) ## adapt a language model to each task's exampl
 meta-lora: $(INSTALLED) ## meta-learn from where a language model adapts (BASE=<another run's base/model>)
 	$(RUN) -m experiments.meta_lora $(if $(BASE),--base '$(BASE)') $(common_flags)
 
-evolve: $(INSTALLED) ## a model teaches itself longer strings (TASK=reverse|addition, PROPOSER=model)
+evolve: $(INSTALLED) ## a model teaches itself longer strings (TASK=reverse, TASK=addition, PROPOSER=model)
 	$(RUN) -m experiments.evolve $(evolve_flags) $(common_flags)
 
 evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
 	$(RUN) -m experiments.evolve --size paper $(evolve_flags) $(common_flags)
+
+evolve-pretrained: $(INSTALLED) ## a Hugging Face model teaches itself longer sums (CHECKPOINT=<folder or hub id>)
+	$(RUN) -m experiments.evolve_pretrained $(pretrained_flags) $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')

@@ -75,7 +75,7 @@ class Config(runs.RunConfig):
     control: Literal["yes", "no"] = "yes"
     """Whether the control is trained: as many updates, on the worked examples alone."""
 
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"control", "chunk"}
+    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"control"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +95,8 @@ class Config(runs.RunConfig):
         for part in {unit, self.micro_batch}:
             if self.batch % part:
                 raise ValueError(f"batch must be a multiple of {part}; got {self.batch}")
+        if self.update == "maml" and self.proposals < TASK_TEXTS:
+            raise ValueError(f"proposals must be at least {TASK_TEXTS}; got {self.proposals}")
 
 
 class Setting(NamedTuple):

@@ -218,6 +218,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, o
         ),
         ({"batch": 6}, "batch must be a multiple of 4; got 6"),
         ({"batch": 12, "update": "maml"}, "batch must be a multiple of 8; got 12"),
+        ({"proposals": 7, "update": "maml"}, "proposals must be at least 8; got 7"),
         ({"worked": 0}, "worked must be above zero; got 0"),
     ],
 )
