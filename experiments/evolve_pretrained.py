@@ -15,6 +15,12 @@ its figures mean nothing. With a real checkpoint the command is the same, and so
 Expected of random weights: next to nothing right, nothing kept, and the loop stops by itself after
 three rounds; half a minute on one CPU core, most of it compilation. What real checkpoints reach
 hasn't been measured yet.
+
+Agreement isn't truth. A model of 0.3 million parameters that had been trained on sums of up to
+three digits went from 99.2 to 100 % of 128 such sums (the control 97.7) when it was given worked
+examples of two; but of its answers of four digits, none of which was right, it kept 43 %, and the
+gate, which knows no answers there, took what came of them. The table's "right of the kept" shows
+it.
 """
 
 import json
