@@ -12,21 +12,19 @@ schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import metajax
+from experiments.omniglot_networks import Method, learner_of, network_of
 from experiments.omniglot_schedules import UNCHECKED
-from metajax import models, runs
+from metajax import runs
 from metajax.data import ClassData, episode_sampler, omniglot
 from metajax.runs import fewshot, plots
-
-Method = Literal["prototypical", "matching", "relation", "r2d2"]
 
 TITLES: dict[str, str] = {
     "prototypical": "Prototypical Networks",
@@ -64,12 +62,9 @@ PUBLISHED: dict[str, tuple[str, dict[tuple[int, int], str]]] = {
         },
     ),
 }
-SIZE = 28
 QUERY_IN_TRAINING = 5
 QUERY_AT_TEST = 15
 TEST_WAYS = (5, 20)
-MATCHING_SCALE = 10.0
-"""What the cosine is multiplied by: within [-1, 1] a softmax over 60 images can't be sure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,75 +97,6 @@ class Config(runs.RunConfig):
             raise ValueError(f"train_way must be at least 2; got {self.train_way}")
         if self.test_episodes < 2:
             raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
-
-
-class Network(NamedTuple):
-    """What the learners compare images with.
-
-    Attributes:
-        variables: collections of parameters and running statistics.
-        embed: ``embed(variables, images, train=...)``: features, in training with the changed
-            statistics.
-        relate: the same of pairs of feature maps; None but for Relation Networks.
-    """
-
-    variables: Any
-    embed: Callable[..., Any]
-    relate: Callable[..., Any] | None = None
-
-
-def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
-    """The four-layer network with max-pooling, and Relation Networks' two of their own."""
-    images = jnp.zeros((1, SIZE, SIZE, 1))
-    if method != "relation":
-        body = models.Conv4(None, features=features, form="pool", norm="running")
-        variables, apply = metajax.from_linen(body, key, images)
-        return Network(variables, _reporting(apply))
-    body = models.Conv4(None, features=features, form="maps", norm="running")
-    head = models.RelationHead(features, norm="running")
-    body_key, head_key = jax.random.split(key)
-    body_variables, apply = metajax.from_linen(body, body_key, images)
-    maps = jax.eval_shape(apply, body_variables, images)
-    pairs = jnp.zeros((*maps.shape[:-1], 2 * maps.shape[-1]))
-    head_variables, relate = metajax.from_linen(head, head_key, pairs)
-    variables = {
-        kind: {"body": body_variables[kind], "head": head_variables[kind]}
-        for kind in body_variables
-    }
-    return Network(variables, _reporting(apply, "body"), _reporting(relate, "head"))
-
-
-def _reporting(apply: metajax.losses.Apply, part: str | None = None) -> Callable[..., Any]:
-    """``apply`` to a part of the variables; in training by the batch's statistics, and with the
-    changed running ones."""
-
-    def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
-        own = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
-        if not train:
-            return apply(own, inputs, train=False)
-        outputs, changed = apply(own, inputs, mutable=["batch_stats"])
-        return outputs, changed if part is None else {
-            kind: {part: tree} for kind, tree in changed.items()
-        }
-
-    return applied
-
-
-def learner_of(method: Method, network: Network, *, n_way: int, train: bool) -> metajax.Learner:
-    """The method on episodes of so many classes.
-
-    In training the batch's statistics normalise, and the running ones are reported; at test these
-    do.
-    """
-    embed = functools.partial(network.embed, train=train)
-    if method == "matching":
-        return metajax.matching(embed, n_way=n_way, scale=MATCHING_SCALE)
-    if method == "relation":
-        assert network.relate is not None
-        relate = functools.partial(network.relate, train=train)
-        return metajax.relation(embed, relate, n_way=n_way)
-    build = metajax.prototypical if method == "prototypical" else metajax.r2d2
-    return build(embed, n_way=n_way)
 
 
 def steps_of(config: Config) -> int:
