@@ -157,33 +157,46 @@ def _anil(protocol: Protocol, many: bool, steps: int | None) -> dict:
 
 
 def _reptile(protocol: Protocol, many: bool, steps: int | None) -> dict:
-    rate, inner_steps, batch = (5e-4, 10, 20) if many else (1e-3, 5, 10)
+    if protocol == "paper":
+        rate, inner_steps, batch, outer = (5e-4, 10, 20, 1.0) if many else (1e-3, 5, 10, 1.0)
+        test_steps, test_batch = 50, batch // 2
+    else:
+        # The paper's inner rate needs its 100,000 outer steps.
+        rate, inner_steps, batch, outer = 0.5, 10, 20 if many else 5, 1.0
+        test_steps, test_batch = 20, batch
 
     def learner(
-        network: fewshot.Network, steps: int, *, transductive: bool = True, batch: int = batch // 2
+        network: fewshot.Network, steps: int, *, transductive: bool = True, batch: int = test_batch
     ) -> Learner:
         options = fewshot.inner_options(network, transductive=transductive)
         options["trainable"] = None
-        optimizer = optax.adam(rate, b1=0.0)
+        optimizer = optax.adam(rate, b1=0.0) if protocol == "paper" else optax.sgd(rate)
         return metajax.reptile(optimizer=optimizer, steps=steps, batch_size=batch, **options)
 
-    # The published iterations, or a tenth of them.
-    published = 200_000 if many else 100_000
-    return {
-        "description": "the paper's but for images, network and rotations, which are MAML's: inner "
-        "Adam without momentum, outer step from 1 to 0",
-        "steps": published if protocol == "paper" else published // 10,
+    facts = {
         "meta_batch": 5,
         "learner": learner,
         "trained": functools.partial(learner, batch=batch),
         "train_shot": 10,
-        "inner_rate": f"{rate}, Adam",
+        "inner_rate": rate,
         "inner_steps": inner_steps,
-        "test_steps": 50,
+        "test_steps": test_steps,
         "curve_steps": 0,
-        "optimizer": lambda _, steps: optax.sgd(optax.linear_schedule(1.0, 0.0, steps)),
+        "optimizer": lambda _, steps: optax.sgd(optax.linear_schedule(outer, 0.0, steps)),
         "rotations": "as_classes",
         "head_std": fewshot.HEAD_STD,
+    }
+    if protocol == "paper":
+        return facts | {
+            "description": "the paper's but for images, network and rotations, which are MAML's: "
+            "inner Adam without momentum, outer step from 1 to 0",
+            "steps": 200_000 if many else 100_000,
+            "inner_rate": f"{rate}, Adam",
+        }
+    return facts | {
+        "description": f"ours: {inner_steps} inner steps of gradient descent on {batch} images "
+        f"each, outer step from {outer:g} to 0",
+        "steps": 8000 if many else 20_000,
     }
 
 
