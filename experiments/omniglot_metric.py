@@ -4,9 +4,9 @@ python -m experiments.omniglot_metric trains Prototypical Networks: episodes of 
 rotations of a character as classes of their own, five query images a class. The model is tested on
 5-way and 20-way tasks alike, with running statistics: no query image sees another one.
 
---method takes another learner: matching, r2d2, or relation with a network of its own, in episodes
-of 20 classes. --k-shot gives the shots of training and test, and --protocol paper the published
-schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
+--method takes another learner, in episodes of 20 classes: matching, r2d2, or relation with a
+network of its own. --k-shot gives the shots of training and test, and --protocol paper the
+published schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
 """
 
 import dataclasses
@@ -76,7 +76,7 @@ class Config(runs.RunConfig):
     k_shot: int = 1
     """Support images of each class, in training and at test."""
     train_way: int | None = None
-    """Classes of a training episode; without it 60, or 20 for the pairs of relation."""
+    """Classes of a training episode; without it 60 for prototypical, 20 for the others."""
     protocol: Literal["fast", "paper"] = "fast"
     """How to train: our faster schedule, or that of Prototypical Networks' published code."""
     test_episodes: int = 1000
@@ -92,7 +92,7 @@ class Config(runs.RunConfig):
         super().__post_init__()
         runs.check_positive(self, "k_shot", "validate_every")
         if self.train_way is None:
-            object.__setattr__(self, "train_way", 20 if self.method == "relation" else 60)
+            object.__setattr__(self, "train_way", 60 if self.method == "prototypical" else 20)
         elif self.train_way < 2:
             raise ValueError(f"train_way must be at least 2; got {self.train_way}")
         if self.test_episodes < 2:
@@ -103,7 +103,8 @@ def steps_of(config: Config) -> int:
     """The schedule's meta-steps, where none were asked for; of five shots an episode is larger."""
     if config.protocol == "paper":
         return 20_000
-    return 2000 if config.k_shot == 1 else 1500
+    count = 3000 if config.method in ("matching", "r2d2") else 2000
+    return count if config.k_shot == 1 else count * 3 // 4
 
 
 def optimizer_of(config: Config, steps: int) -> tuple[str, optax.GradientTransformation]:

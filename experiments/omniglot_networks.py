@@ -18,7 +18,7 @@ R2D2_PENALTY = 50.0
 R2D2_SCALE = 10.0
 """What λ and the logits' scale α start from; from 1 each, α has reached 2 after 400 meta-steps."""
 MATCHING_SCALE = 30.0
-"""What the cosine is multiplied by: within [-1, 1] a softmax over 60 images can't be sure."""
+"""What the cosine is multiplied by: within [-1, 1] a softmax over 20 images can't be sure."""
 
 
 class Network(NamedTuple):
