@@ -103,7 +103,7 @@ def steps_of(config: Config) -> int:
     """The schedule's meta-steps, where none were asked for; of five shots an episode is larger."""
     if config.protocol == "paper":
         return 20_000
-    count = 3000 if config.method in ("matching", "r2d2") else 2000
+    count = {"matching": 1500, "r2d2": 3000}.get(config.method, 2000)
     return count if config.k_shot == 1 else count * 3 // 4
 
 
