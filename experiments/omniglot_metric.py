@@ -4,29 +4,27 @@ python -m experiments.omniglot_metric trains Prototypical Networks: episodes of 
 rotations of a character as classes of their own, five query images a class. The model is tested on
 5-way and 20-way tasks alike, with running statistics: no query image sees another one.
 
---method takes another learner: matching, r2d2, or relation with a network of its own, in episodes
-of 20 classes. --k-shot gives the shots of training and test, and --protocol paper the published
-schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
+--method takes another learner, in episodes of 20 classes: matching, r2d2, or relation with a
+network of its own. --k-shot gives the shots of training and test, and --protocol paper the
+published schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import metajax
+from experiments.omniglot_networks import Method, learner_of, network_of
 from experiments.omniglot_schedules import UNCHECKED
-from metajax import models, runs
+from metajax import runs
 from metajax.data import ClassData, episode_sampler, omniglot
 from metajax.runs import fewshot, plots
-
-Method = Literal["prototypical", "matching", "relation", "r2d2"]
 
 TITLES: dict[str, str] = {
     "prototypical": "Prototypical Networks",
@@ -64,12 +62,9 @@ PUBLISHED: dict[str, tuple[str, dict[tuple[int, int], str]]] = {
         },
     ),
 }
-SIZE = 28
 QUERY_IN_TRAINING = 5
 QUERY_AT_TEST = 15
 TEST_WAYS = (5, 20)
-MATCHING_SCALE = 10.0
-"""What the cosine is multiplied by: within [-1, 1] a softmax over 60 images can't be sure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +76,7 @@ class Config(runs.RunConfig):
     k_shot: int = 1
     """Support images of each class, in training and at test."""
     train_way: int | None = None
-    """Classes of a training episode; without it 60, or 20 for the pairs of relation."""
+    """Classes of a training episode; without it 60 for prototypical, 20 for the others."""
     protocol: Literal["fast", "paper"] = "fast"
     """How to train: our faster schedule, or that of Prototypical Networks' published code."""
     test_episodes: int = 1000
@@ -97,87 +92,19 @@ class Config(runs.RunConfig):
         super().__post_init__()
         runs.check_positive(self, "k_shot", "validate_every")
         if self.train_way is None:
-            object.__setattr__(self, "train_way", 20 if self.method == "relation" else 60)
+            object.__setattr__(self, "train_way", 60 if self.method == "prototypical" else 20)
         elif self.train_way < 2:
             raise ValueError(f"train_way must be at least 2; got {self.train_way}")
         if self.test_episodes < 2:
             raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
 
-class Network(NamedTuple):
-    """What the learners compare images with.
-
-    Attributes:
-        variables: collections of parameters and running statistics.
-        embed: ``embed(variables, images, train=...)``: features, in training with the changed
-            statistics.
-        relate: the same of pairs of feature maps; None but for Relation Networks.
-    """
-
-    variables: Any
-    embed: Callable[..., Any]
-    relate: Callable[..., Any] | None = None
-
-
-def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
-    """The four-layer network with max-pooling, and Relation Networks' two of their own."""
-    images = jnp.zeros((1, SIZE, SIZE, 1))
-    if method != "relation":
-        body = models.Conv4(None, features=features, form="pool", norm="running")
-        variables, apply = metajax.from_linen(body, key, images)
-        return Network(variables, _reporting(apply))
-    body = models.Conv4(None, features=features, form="maps", norm="running")
-    head = models.RelationHead(features, norm="running")
-    body_key, head_key = jax.random.split(key)
-    body_variables, apply = metajax.from_linen(body, body_key, images)
-    maps = jax.eval_shape(apply, body_variables, images)
-    pairs = jnp.zeros((*maps.shape[:-1], 2 * maps.shape[-1]))
-    head_variables, relate = metajax.from_linen(head, head_key, pairs)
-    variables = {
-        kind: {"body": body_variables[kind], "head": head_variables[kind]}
-        for kind in body_variables
-    }
-    return Network(variables, _reporting(apply, "body"), _reporting(relate, "head"))
-
-
-def _reporting(apply: metajax.losses.Apply, part: str | None = None) -> Callable[..., Any]:
-    """``apply`` to a part of the variables; in training by the batch's statistics, and with the
-    changed running ones."""
-
-    def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
-        own = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
-        if not train:
-            return apply(own, inputs, train=False)
-        outputs, changed = apply(own, inputs, mutable=["batch_stats"])
-        return outputs, changed if part is None else {
-            kind: {part: tree} for kind, tree in changed.items()
-        }
-
-    return applied
-
-
-def learner_of(method: Method, network: Network, *, n_way: int, train: bool) -> metajax.Learner:
-    """The method on episodes of so many classes.
-
-    In training the batch's statistics normalise, and the running ones are reported; at test these
-    do.
-    """
-    embed = functools.partial(network.embed, train=train)
-    if method == "matching":
-        return metajax.matching(embed, n_way=n_way, scale=MATCHING_SCALE)
-    if method == "relation":
-        assert network.relate is not None
-        relate = functools.partial(network.relate, train=train)
-        return metajax.relation(embed, relate, n_way=n_way)
-    build = metajax.prototypical if method == "prototypical" else metajax.r2d2
-    return build(embed, n_way=n_way)
-
-
 def steps_of(config: Config) -> int:
     """The schedule's meta-steps, where none were asked for; of five shots an episode is larger."""
     if config.protocol == "paper":
         return 20_000
-    return 2000 if config.k_shot == 1 else 1500
+    count = {"matching": 1500, "r2d2": 3000}.get(config.method, 2000)
+    return count if config.k_shot == 1 else count * 3 // 4
 
 
 def optimizer_of(config: Config, steps: int) -> tuple[str, optax.GradientTransformation]:

@@ -68,7 +68,7 @@ def ridge(features: jax.Array, targets: jax.Array, penalty: jax.Array) -> jax.Ar
     return weights.astype(dtype)
 
 
-def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0) -> Learner:
+def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0, scale: float = 1.0) -> Learner:
     """R2-D2: W = Xᵀ(XXᵀ + λI)⁻¹Y on the support set, logits α · f(x) W + β; λ, α, β learned.
 
     Args:
@@ -76,14 +76,16 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0) -> Learner:
             ``metajax.prototypical``.
         n_way: classes of an episode, at least 2.
         penalty: what λ starts from; its logarithm is learned, so that it stays positive.
+        scale: what α starts from. The regression's outputs are near 0 and 1, of which a softmax of
+            many classes can't make a sure prediction.
 
     Returns:
         A ``Learner`` whose meta-parameters are an ``R2D2Params``. Adaptation remembers the support
         set; support and query are embedded in one pass.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2 or ``penalty`` isn't positive; when run, if the
-            features aren't vectors.
+        ValueError: if ``n_way`` is less than 2, or ``penalty`` or ``scale`` isn't positive; when
+            run, if the features aren't vectors.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -99,11 +101,12 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0) -> Learner:
     """
     _checks.at_least("n_way", n_way, 2)
     penalty = _checks.positive_float("penalty", penalty)
+    scale = _checks.positive_float("scale", scale)
 
     def init(params):
         dtype = jnp.result_type(*jax.tree.leaves(params))
         one = jnp.ones((), dtype)
-        return R2D2Params(params, jnp.log(penalty) * one, one, 0 * one)
+        return R2D2Params(params, jnp.log(penalty) * one, scale * one, 0 * one)
 
     def score(meta_params: R2D2Params, support: Support, query: jax.Array) -> jax.Array:
         _checks.one_width("embed", support.features, query)

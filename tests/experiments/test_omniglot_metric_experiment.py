@@ -20,7 +20,7 @@ def small(monkeypatch, small_data):
     monkeypatch.setattr(experiment, "network_of", network)
 
 
-@pytest.mark.parametrize("method", ["prototypical", "relation"])
+@pytest.mark.parametrize("method", ["prototypical", "matching", "relation", "r2d2"])
 def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
     network = experiment.network_of(method, jax.random.key(0))
     learner = experiment.learner_of(method, network, n_way=3, train=False)
@@ -31,7 +31,7 @@ def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
 
     def loss(chosen):
         batch = metajax.Batch(query[chosen], targets[chosen])
-        adapted, _ = learner.adapt(network.variables, support)
+        adapted, _ = learner.adapt(learner.init(network.variables), support)
         return learner.loss(adapted, metajax.Episode(support, batch))[0]
 
     alone = [loss(jnp.array([i])) for i in range(4)]
@@ -52,6 +52,12 @@ def test_a_tiny_run_and_a_resume(tmp_path, small, capsys):
     assert [row["transductive"] for row in result["rows"]] == [False, False]
     with pytest.raises(runs.RunError, match="method was 'r2d2' and is now 'prototypical'"):
         experiment.main(["--out", str(out), "--resume", *arguments[2:]])
+
+
+def test_a_ridge_regression_has_nine_positions_features(small):
+    network = experiment.network_of("r2d2", jax.random.key(0))
+    features = network.embed(network.variables, jnp.zeros((2, 28, 28, 1)), train=False)
+    assert features.shape == (2, 9 * 4)
 
 
 def test_both_of_relation_s_networks_keep_statistics(small):

@@ -151,8 +151,8 @@ def test_ridge_is_the_minimum_in_either_space(examples, x64):
 def test_r2d2(weights, episode):
     s, s_targets, q, q_targets = embedded(weights, episode)
     w = np.linalg.solve(s.T @ s + 0.5 * np.eye(WIDTH), s.T @ np.eye(N_WAY)[s_targets])
-    learner = metajax.r2d2(linear, n_way=N_WAY, penalty=0.5)
-    meta_params = learner.init(weights)._replace(scale=jnp.array(2.0), bias=jnp.array(0.1))
+    learner = metajax.r2d2(linear, n_way=N_WAY, penalty=0.5, scale=2.0)
+    meta_params = learner.init(weights)._replace(bias=jnp.array(0.1))
     loss, _ = loss_of(learner, meta_params, episode)
     np.testing.assert_allclose(loss, cross_entropy(2 * q @ w + 0.1, q_targets), rtol=1e-10)
 
@@ -326,6 +326,7 @@ def test_the_relation_head_scores_pairs_of_feature_maps():
         (lambda: metajax.prototypical(linear, n_way=3, distance="l1"), "distance must be one of"),
         (lambda: metajax.prototypical(linear, n_way=3, scale=0), "scale must be a positive"),
         (lambda: metajax.r2d2(linear, n_way=3, penalty=0.0), "penalty must be a positive"),
+        (lambda: metajax.r2d2(linear, n_way=3, scale=0.0), "scale must be a positive"),
         (
             lambda: metajax.metaoptnet(linear, n_way=3, regularisation=-1.0),
             "regularisation must be a positive",
