@@ -345,7 +345,7 @@ def examples_text(setting: Setting, params: Any, records: Sequence[dict[str, Any
     for level in sorted({1, setting.config.base_levels, last, last + 4}):
         levels = ev.Levels(level, level)
         tasks = parts.propose(params, jax.random.key(7), levels)
-        tasks = ev.Tasks(*(np.asarray(leaf)[:4] for leaf in tasks))
+        tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[:4], tasks)
         attempts = parts.solve(params, jax.random.key(8), tasks)
         right = np.asarray(ev.is_right(attempts, problem.solve(tasks))[:, 0])
         trusted = np.asarray(parts.verifier.verify(tasks, attempts).weight)
