@@ -51,7 +51,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper bench bench-memory bench-transformer bench-lm clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-programs bench bench-memory bench-transformer bench-lm clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -106,6 +106,9 @@ evolve: $(INSTALLED) ## a model teaches itself longer strings (TASK=reverse|addi
 
 evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
 	$(RUN) -m experiments.evolve --size paper $(evolve_flags) $(common_flags)
+
+evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
+	$(RUN) -m experiments.evolve_programs $(if $(ROUNDS),--rounds '$(ROUNDS)') $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')

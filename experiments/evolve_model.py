@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,12 @@ import optax
 import metajax
 from metajax import lm, runs
 from metajax._files import write_atomically
-from metajax.evolve import EvolveState, Parts, RoundReport, evolve
+from metajax.evolve import EvolveState, Examples, Parts, RoundReport, Update, evolve, real_alone
 from metajax.evolve.data import Data, rows_of
 from metajax.runs import plots
 
 Scores = Mapping[str, float]
+ScoresOf = Callable[[Any], Scores]
 
 
 class Trained(NamedTuple):
@@ -93,7 +95,7 @@ def follow(
     parts: Parts,
     state: EvolveState,
     *,
-    scores: Callable[[Any], Scores],
+    scores: ScoresOf,
     name: str = "rounds",
     patience: int = 3,
 ) -> Followed:
@@ -125,6 +127,45 @@ def follow(
                 bar.update(1)
             stopped = log.records[-1].get("stopped") or "the loop had ended before"
             return Followed(state, list(log.records), stopped)
+
+
+class Control(NamedTuple):
+    """What learned from real data alone.
+
+    Attributes:
+        trained: the model after it.
+        records: a line for each round, as many as the loop's that learned; that of round 0 is of
+            the base model.
+    """
+
+    trained: Trained
+    records: list[dict[str, Any]]
+
+
+def control(
+    run: runs.Run,
+    update: Update,
+    base: Trained,
+    real: Callable[[jax.Array], Examples],
+    *,
+    rounds: int,
+    scores: ScoresOf,
+) -> Control:
+    """The base model trained on, as many steps as the rounds', on real data alone."""
+    key = jax.random.key(run.config.seed)
+    state, tokens, seconds = update.init(base.params, key), 0, 0.0
+    records = [{"step": 0, **scores(base.params)}]
+    with runs.progress("control", 0, rounds, unit="round") as bar:
+        for number in range(1, rounds + 1):
+            began = time.perf_counter()
+            own = jax.random.fold_in(jax.random.key(run.config.seed + 1), number)
+            state, _, count = update.update(state, real_alone(real(own)), own, 1.0)
+            tokens += count
+            jax.block_until_ready(state.params)
+            seconds += time.perf_counter() - began
+            records.append({"step": number, **scores(state.params)})
+            bar.update(1)
+    return Control(Trained(state.params, seconds, tokens), records)
 
 
 def flat(report: RoundReport) -> dict[str, Any]:
