@@ -31,6 +31,17 @@ def texts(write_programs, inputs):
     )
 
 
+def half_right(params, key, tasks):
+    """Of two answers to a deduction one is the output, the other none; others have none."""
+    first = program_tasks.rows(tasks.about.inputs, (slice(None), 0))
+    outputs = np.asarray(pg.value_tokens(pg.run(tasks.about.programs, first)))
+    tokens = np.zeros((len(outputs), 2, 16), np.int32)
+    tokens[tasks.about.kind == 0, 1, : outputs.shape[1]] = outputs[tasks.about.kind == 0]
+    tokens[tasks.about.kind == 3, :, 0] = pg.EOS
+    lengths = np.maximum((tokens != 0).sum(axis=2), 1)
+    return ev.Attempts(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 1)
+
+
 def proposed(write, levels=(2, 4), count=64):
     propose = program_play.own_proposer(write, count=count, longest=5)
     return propose(None, jax.random.key(0), ev.Levels(*levels))
@@ -131,6 +142,9 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
             raise KeyboardInterrupt
         return accuracies(*arguments)
 
+    written = ["swap | add 4", "fold | keep_odd", "square", "push 3 | sum", "drop 2", "halve"]
+    monkeypatch.setattr(program_play, "writer", lambda *a, **k: texts(written, [[1, 2, 3]] * 6))
+    monkeypatch.setattr(program_play, "own_solver", lambda solve, samples: half_right)
     arguments = [*TINY, "--out", str(tmp_path / "run")]
     monkeypatch.setattr(program_play, "accuracies", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +158,11 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert set(result["tested"]) == {"base model", "after self-play", "control"}
-    assert result["control_by_round"][0]["step"] == 0
+    assert [record["step"] for record in result["control_by_round"]] == [0, 1, 2]
+    for line in map(json.loads, lines[1:]):
+        assert line["uses_oracle"]
+        assert line["kept"] > 0
+        assert line["accepted"]
     assert "deduction" in (tmp_path / "run" / "table.md").read_text()
     assert (tmp_path / "run" / "rounds.png").stat().st_size > 0
     assert (tmp_path / "run" / "tasks.txt").exists()
