@@ -44,15 +44,15 @@ ROW_LENGTH = 64
 class Config(runs.RunConfig):
     """Options of the experiment."""
 
-    steps: int | None = 1500
+    steps: int | None = 1000
     """Updates of the base model."""
     layers: int = 3
     """Blocks of the transformer, of width 128: 0.2 million parameters each."""
-    rounds: int = 6
+    rounds: int = 4
     """Rounds of self-play."""
-    round_steps: int = 150
+    round_steps: int = 120
     """Updates of each."""
-    proposals: int = 4096
+    proposals: int = 2048
     """Tasks of each round: five eighths deduction, an eighth of each other kind."""
     texts: int = 512
     """Programs with inputs that the model writes a round."""
