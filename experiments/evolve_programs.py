@@ -155,7 +155,7 @@ def like_programs(key: jax.Array, count: int, least: int) -> pg.Programs:
     from."""
     numbers = least + np.arange(2 * count) % (pg.MAX_OPERATIONS + 1 - least)
     drawn = pg.draw_programs(key, 2 * count, operations=numbers)
-    return program_tasks.rows(drawn, np.flatnonzero(program_tasks.worth(drawn))[:count])
+    return program_tasks.rows(drawn, np.flatnonzero(program_tasks.worth(drawn)[0])[:count])
 
 
 def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

@@ -99,15 +99,10 @@ def writer(
         tokens = np.concatenate(found)[:texts]
         programs, inputs, valid = jax.tree.map(np.asarray, pg.parse_proposals(jnp.asarray(tokens)))
         valid = valid & (inputs.lengths > 0)
-        return Written(programs, inputs, valid, valid & worth(programs), marks_of(programs))
+        allowed, marks = worth(programs)
+        return Written(programs, inputs, valid, valid & allowed, marks)
 
     return write
-
-
-def marks_of(programs: pg.Programs) -> np.ndarray:
-    """A hash of what each program does, uint64 ``[n]``."""
-    two = np.asarray(pg.fingerprints(programs)).astype(np.uint64)
-    return two[:, 0] << np.uint64(32) | two[:, 1]
 
 
 def first_of_each(marks: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -145,11 +140,13 @@ def own_proposer(
         fits = fits & wanted(made.lengths) & bool(usable.size)
         # As many candidates in any case, so that nothing is compiled again.
         taken = np.argsort(~fits, kind="stable")[: 2 * numbers[0]]
-        made, fits = rows(made, taken), fits[taken] & worth(rows(made, taken))
+        made = rows(made, taken)
+        allowed, made_marks = worth(made)
+        fits = fits[taken] & allowed
         programs = concatenated([own.programs, made])
         inputs = concatenated([own.inputs, rows(own.inputs, pairs[0][taken])])
         candidates = np.concatenate([own.usable & wanted(own.programs.lengths), fits])
-        marks = np.concatenate([own.marks, marks_of(made)])
+        marks = np.concatenate([own.marks, made_marks])
         new = first_of_each(marks, candidates)
         joined = np.arange(len(new)) >= len(own.valid)
         order = np.argsort(~new, kind="stable")[: numbers[0]]

@@ -116,9 +116,38 @@ def split(count: int) -> list[int]:
     return [count - 3 * (count // 8), *[count // 8] * 3]
 
 
-def worth(programs: pg.Programs) -> np.ndarray:
-    """Which programs may be learned from, bool ``[n]``: not held out, and not degenerate."""
-    return ~np.asarray(pg.is_held_out(programs)) & ~np.asarray(pg.is_degenerate(programs))
+_BLOCK = 512
+"""Programs that are judged together, so that one size is compiled."""
+
+
+@jax.jit
+def _judge(programs: pg.Programs) -> tuple[jax.Array, jax.Array]:
+    return pg.is_degenerate(programs), pg.fingerprints(programs)
+
+
+def _judged(programs: pg.Programs) -> tuple[np.ndarray, np.ndarray]:
+    """Which programs are degenerate ``[n]``, and a hash of what each does, uint64 ``[n]``."""
+    count = len(programs.lengths)
+    filled = rows(programs, np.arange(-(-count // _BLOCK) * _BLOCK) % count)
+    parts = [
+        jax.device_get(_judge(rows(filled, slice(start, start + _BLOCK))))
+        for start in range(0, len(filled.lengths), _BLOCK)
+    ]
+    degenerate, two = (np.concatenate(leaves)[:count] for leaves in zip(*parts, strict=True))
+    two = two.astype(np.uint64)
+    return degenerate, two[:, 0] << np.uint64(32) | two[:, 1]
+
+
+@functools.cache
+def _held_out_marks() -> np.ndarray:
+    return _judged(pg.held_out_programs())[1]
+
+
+def worth(programs: pg.Programs) -> tuple[np.ndarray, np.ndarray]:
+    """Which programs may be learned from, bool ``[n]``: not held out, by what they do, and not
+    degenerate; and a hash of what each does, uint64 ``[n]``."""
+    degenerate, marks = _judged(programs)
+    return ~degenerate & ~np.isin(marks, _held_out_marks()), marks
 
 
 def taught_programs(key: jax.Array, count: int, operations: int) -> pg.Programs:
@@ -127,7 +156,7 @@ def taught_programs(key: jax.Array, count: int, operations: int) -> pg.Programs:
     # Few programs have one operation, so fewer tasks do.
     lengths = jnp.ceil(operations * jax.random.uniform(length_key, (count,)) ** 0.5)
     programs = pg.draw_programs(program_key, count, operations=lengths)
-    return rows(programs, worth(programs))
+    return rows(programs, worth(programs)[0])
 
 
 def real_tasks(key: jax.Array, taught: pg.Programs, count: int, longest: int) -> tuple:

@@ -21,13 +21,13 @@ TINY = (
 def texts(write_programs, inputs):
     """A writer that wrote these."""
     programs = pg.programs_of(write_programs)
-    own = program_tasks.worth(programs)
+    own, marks = program_tasks.worth(programs)
     return lambda params, key: program_play.Written(
         program_tasks.rows(programs, slice(None)),
         program_tasks.rows(pg.values_of(inputs), slice(None)),
         np.ones(len(own), bool),
         own,
-        program_play.marks_of(programs),
+        marks,
     )
 
 
@@ -70,9 +70,9 @@ def test_no_held_out_program_is_proposed_not_even_joined():
     assert not np.asarray(pg.is_held_out(programs)).any()
     assert not np.asarray(pg.is_degenerate(programs)).any()
     assert np.asarray(tasks.about.joined)[valid].any()
-    deduced = program_play.marks_of(
+    deduced = program_tasks.worth(
         program_tasks.rows(tasks.about.programs, valid & (tasks.about.kind == 0))
-    )
+    )[1]
     assert len(np.unique(deduced)) == len(deduced), "no two do the same"
 
 
