@@ -50,9 +50,9 @@ class Config(runs.RunConfig):
     """Blocks of the transformer, of width 128: 0.2 million parameters each."""
     rounds: int = 4
     """Rounds of self-play."""
-    round_steps: int = 120
+    round_steps: int = 250
     """Updates of each."""
-    proposals: int = 2048
+    proposals: int = 4096
     """Tasks of each round: five eighths deduction, an eighth of each other kind."""
     texts: int = 512
     """Programs with inputs that the model writes a round."""
@@ -63,6 +63,9 @@ class Config(runs.RunConfig):
     weight: Literal["learnable", "right"] = "learnable"
     """How much is learned from a task of which a share p > 0 of the answers is right: 1 - p, or
     all alike."""
+    unsolved: Literal["shown", "left_out"] = "shown"
+    """What becomes of a deduction that no sample got right: the interpreter's output is learned, or
+    nothing."""
     floor: float = 0.3
     """Share of real data in what is trained on, at least."""
     rows: int = 24
@@ -273,14 +276,14 @@ def parts_of(setting: Setting) -> ev.Parts:
     """The loop's parts."""
     config = setting.config
     sampled = solver_of(setting, samples=config.samples, temperature=config.temperature)
-    held_out = held_out_of(setting)
+    held_out, shown = held_out_of(setting), config.unsolved == "shown"
     first = ev.Levels(TAUGHT + 1, TAUGHT + 1)
     return ev.Parts(
         propose=program_play.own_proposer(
             writer_of(setting), count=config.proposals, longest=config.longest
         ),
-        solve=program_play.own_solver(sampled, config.samples),
-        verifier=program_play.by_interpreter(config.weight),
+        solve=program_play.own_solver(sampled, config.samples, shown=shown),
+        verifier=program_play.by_interpreter(config.weight, shown=shown),
         update=update_of(setting),
         gate=ev.no_worse(solver_of(setting), program_play.by_interpreter("right")),
         curriculum=ev.Curriculum("three operations, then up to four", first, lambda *_: HARDER),
@@ -365,7 +368,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: program_play.accuracies(solve, params, setting.tests, config.test_inputs)
         for name, params in tested.items()
     }
-    samples = program_report.examples_text(parts, followed.state.train.params, HARDER)
+    samples = program_report.examples_text(
+        parts, followed.state.train.params, HARDER, config.samples
+    )
     text = program_report.write(
         run,
         found,
@@ -380,7 +385,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "confidence interval; gains are of the same tasks",
             "Taught": f"{len(setting.taught.lengths):,} programs of at most {TAUGHT} operations",
             "Kept": "what the interpreter finds right, as it may check any answer: an "
-            f"environment, not answers known before (weight: {config.weight})",
+            f"environment, not answers known before (weight: {config.weight}; deductions that no sample "
+            f"got right: {config.unsolved})",
         },
         samples=samples,
     )

@@ -166,24 +166,38 @@ def own_proposer(
     return propose
 
 
-def own_solver(solve: ev.Solver, samples: int) -> ev.Solver:
+def own_solver(solve: ev.Solver, samples: int, *, shown: bool) -> ev.Solver:
     """Answers tasks by another solver, but for proposals, which are whole already.
 
     Args:
         solve: with so many samples.
         samples: answers to each task.
+        shown: whether one more is beside them: of a deduction, what the interpreter gives; of
+            others nothing new, the first.
     """
 
     def answer(params: Any, key: jax.Array, tasks: ev.Tasks, /) -> ev.Attempts:
-        asked = np.asarray(tasks.about.kind) != 3
-        found = solve(params, key, rows(tasks, asked))
-        shape = (len(asked), samples, found.tokens.shape[-1])
+        kind = np.asarray(tasks.about.kind)
+        found = solve(params, key, rows(tasks, kind != 3))
+        shape = (len(kind), samples, found.tokens.shape[-1])
         tokens, log_probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         tokens[..., 0] = pg.EOS
         lengths, ended = np.ones(shape[:2], np.int32), np.ones(shape[:2], bool)
         whole = ev.Attempts(tokens, log_probs, lengths, ended)
         for leaf, own in zip(whole, found, strict=True):
-            leaf[asked] = own
+            leaf[kind != 3] = own
+        if not shown:
+            return whole
+        whole = ev.Attempts(*(np.concatenate([leaf, leaf[:, :1]], axis=1) for leaf in whole))
+        deduced = np.flatnonzero(kind == 0)
+        inputs = rows(tasks.about.inputs, (deduced, 0))
+        outputs = pg.value_tokens(pg.run(rows(tasks.about.programs, deduced), inputs))
+        outputs = np.asarray(outputs)
+        whole.tokens[deduced, -1] = 0
+        whole.tokens[deduced, -1, : outputs.shape[1]] = outputs
+        whole.log_probs[deduced, -1] = 0  # the model didn't write it
+        whole.lengths[deduced, -1] = (outputs != pg.PAD).sum(axis=1)
+        whole.ended[deduced, -1] = True
         return whole
 
     return answer
@@ -208,7 +222,7 @@ def right_answers(tasks: ev.Tasks, attempts: ev.Attempts) -> np.ndarray:
     return right
 
 
-def by_interpreter(weight: str = "learnable") -> ev.Verifier:
+def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Verifier:
     """The interpreter says what is right; the label is the first right sample.
 
     A proposal's agreement is that of the deduction task of its program: proposals are those of the
@@ -217,6 +231,9 @@ def by_interpreter(weight: str = "learnable") -> ev.Verifier:
     Args:
         weight: ``"learnable"`` is 1 - p where the share p of right samples isn't 0, Absolute
             Zero's reward; ``"right"`` is 1 there.
+        shown: whether the last sample of each task is ``own_solver``'s ``shown`` one. It doesn't
+            count for p; it is the label of deductions, of those that no sample got right too, with
+            weight 1.
 
     Raises:
         ValueError: from ``verify``, more proposals than deductions.
@@ -226,7 +243,9 @@ def by_interpreter(weight: str = "learnable") -> ev.Verifier:
 
     def verify(tasks: ev.Tasks, attempts: ev.Attempts) -> ev.Verdict:
         right, kind = right_answers(tasks, attempts), np.asarray(tasks.about.kind)
-        agreement = right.mean(axis=1, dtype=np.float32)
+        last = right.shape[1] - 1
+        sampled = right[:, :last] if shown else right
+        agreement = sampled.mean(axis=1, dtype=np.float32)
         if (kind == 3).any():
             if (kind == 3).sum() > (kind == 0).sum():
                 raise ValueError(
@@ -236,10 +255,15 @@ def by_interpreter(weight: str = "learnable") -> ev.Verifier:
             agreement[kind == 3] = agreement[kind == 0][: (kind == 3).sum()]
         trusted = (agreement > 0).astype(np.float32)
         if weight == "learnable":
-            trusted = np.asarray(learnability(jnp.asarray(agreement), "1-p"))
-        return ev.Verdict(right.argmax(axis=1), trusted, agreement)
+            trusted = np.array(learnability(jnp.asarray(agreement), "1-p"))
+        choice = sampled.argmax(axis=1)
+        if shown:
+            choice = np.where(kind == 0, last, choice)
+            trusted[(kind == 0) & (agreement == 0)] = 1
+        return ev.Verdict(choice, trusted, agreement)
 
-    return ev.Verifier(f"the interpreter, weight {weight}", verify, uses_oracle=True)
+    name = f"the interpreter, weight {weight}" + (", its outputs shown" if shown else "")
+    return ev.Verifier(name, verify, uses_oracle=True)
 
 
 def accuracies(

@@ -24,11 +24,11 @@ def interval(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def examples_text(parts: ev.Parts, params: Any, levels: ev.Levels) -> str:
+def examples_text(parts: ev.Parts, params: Any, levels: ev.Levels, samples: int) -> str:
     """Some of the model's own programs with inputs, and its first answers: right or wrong."""
     tasks = parts.propose(params, jax.random.key(7), levels)
     attempts = parts.solve(params, jax.random.key(8), tasks)
-    right = program_play.right_answers(tasks, attempts)
+    right = program_play.right_answers(tasks, attempts)[:, :samples]
     words, lines = pg.WordTokenizer(), []
     for kind in range(3):
         own = np.flatnonzero((np.asarray(tasks.about.kind) == kind) & np.asarray(tasks.valid))

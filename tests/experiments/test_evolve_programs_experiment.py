@@ -12,7 +12,7 @@ from metajax import evolve as ev
 from metajax.evolve import programs as pg
 
 TINY = (
-    "--layers", "1", "--steps", "4", "--rounds", "2", "--round-steps", "2", "--proposals", "32",
+    "--layers", "1", "--steps", "4", "--rounds", "2", "--round-steps", "2", "--proposals", "64",
     "--texts", "16", "--samples", "2", "--rows", "6", "--taught", "256", "--texts-taught", "64",
     "--gate-tasks", "16", "--test-inputs", "1", "--test", "like", "--log-every", "2",
 )  # fmt: skip
@@ -35,8 +35,9 @@ def half_right(params, key, tasks):
     """Of two answers to a deduction one is the output, the other none; others have none."""
     first = program_tasks.rows(tasks.about.inputs, (slice(None), 0))
     outputs = np.asarray(pg.value_tokens(pg.run(tasks.about.programs, first)))
-    tokens = np.zeros((len(outputs), 2, 16), np.int32)
-    tokens[tasks.about.kind == 0, 1, : outputs.shape[1]] = outputs[tasks.about.kind == 0]
+    tokens = np.zeros((len(outputs), 3, 16), np.int32)
+    for sample in (1, 2):  # the last is what the interpreter shows
+        tokens[tasks.about.kind == 0, sample, : outputs.shape[1]] = outputs[tasks.about.kind == 0]
     tokens[tasks.about.kind == 3, :, 0] = pg.EOS
     lengths = np.maximum((tokens != 0).sum(axis=2), 1)
     return ev.Attempts(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 1)
@@ -122,6 +123,28 @@ def test_a_label_is_a_right_sample_and_its_weight_what_can_be_learned():
     assert np.asarray(plain.weight).tolist() == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
 
 
+def test_what_the_interpreter_gives_is_the_label_of_a_deduction_that_no_sample_got_right():
+    inputs = program_tasks.draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 2), 5)
+    programs = pg.programs_of(["sum", "push 3 | reverse"])
+    tasks = program_tasks.concatenated(
+        [program_tasks.posed(kind, programs, inputs)[0] for kind in (0, 1, 3)]
+    )
+
+    def wrong(params, key, asked):
+        tokens = np.full((len(asked.lengths), 2, 16), pg.BOS)
+        shape = tokens.shape[:2]
+        return ev.Attempts(tokens, 1.0 * tokens, np.full(shape, 16), np.zeros(shape, bool))
+
+    solve = program_play.own_solver(wrong, 2, shown=True)
+    attempts = solve(None, jax.random.key(0), tasks)
+    verdict = program_play.by_interpreter(shown=True).verify(tasks, attempts)
+    assert np.asarray(verdict.weight).tolist() == [1, 1, 0, 0, 0, 0]
+    label = np.asarray(attempts.tokens)[np.arange(2), np.asarray(verdict.choice)[:2]]
+    assert [pg.WordTokenizer().decode(row) for row in label] == ["3 <eos>", "[ 2 1 3 ] <eos>"]
+    left_out = program_play.own_solver(wrong, 2, shown=False)(None, jax.random.key(0), tasks)
+    assert not np.asarray(program_play.by_interpreter().verify(tasks, left_out).weight).any()
+
+
 def test_of_a_proposal_all_is_learned_but_what_asks_for_it():
     inputs = program_tasks.draw_examples(jax.random.key(0), pg.values_of([[1, 2]]), 5)
     tasks, answers = program_tasks.posed(3, pg.programs_of(["reverse | add 3"]), inputs)
@@ -144,7 +167,7 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
 
     written = ["swap | add 4", "fold | keep_odd", "square", "push 3 | sum", "drop 2", "halve"]
     monkeypatch.setattr(program_play, "writer", lambda *a, **k: texts(written, [[1, 2, 3]] * 6))
-    monkeypatch.setattr(program_play, "own_solver", lambda solve, samples: half_right)
+    monkeypatch.setattr(program_play, "own_solver", lambda *a, **k: half_right)
     arguments = [*TINY, "--out", str(tmp_path / "run")]
     monkeypatch.setattr(program_play, "accuracies", interrupted)
     with pytest.raises(KeyboardInterrupt):
