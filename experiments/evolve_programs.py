@@ -384,9 +384,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             + f", {config.test_inputs} inputs each, greedy; mean over programs and its 95 % "
             "confidence interval; gains are of the same tasks",
             "Taught": f"{len(setting.taught.lengths):,} programs of at most {TAUGHT} operations",
-            "Kept": "what the interpreter finds right, as it may check any answer: an "
-            f"environment, not answers known before (weight: {config.weight}; deductions that no sample "
-            f"got right: {config.unsolved})",
+            "Kept": "what the interpreter finds right, as it may check any answer: an environment, "
+            f"not answers known before (weight {config.weight}; deductions that no sample got "
+            f"right {config.unsolved.replace('_', ' ')})",
         },
         samples=samples,
     )
