@@ -87,9 +87,9 @@ def posed(kind: int, programs: pg.Programs, inputs: pg.Values, joined: Any = Non
     made = _MAKERS[kind](programs, inputs if kind == 2 else one)
     prompts, answers = np.asarray(made.prompts), np.asarray(made.answers)
     if kind == 3:  # the text is the prompt, and its end the answer
-        whole = np.concatenate([prompts, answers], axis=1)
+        whole = jnp.asarray(np.concatenate([prompts, answers], axis=1))
         keep = (whole != pg.PAD) & (whole != pg.EOS)
-        prompts = np.asarray(vocabulary.squeeze(whole, jnp.asarray(keep), PROMPT_LENGTH, left=True))
+        prompts = np.asarray(vocabulary.squeeze(whole, keep, PROMPT_LENGTH, left=True))
         answers = np.full((len(whole), 1), pg.EOS)
     prompts = np.pad(prompts, ((0, 0), (PROMPT_LENGTH - prompts.shape[1], 0)))
     answers = np.pad(answers, ((0, 0), (0, pg.ANSWER_LENGTH - answers.shape[1])))

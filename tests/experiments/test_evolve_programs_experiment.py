@@ -1,5 +1,6 @@
 """A model that invents programs, at a tiny size: it runs, resumes, and learns nothing forbidden."""
 
+import dataclasses
 import json
 
 import jax
@@ -201,4 +202,4 @@ def test_wrong_options_are_named():
         ("temperature", 0.0, r"temperature must be above zero; got 0\.0"),
     ):
         with pytest.raises(ValueError, match=message):
-            evolve_programs.Config(**{option: value})
+            dataclasses.replace(evolve_programs.Config(), **{option: value})
