@@ -57,7 +57,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained bench bench-memory bench-transformer bench-lm clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-lm clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -116,6 +116,9 @@ evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
 
 evolve-pretrained: $(INSTALLED) ## a Hugging Face model teaches itself longer sums (CHECKPOINT=<folder or hub id>)
 	$(RUN) -m experiments.evolve_pretrained $(pretrained_flags) $(common_flags)
+
+evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
+	$(RUN) -m experiments.evolve_programs $(if $(ROUNDS),--rounds '$(ROUNDS)') $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')

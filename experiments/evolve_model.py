@@ -19,6 +19,7 @@ from metajax.evolve.data import Data, rows_of
 from metajax.runs import plots
 
 Scores = Mapping[str, float]
+ScoresOf = Callable[[Any], Scores]
 
 
 class Trained(NamedTuple):
@@ -88,6 +89,7 @@ def on_real_data(
     rounds: int,
     seed: int,
     name: str = "control",
+    after: Callable[[int, Any], None] | None = None,
 ) -> Trained:
     """Trains on real data alone, so many times as an update trains in a round.
 
@@ -98,15 +100,21 @@ def on_real_data(
         rounds: how often.
         seed: of what is drawn.
         name: for the progress bar.
+        after: ``after(number, params)``, called after each; its time doesn't count.
     """
-    state, tokens = update.init(params, jax.random.key(seed)), 0
+    state, tokens, seconds = update.init(params, jax.random.key(seed)), 0, 0.0
     with runs.progress(name, 0, rounds, unit="round") as bar:
         for number in range(rounds):
+            started = time.perf_counter()
             key = jax.random.fold_in(jax.random.key(seed + 1), number)
             state, _, own = update.update(state, real_alone(real(key)), key, 1.0)
+            jax.block_until_ready(state.params)
+            seconds += time.perf_counter() - started
             tokens += own
+            if after is not None:
+                after(number + 1, state.params)
             bar.update(1)
-    return Trained(state.params, float(bar.format_dict["elapsed"]), tokens)
+    return Trained(state.params, seconds, tokens)
 
 
 class Followed(NamedTuple):
@@ -128,7 +136,7 @@ def follow(
     parts: Parts,
     state: EvolveState,
     *,
-    scores: Callable[[Any], Scores],
+    scores: ScoresOf,
     name: str = "rounds",
     patience: int = 3,
     fixed: str | None = None,
@@ -187,6 +195,38 @@ def _with_fixed(state: EvolveState, before: EvolveState, fixed: str | None) -> E
         return state
     params = {**state.train.params, fixed: before.train.params[fixed]}
     return state._replace(train=state.train._replace(params=params))
+
+
+class Control(NamedTuple):
+    """What learned from real data alone.
+
+    Attributes:
+        trained: the model after it.
+        records: a line for each round, as many as the loop's that learned; that of round 0 is of
+            the base model.
+    """
+
+    trained: Trained
+    records: list[dict[str, Any]]
+
+
+def control(
+    update: Update,
+    base: Trained,
+    real: Callable[[jax.Array], Examples],
+    *,
+    rounds: int,
+    seed: int,
+    scores: ScoresOf,
+) -> Control:
+    """The base model trained on, as many steps as the rounds', on real data alone."""
+    records: list[dict[str, Any]] = [{"step": 0, **scores(base.params)}]
+
+    def record(number: int, params: Any) -> None:
+        records.append({"step": number, **scores(params)})
+
+    trained = on_real_data(update, base.params, real, rounds=rounds, seed=seed, after=record)
+    return Control(trained, records)
 
 
 def flat(report: RoundReport) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def examples_text(
     lines = []
     for level in levels:
         tasks = parts.propose(params, jax.random.key(7), ev.Levels(level, level))
-        tasks = ev.Tasks(*(np.asarray(leaf)[:each] for leaf in tasks))
+        tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[:each], tasks)
         attempts = parts.solve(params, jax.random.key(8), tasks)
         verdict = parts.verifier.verify(tasks, attempts)
         label = chosen(attempts, verdict.choice)

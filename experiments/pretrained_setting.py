@@ -192,5 +192,5 @@ def worked_examples(config: Config, problem: ev.Problem, tests: ev.Tasks) -> ev.
             f"worked: no sum of up to base_levels={config.base_levels} digits is left beside "
             f"held_out={config.held_out} and test_prompts={config.test_prompts}"
         )
-    tasks = ev.Tasks(*(np.asarray(leaf)[rows] for leaf in tasks))
+    tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tasks)
     return ev.as_examples(tasks, problem.solve(tasks), np.ones(len(rows)))

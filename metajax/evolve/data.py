@@ -76,7 +76,7 @@ def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples
         >>> [copy.show(row) for row in examples.tokens]
         ['<23=23>', '<233=233>']
     """
-    prompts, lengths, _, valid = map(np.asarray, tasks)
+    prompts, lengths, _, valid = map(np.asarray, tasks[:4])
     tokens, counts = map(np.asarray, answers)
     place = np.arange(prompts.shape[1] + tokens.shape[1])
     start = prompts.shape[1] - lengths[:, None]

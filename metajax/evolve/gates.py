@@ -21,7 +21,7 @@ class HeldOut(NamedTuple):
 
     Attributes:
         known: tasks of the real data's levels.
-        answers: their right answers: real data, no oracle.
+        answers: their right answers: real data, no oracle; not looked at where a verifier checks.
         frontier: tasks of the levels of the newest rounds, to which nobody knows the answers.
     """
 
@@ -62,6 +62,10 @@ def no_worse(
     and is, where θ_t's own answer was trusted, the same as that. What θ_t could be trusted on it
     has labelled; θ_{t+1} that answers otherwise has learned something else than that.
 
+    A verifier that knows right answers (``uses_oracle``), such as an interpreter that checks them,
+    scores both groups by itself: ``held_out.answers`` isn't looked at then, and of several right
+    answers any will do.
+
     The score's mean difference, task by task, has a standard error; accepted is where the lower
     bound of its one-sided interval is above −margin in both groups. So a held-out set too small to
     tell refuses.
@@ -92,16 +96,20 @@ def no_worse(
                     f"held_out.{name} must have at least 2 tasks, got {len(tasks.lengths)}: a gate "
                     "without held-out tasks can't tell."
                 )
-        known = [
-            np.asarray(is_right(solve(params, key, held_out.known), held_out.answers)[:, 0], float)
-            for params in (old, new)
-        ]
-        frontier = _trusted_alike(
-            *(
-                _trusted(verifier, held_out.frontier, solve(p, key, held_out.frontier))
-                for p in (old, new)
-            )
+        known, frontier = (
+            [(tasks, solve(p, key, tasks)) for p in (old, new)]
+            for tasks in (held_out.known, held_out.frontier)
         )
+        if verifier.uses_oracle:
+            known, frontier = (
+                [_trusted(verifier, *own)[0].astype(float) for own in group]
+                for group in (known, frontier)
+            )
+        else:
+            known = [
+                np.asarray(is_right(found, held_out.answers)[:, 0], float) for _, found in known
+            ]
+            frontier = _trusted_alike(*(_trusted(verifier, *own) for own in frontier))
         before, after, lowest = {}, {}, {}
         for name, (first, second) in (("known", known), ("frontier", frontier)):
             change = second - first
@@ -177,7 +185,7 @@ def joined(parts: list[Tasks]) -> Tasks:
         part._replace(prompts=np.pad(part.prompts, ((0, 0), (width - part.prompts.shape[1], 0))))
         for part in parts
     ]
-    return Tasks(*(np.concatenate(leaves) for leaves in zip(*wide, strict=True)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *wide)
 
 
 def held_out_marks(held_out: HeldOut) -> np.ndarray:

@@ -134,7 +134,8 @@ class _Clock:
 
 
 def _check_tasks(tasks: Tasks, count: int) -> None:
-    shapes = {name: np.shape(leaf) for name, leaf in tasks._asdict().items()}
+    shapes = {name: np.shape(getattr(tasks, name)) for name in Tasks._fields if name != "about"}
+    shapes |= {f"about, {n}": np.shape(leaf) for n, leaf in enumerate(jax.tree.leaves(tasks.about))}
     right = len(shapes["prompts"]) == 2 and all(shape[:1] == (count,) for shape in shapes.values())
     if not right:
         raise ValueError(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
 from metajax.evolve.data import Data, Round, as_examples, round_of
-from metajax.evolve.types import Answers, Examples, Tasks
+from metajax.evolve.types import Answers, Examples
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.losses import Apply
 from metajax.train import TrainState
@@ -155,7 +155,7 @@ def scored_of(
     advantage = advantages(made).reshape(-1)
     repeat = lambda leaf: np.repeat(np.asarray(leaf), samples, axis=0)
     flat = Answers(tokens.reshape(-1, width), lengths.reshape(-1))
-    own = as_examples(Tasks(*map(repeat, made.tasks)), flat, np.abs(advantage) > 0)
+    own = as_examples(jax.tree.map(repeat, made.tasks), flat, np.abs(advantage) > 0)
     count = min(len(real.tokens), n * samples)
     room = max(own.tokens.shape[1], real.tokens.shape[1])
     wide = lambda rows: np.pad(rows, ((0, 0), (0, room - rows.shape[1])))

@@ -32,12 +32,15 @@ class Tasks(NamedTuple):
         levels: how hard each is, ``[n]``.
         valid: ``[n]``, whether it may be learned from; False for a text that isn't a task, for a
             repetition, and for a held-out prompt. The rest of such a row means nothing.
+        about: what else a verifier needs to know of each task, as a PyTree of arrays ``[n, ...]``;
+            None for nothing. The loop passes it on.
     """
 
     prompts: Array
     lengths: Array
     levels: Array
     valid: Array
+    about: Any = None
 
 
 class Attempts(NamedTuple):

@@ -64,14 +64,22 @@ def training_curve(
     _save(figure, path)
 
 
-def inner_steps(path: Path, curves: Sequence[Curve], *, ylabel: str, log: bool = False) -> None:
-    """Draws scores against the number of inner steps, with 95 % confidence bands.
+def inner_steps(
+    path: Path,
+    curves: Sequence[Curve],
+    *,
+    ylabel: str,
+    log: bool = False,
+    xlabel: str = "inner steps",
+) -> None:
+    """Draws scores against the number of inner steps, or of rounds, with 95 % confidence bands.
 
     Args:
         path: the PNG file to write.
         curves: one a line; the first point is before adaptation.
         ylabel: what the scores are, with their unit.
         log: whether the scores' axis is logarithmic.
+        xlabel: what is counted.
     """
     figure, axes = _figure(6.0, 3.8)
     for curve in curves:
@@ -83,7 +91,7 @@ def inner_steps(path: Path, curves: Sequence[Curve], *, ylabel: str, log: bool =
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0)
     if log:
         axes.set_yscale("log")
-    axes.set(xlabel="inner steps", ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     # Above the axes: a long label would hide the curves.
     figure.legend(loc="outside upper center", fontsize=8)
     axes.grid(alpha=0.3)

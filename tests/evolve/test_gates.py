@@ -83,7 +83,19 @@ def test_bad_input_is_named():
         ev.no_worse(None, ev.everything(), margin=0)
     with pytest.raises(ValueError, match=r"confidence must lie between 0\.5 and 1, got 1\.0"):
         ev.no_worse(None, ev.everything(), confidence=1.0)
-    nothing = ev.Tasks(*(leaf[:0] for leaf in HELD_OUT.frontier))
+    nothing = jax.tree.map(lambda leaf: leaf[:0], HELD_OUT.frontier)
     gate = ev.no_worse(oracle_but(0), ev.everything())
     with pytest.raises(ValueError, match=r"held_out\.frontier must have at least 2 tasks, got 0"):
         gate((0, 0), (0, 0), jax.random.key(0), HELD_OUT._replace(frontier=nothing))
+
+
+def test_a_verifier_that_knows_scores_both_groups_and_any_of_its_right_answers_will_do():
+    """The answers of the known group are not looked at."""
+    other = HELD_OUT._replace(answers=ev.Answers(np.zeros((0, 1), int), np.zeros(0, int)))
+    gate = ev.no_worse(oracle_but(0), ev.exact(COPY.solve))
+    same = gate((0, 0), (0, 0), jax.random.key(0), other)
+    assert same.accepted
+    assert same.before == {"known": 1.0, "frontier": 1.0}
+    worse = gate((0, 0), (0.3, 0.5), jax.random.key(0), other)
+    assert not worse.accepted
+    assert worse.after == {"known": 0.7, "frontier": 0.5}

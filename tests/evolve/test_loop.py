@@ -160,7 +160,7 @@ def test_a_proposer_that_brings_nothing_is_a_round_skipped(kind):
         tasks = COPY.draw(jax.random.key(0), [levels.last] * 6)
         if kind == "nothing valid":
             return tasks._replace(valid=np.zeros(6, bool))
-        return ev.Tasks(*(np.repeat(np.asarray(leaf)[:1], 6, axis=0) for leaf in tasks))
+        return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[:1], 6, axis=0), tasks)
 
     (_, report), *_ = run(parts_of(propose=propose), patience=1)
     if kind == "nothing valid":
@@ -230,3 +230,23 @@ def test_a_loop_resumed_from_a_checkpoint_goes_on_bit_for_bit(tmp_path):
                      vocab_size=14)  # fmt: skip
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="another model"):
         checkpoints.restore(wider)
+
+
+def test_what_tasks_are_about_reaches_the_verifier_row_by_row_and_its_shape_is_checked():
+    seen = []
+
+    def propose(params, key, levels):
+        tasks = COPY.draw(key, [levels.last] * 6)
+        return tasks._replace(about={"first": tasks.prompts[:, 1], "rows": np.arange(6)})
+
+    def verify(tasks, attempts):
+        seen.append(tasks)
+        return ev.must_end().verify(tasks, attempts)
+
+    parts = parts_of(propose=propose, verifier=ev.Verifier("sees", verify))
+    run(parts, patience=1)
+    tasks = next(tasks for tasks in seen if tasks.about is not None)
+    np.testing.assert_array_equal(tasks.about["first"], tasks.prompts[:, 1])
+    few = lambda params, key, levels: propose(params, key, levels)._replace(about=np.zeros(5))
+    with pytest.raises(ValueError, match=r"about, 0.*\(5,\)"):
+        run(parts_of(propose=few))

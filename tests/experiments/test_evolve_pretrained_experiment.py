@@ -138,7 +138,7 @@ def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
     assert not np.isin(marks, [*tested, *held_out]).any()
     proposed = parts.propose(None, jax.random.key(0), ev.Levels(1, 2))
     assert np.isin(fingerprints(proposed), tested).any()
-    valid = ev.Tasks(*(np.asarray(leaf)[proposed.valid] for leaf in proposed))
+    valid = jax.tree.map(lambda leaf: np.asarray(leaf)[proposed.valid], proposed)
     assert not np.isin(fingerprints(valid), tested).any()
 
 
