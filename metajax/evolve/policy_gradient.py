@@ -184,7 +184,7 @@ def advantages(made: Round) -> np.ndarray:
     """Each sample's reward beside that of its task's others: ``[n, samples]``.
 
     Example:
-        >>> from metajax.evolve.types import Attempts, Verdict
+        >>> from metajax.evolve.types import Attempts, Tasks, Verdict
         >>> tokens = np.array([[[1], [1], [2], [2]]])
         >>> attempts = Attempts(tokens, 0.0 * tokens, np.ones((1, 4), int), np.ones((1, 4), bool))
         >>> tasks = Tasks(None, None, None, np.array([True]))
