@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import gc
 import os
+import pathlib
 
 import jax
 import pytest
@@ -18,3 +20,25 @@ def x64():
     """Runs a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+MAPPINGS = 20_000
+"""Compiled programs are let go of at so many memory mappings: Linux allows a process 65,530, each
+kernel of a program on a CPU takes some, and XLA ends the process where it gets no more."""
+
+
+class _Mappings:
+    """For all tests, the docstrings' too, which this folder's fixtures don't reach."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item, nextitem):
+        if nextitem is None or nextitem.path == item.path:
+            return
+        maps = pathlib.Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+            jax.clear_caches()
+            gc.collect()
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_Mappings())
