@@ -36,6 +36,20 @@ class Trained(NamedTuple):
     tokens: int
 
 
+def warmup_stable_decay(
+    rate: float, steps: int, *, warm: int, stable: int, end: float
+) -> optax.Schedule:
+    """A rise over ``warm`` steps, ``rate`` up to the step ``stable``, then a fall to ``end``."""
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, warm),
+            optax.constant_schedule(rate),
+            optax.linear_schedule(rate, end, steps - stable),
+        ],
+        [warm, stable],
+    )
+
+
 def base_model(
     run: runs.Run,
     apply: metajax.losses.Apply,

@@ -175,14 +175,8 @@ def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
 
 def schedule_of(rate: float, steps: int, stable: int) -> optax.Schedule:
     """Warm-up over a twentieth, the rate up to the step ``stable``, then a decay to a fiftieth."""
-    warm = steps // 20
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, rate, warm),
-            optax.constant_schedule(rate),
-            optax.linear_schedule(rate, rate / 50, steps - stable),
-        ],
-        [warm, stable],
+    return evolve_model.warmup_stable_decay(
+        rate, steps, warm=steps // 20, stable=stable, end=rate / 50
     )
 
 

@@ -7,15 +7,13 @@ import jax
 import numpy as np
 
 from experiments import evolve_model
-from experiments.evolve_model import Trained
+from experiments.evolve_model import Scores, Trained
 from metajax import evolve as ev
 from metajax import runs
 from metajax._files import write_atomically
 from metajax.evolve.solve import chosen
 from metajax.runs import plots
 from metajax.runs.report import duration, markdown_table
-
-Scores = Mapping[str, float]
 
 
 def test_tasks(

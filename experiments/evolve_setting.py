@@ -191,12 +191,6 @@ def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
 
 def schedule_of(rate: float, steps: int, stable: int) -> optax.Schedule:
     """Warm-up over a tenth, the rate up to the step ``stable``, then a decay to a hundredth."""
-    warm = steps // 10
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, rate, warm),
-            optax.constant_schedule(rate),
-            optax.linear_schedule(rate, rate / 100, steps - stable),
-        ],
-        [warm, stable],
+    return evolve_model.warmup_stable_decay(
+        rate, steps, warm=steps // 10, stable=stable, end=rate / 100
     )
