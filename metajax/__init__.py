@@ -3,6 +3,7 @@
 from metajax import losses
 from metajax.adapt import AdaptInfo, adapt
 from metajax.devices import task_mesh, use_every_core
+from metajax.errors import ArgumentError, ArgumentTypeError, MetajaxError, NonFiniteError
 from metajax.evaluate import Scores, evaluate, evaluate_episodes
 from metajax.interop import from_linen, from_nnx
 from metajax.learners import (
@@ -47,6 +48,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaptInfo",
+    "ArgumentError",
+    "ArgumentTypeError",
     "Batch",
     "CAVIAParams",
     "Episode",
@@ -57,6 +60,8 @@ __all__ = [
     "MetaCurvatureParams",
     "MetaOptNetParams",
     "MetaSGDParams",
+    "MetajaxError",
+    "NonFiniteError",
     "R2D2Params",
     "Sampler",
     "Scores",

@@ -5,9 +5,11 @@ import math
 import operator
 from typing import Any
 
+from metajax.errors import ArgumentError
+
 
 def positive_int(name: str, value: Any, *, remedy: str = "") -> int:
-    """Returns ``value`` as an int, or raises a ValueError that names it."""
+    """Returns ``value`` as an int, or raises an ArgumentError that names it."""
     return _int(name, value, "a positive integer", minimum=1, remedy=remedy)
 
 
@@ -24,40 +26,40 @@ def at_least(name: str, value: Any, minimum: int) -> int:
 def _int(name: str, value: Any, kind: str, *, minimum: int, remedy: str = "") -> int:
     suffix = f" {remedy}" if remedy else ""
     if isinstance(value, bool):
-        raise ValueError(f"{name} must be {kind}, got {value!r}.{suffix}")
+        raise ArgumentError(f"{name} must be {kind}, got {value!r}.{suffix}")
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be {kind}, got {value!r}.{suffix}") from None
+        raise ArgumentError(f"{name} must be {kind}, got {value!r}.{suffix}") from None
     if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}.{suffix}")
+        raise ArgumentError(f"{name} must be at least {minimum}, got {number}.{suffix}")
     return number
 
 
 def positive_float(name: str, value: Any) -> float:
-    """Returns ``value`` as a float, or raises a ValueError that names it."""
+    """Returns ``value`` as a float, or raises an ArgumentError that names it."""
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a positive number, got {value!r}.") from None
+        raise ArgumentError(f"{name} must be a positive number, got {value!r}.") from None
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name} must be a positive finite number, got {number!r}.")
+        raise ArgumentError(f"{name} must be a positive finite number, got {number!r}.")
     return number
 
 
 def one_width(name: str, support: Any, query: Any) -> None:
-    """Raises a ValueError if the features that ``name`` made of support and query aren't vectors
-    ``[examples, d]`` of one width."""
+    """Raises an ArgumentError if the features that ``name`` made of support and query aren't
+    vectors ``[examples, d]`` of one width."""
     if support.ndim != 2 or query.ndim != 2 or support.shape[1] != query.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must return features [examples, d] with one d for support and query, got "
             f"shapes {support.shape} and {query.shape}."
         )
 
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
-    """Returns ``value`` if it is one of ``choices``, or raises a ValueError that names it."""
+    """Returns ``value`` if it is one of ``choices``, or raises an ArgumentError that names it."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+        raise ArgumentError(f"{name} must be one of {listed}, got {value!r}.")
     return value

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks, trees
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.modes import GradientMode, default_mode
 from metajax.types import LossFn, Params, PyTree
 
@@ -32,16 +33,16 @@ def value_and_aux(output: Any, *, name: str) -> tuple[jax.Array, PyTree]:
     """Splits a loss's result, ``loss`` or ``(loss, aux)``, and checks that it is a float scalar."""
     value, aux = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
     if not (hasattr(value, "shape") or isinstance(value, float | int)):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{name} must return a scalar, or a pair (scalar, aux), got {type(value).__name__}."
         )
     value = jnp.asarray(value)
     if value.shape != ():
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must return a scalar, got shape {value.shape}; average over the examples."
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(f"{name} must return a real floating-point scalar, got {value.dtype}.")
+        raise ArgumentError(f"{name} must return a real floating-point scalar, got {value.dtype}.")
     return value, aux
 
 
@@ -65,7 +66,7 @@ def _has_finite_derivative(optimizer: optax.GradientTransformation, treedef: Any
 
 
 def check_differentiable(optimizer: optax.GradientTransformation, params: Params) -> None:
-    """Raises a ValueError if the optimizer's update has no finite derivative at a zero gradient."""
+    """Raises an ArgumentError if the update has no finite derivative at a zero gradient."""
     leaves, treedef = jax.tree.flatten(params)
     try:
         with jax.ensure_compile_time_eval():
@@ -74,7 +75,7 @@ def check_differentiable(optimizer: optax.GradientTransformation, params: Params
         # An optimizer that depends on traced values, or on its parameters' shapes, can't be probed.
         return
     if not finite:
-        raise ValueError(
+        raise ArgumentError(
             "optimizer: its update has no finite derivative where the inner gradient is zero (as "
             "Adam's with eps_root=0), so the meta-gradient would be NaN. Pass eps_root, as in "
             "optax.adam(1e-3, eps_root=1e-8), or mode=metajax.first_order()."
@@ -118,9 +119,9 @@ def adapt(
         ``(adapted, info)``: parameters of the structure of ``params``, and an ``AdaptInfo``.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer, ``trainable`` selects nothing, the loss
-            isn't a floating-point scalar, or the optimizer's update has no finite derivative under
-            a mode that needs it.
+        ArgumentError: if ``steps`` isn't a positive integer, ``trainable`` selects nothing, the
+            loss isn't a floating-point scalar, or the optimizer's update has no finite derivative
+            under a mode that needs it.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -138,7 +139,9 @@ def adapt(
     steps = _checks.positive_int("steps", steps)
     mode = default_mode(steps) if mode is None else mode
     if not isinstance(mode, GradientMode):
-        raise TypeError(f"mode must be a GradientMode such as metajax.mixed(), got {mode!r}.")
+        raise ArgumentTypeError(
+            f"mode must be a GradientMode such as metajax.mixed(), got {mode!r}."
+        )
     adapted, frozen = trees.partition(params, trainable)
     if mode.differentiates_update:
         check_differentiable(optimizer, adapted)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.types import PyTree
 
 TasksPerChunk = int | Literal["auto"] | None
@@ -40,10 +41,10 @@ class Choice(NamedTuple):
 
 
 def check(tasks_per_chunk: Any, memory_budget: Any = None) -> None:
-    """Raises a ValueError unless both are what ``meta_gradient`` accepts."""
+    """Raises an ArgumentError unless both are what ``meta_gradient`` accepts."""
     if isinstance(tasks_per_chunk, str):
         if tasks_per_chunk != "auto":
-            raise ValueError(
+            raise ArgumentError(
                 "tasks_per_chunk must be a positive integer, 'auto' or None, got "
                 f"{tasks_per_chunk!r}."
             )
@@ -52,7 +53,7 @@ def check(tasks_per_chunk: Any, memory_budget: Any = None) -> None:
     if memory_budget is not None:
         _checks.positive_int("memory_budget", memory_budget)
         if tasks_per_chunk != "auto":
-            raise ValueError(
+            raise ArgumentError(
                 f"memory_budget={memory_budget} needs tasks_per_chunk='auto', but "
                 f"tasks_per_chunk={tasks_per_chunk!r}."
             )
@@ -73,11 +74,11 @@ def default(n_tasks: int, backend: str | None = None) -> int:
 
 
 def count_tasks(tasks: PyTree) -> int:
-    """The length of the leading axis that all leaves share; raises a ValueError otherwise."""
+    """The length of the leading axis that all leaves share; raises an ArgumentError otherwise."""
     lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tasks)}
     if len(lengths) != 1 or None in lengths:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]
-        raise ValueError(f"episodes must share one leading task axis, got leaves of {shapes}.")
+        raise ArgumentError(f"episodes must share one leading task axis, got leaves of {shapes}.")
     return _checks.positive_int("the number of episodes", lengths.pop())
 
 
@@ -129,7 +130,7 @@ def choose(
         A ``Choice``.
 
     Raises:
-        ValueError: if not even one task fits.
+        ArgumentError: if not even one task fits.
 
     Example:
         >>> fn = lambda params, chunk: (jnp.sin(params * chunk) ** 2).sum()
@@ -180,7 +181,7 @@ def choose(
     if used <= budget:
         return decided(size, f"{_mib(used)} of temporary memory, within {_mib(budget)}")
     if limit is not None and used > limit:
-        raise ValueError(
+        raise ArgumentError(
             f"memory_budget: one task takes {_mib(used)} of temporary memory, more than "
             f"{_mib(limit)}; a mode that keeps less, such as "
             "metajax.mixed(checkpoint_levels=1), takes less."

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.types import PyTree
 
 AXIS = "tasks"
@@ -53,7 +54,7 @@ def task_mesh(n_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
         A mesh with the one axis ``"tasks"``, for ``meta_trainer`` and ``evaluate``.
 
     Raises:
-        ValueError: if ``n_tasks`` isn't a positive integer.
+        ArgumentError: if ``n_tasks`` isn't a positive integer.
 
     Example:
         >>> task_mesh(32).axis_names
@@ -68,11 +69,11 @@ def task_mesh(n_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def size(mesh: Mesh | None) -> int:
-    """How many devices share the tasks; raises a ValueError for a mesh of other axes."""
+    """How many devices share the tasks; raises an ArgumentError for a mesh of other axes."""
     if mesh is None:
         return 1
     if mesh.axis_names != (AXIS,):
-        raise ValueError(
+        raise ArgumentError(
             f"mesh must have the one axis {AXIS!r}, got {mesh.axis_names}; task_mesh makes one."
         )
     return mesh.size
@@ -84,10 +85,10 @@ def on_cpu(mesh: Mesh) -> bool:
 
 
 def equal_share(name: str, n_tasks: int, mesh: Mesh | None) -> int:
-    """How many tasks each device computes; raises a ValueError unless they can share equally."""
+    """How many tasks each device computes; an ArgumentError unless they can share equally."""
     n_devices = size(mesh)
     if n_tasks % n_devices:
-        raise ValueError(
+        raise ArgumentError(
             f"{name}, {n_tasks}, can't be shared equally by the {n_devices} devices of mesh; "
             f"task_mesh({n_tasks}) chooses as many as can."
         )

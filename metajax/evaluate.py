@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, chunks, devices
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
 from metajax.train import episode_keys, hoist_constants
 from metajax.types import Episode, Params, PyTree, Sampler
@@ -128,7 +129,8 @@ def evaluate(
         ``Scores``, on the host.
 
     Raises:
-        ValueError: if ``episodes`` is less than 2 or ``tasks_per_chunk`` isn't a positive integer.
+        ArgumentError: if ``episodes`` is less than 2 or ``tasks_per_chunk`` isn't a positive
+            integer.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -172,8 +174,8 @@ def evaluate_episodes(
         ``Scores``, on the host; ``values`` in the order of the list.
 
     Raises:
-        ValueError: if there are fewer than 2 episodes, their leaves differ in number, the devices
-            can't share them equally, or ``tasks_per_chunk`` isn't a positive integer.
+        ArgumentError: if there are fewer than 2 episodes, their leaves differ in number, the
+            devices can't share them equally, or ``tasks_per_chunk`` isn't a positive integer.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -195,7 +197,9 @@ def evaluate_episodes(
 
 def _check_enough(episodes: int) -> None:
     if episodes < 2:
-        raise ValueError(f"episodes must be at least 2 for a confidence interval, got {episodes}.")
+        raise ArgumentError(
+            f"episodes must be at least 2 for a confidence interval, got {episodes}."
+        )
 
 
 def summarise(values: dict[str, np.ndarray]) -> Scores:

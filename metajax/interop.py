@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Params
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def from_linen(module: "linen.Module", key: jax.Array, *inputs: Any) -> tuple[Pa
         ``(outputs, changed collections)`` as Linen's does.
 
     Raises:
-        TypeError: if ``module`` isn't an unbound Linen module.
+        ArgumentTypeError: if ``module`` isn't an unbound Linen module.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -39,7 +40,7 @@ def from_linen(module: "linen.Module", key: jax.Array, *inputs: Any) -> tuple[Pa
     from flax import linen
 
     if not isinstance(module, linen.Module):
-        raise TypeError(f"module must be a flax.linen.Module, got {type(module).__name__}.")
+        raise ArgumentTypeError(f"module must be a flax.linen.Module, got {type(module).__name__}.")
     variables = jax.jit(lambda: module.init(key, *inputs))()  # one program, not one an operation
     if set(variables) == {"params"}:
         return variables["params"], lambda params, *args, **kwargs: module.apply(
@@ -60,8 +61,8 @@ def from_nnx(module: "nnx.Module") -> tuple[Params, Apply]:
         the module with these parameters.
 
     Raises:
-        TypeError: if ``module`` isn't an NNX module.
-        ValueError: if it has no parameters.
+        ArgumentTypeError: if ``module`` isn't an NNX module.
+        ArgumentError: if it has no parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,11 +75,11 @@ def from_nnx(module: "nnx.Module") -> tuple[Params, Apply]:
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}.")
+        raise ArgumentTypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}.")
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     arrays = nnx.to_pure_dict(params)
     if not jax.tree.leaves(arrays):
-        raise ValueError(f"module has no nnx.Param to learn: {type(module).__name__}.")
+        raise ArgumentError(f"module has no nnx.Param to learn: {type(module).__name__}.")
 
     def apply(arrays: Params, *args: Any, **kwargs: Any) -> Any:
         state = jax.tree.map(lambda leaf: leaf, params)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metajax.errors import ArgumentError
 from metajax.types import Batch, Episode, MaskedBatch, Metrics, Params, PyTree
 
 Apply = Callable[..., jax.Array]
@@ -30,12 +31,12 @@ def lowest(dtype: Any) -> float:
 
 def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
-        raise ValueError(
+        raise ArgumentError(
             "cross_entropy needs logits [examples, classes] and targets [examples], got logits of "
             f"shape {logits.shape} and targets of shape {targets.shape}."
         )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets must be integer class indices, got {targets.dtype}.")
+        raise ArgumentError(f"targets must be integer class indices, got {targets.dtype}.")
 
 
 def classification_outcome(
@@ -79,7 +80,7 @@ def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tupl
         inputs and integer targets ``[examples]``, or a ``MaskedBatch``.
 
     Raises:
-        ValueError: at trace time, if the shapes or the targets' type don't fit.
+        ArgumentError: at trace time, if the shapes or the targets' type don't fit.
 
     Example:
         >>> loss_fn = cross_entropy(lambda params, inputs: inputs @ params)
@@ -141,7 +142,7 @@ def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch],
         ``loss_fn(params, batch) -> loss`` for a ``Batch`` (or a pair) of inputs and targets.
 
     Raises:
-        ValueError: at trace time, if outputs and targets differ in shape.
+        ArgumentError: at trace time, if outputs and targets differ in shape.
 
     Example:
         >>> loss_fn = mean_squared_error(lambda params, inputs: inputs * params)
@@ -153,7 +154,7 @@ def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch],
         inputs, targets = batch
         outputs = apply(params, inputs, **kwargs)
         if outputs.shape != targets.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"mean_squared_error needs outputs of the targets' shape {targets.shape}, got "
                 f"{outputs.shape}."
             )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from metajax import chunks, trees
 from metajax.chunks import TasksPerChunk
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, task_gradient, task_outcome
 from metajax.types import Episode, Metrics, Params, PyTree
 
@@ -41,8 +42,8 @@ def meta_gradient(
         and of what the learner's loss reports.
 
     Raises:
-        ValueError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or, when
-            the function is called, if not even one task fits the budget.
+        ArgumentError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or,
+            when the function is called, if not even one task fits the budget.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -116,7 +117,7 @@ def meta_gradient(
 def _check_floating(params: Params) -> None:
     for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
         if not trees.is_floating(leaf):
-            raise ValueError(
+            raise ArgumentError(
                 f"params: leaf {path!r} is {jnp.result_type(leaf)}, which has no gradient; the "
                 "outer loop learns floating-point leaves only. Let the loss close over the others."
             )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.trees import is_floating
 from metajax.types import PyTree
 
@@ -228,8 +229,8 @@ def mixed(*, checkpoint_levels: int = 0, keep_gradients: bool = False) -> Gradie
             at hardly any time; for plain gradient descent none.
 
     Raises:
-        ValueError: if ``checkpoint_levels`` isn't an integer of at least 0, or ``keep_gradients``
-            is asked for without checkpoints.
+        ArgumentError: if ``checkpoint_levels`` isn't an integer of at least 0, or
+            ``keep_gradients`` is asked for without checkpoints.
 
     Source: Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation"
     (arXiv 2505.00793); for the checkpoints, Griewank 1992, "Achieving logarithmic growth of
@@ -241,7 +242,7 @@ def mixed(*, checkpoint_levels: int = 0, keep_gradients: bool = False) -> Gradie
     """
     levels = _checks.non_negative_int("checkpoint_levels", checkpoint_levels)
     if keep_gradients and not levels:
-        raise ValueError("keep_gradients=True needs checkpoints: checkpoint_levels is 0.")
+        raise ArgumentError("keep_gradients=True needs checkpoints: checkpoint_levels is 0.")
     name = "mixed"
     if levels:
         name += f", {levels} level{'s' if levels > 1 else ''} of checkpoints"
@@ -283,7 +284,7 @@ def truncated(last: int, *, mode: GradientMode | None = None) -> GradientMode:
         mode: how; ``mixed()`` if None.
 
     Raises:
-        ValueError: if ``last`` isn't a positive integer.
+        ArgumentError: if ``last`` isn't a positive integer.
 
     Source: Shaban et al. 2019, "Truncated Back-propagation for Bilevel Optimization"
     (arXiv 1810.10667).

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, chunks, devices
 from metajax.chunks import TasksPerChunk
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
 from metajax.metagrad import meta_gradient
 from metajax.types import Episode, Metrics, Params, PyTree, Sampler
@@ -132,8 +133,9 @@ def meta_trainer(
         ``"grad_norm"``, the meta-gradient's global norm.
 
     Raises:
-        ValueError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer, or
-            the devices can't share ``meta_batch`` equally, or ``data`` of a call has other shapes.
+        ArgumentError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer,
+            or the devices can't share ``meta_batch`` equally, or ``data`` of a call has other
+            shapes.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -197,7 +199,7 @@ def meta_trainer(
         arrays = (jax.tree.map(jnp.asarray, data),)
         shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (extra, arrays)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"data must be arrays like {shapes[0]}, got {shapes[1]}.")
+            raise ArgumentError(f"data must be arrays like {shapes[0]}, got {shapes[1]}.")
         return constants[0], devices.replicate(arrays, mesh)
 
     return Trainer(

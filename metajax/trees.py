@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
 from metajax.types import Params, PyTree
 
 Trainable = Callable[[str], bool] | PyTree | None
@@ -45,17 +46,17 @@ def _selection(params: Params, trainable: Trainable) -> list[bool]:
         try:
             selected = jax.tree.leaves(jax.tree.broadcast(trainable, params))
         except ValueError as error:
-            raise ValueError(
+            raise ArgumentError(
                 "trainable must be a predicate of a leaf's path or a pytree of bools that is a "
                 f"prefix of params, got {trainable!r}, which does not fit the structure of "
                 f"params: {error}"
             ) from error
         for flag in selected:
             if not isinstance(flag, bool):
-                raise ValueError(f"trainable must hold bools only, got {flag!r} in it.")
+                raise ArgumentError(f"trainable must hold bools only, got {flag!r} in it.")
     for path, leaf, chosen, has_derivative in zip(paths, leaves, selected, floating, strict=True):
         if chosen and not has_derivative:
-            raise ValueError(
+            raise ArgumentError(
                 f"trainable selects {path!r}, which is {jnp.result_type(leaf)} and has no "
                 "derivative; leave it out."
             )
@@ -84,7 +85,7 @@ def partition(params: Params, trainable: Trainable) -> tuple[Params, Params]:
         belongs to the other. ``combine`` undoes it.
 
     Raises:
-        ValueError: if nothing is selected, or a leaf without a derivative is.
+        ArgumentError: if nothing is selected, or a leaf without a derivative is.
 
     Example:
         >>> partition({"body": 1.0, "head": 2.0}, lambda path: path == "head")
@@ -93,8 +94,10 @@ def partition(params: Params, trainable: Trainable) -> tuple[Params, Params]:
     selected = _selection(params, trainable)
     if not any(selected):
         if trainable is None:
-            raise ValueError(f"params has no floating-point leaf to adapt: {leaf_paths(params)}.")
-        raise ValueError(
+            raise ArgumentError(
+                f"params has no floating-point leaf to adapt: {leaf_paths(params)}."
+            )
+        raise ArgumentError(
             f"trainable selects no leaf of params ({trainable!r}); their paths are "
             f"{leaf_paths(params)}."
         )

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import platformdirs
 
+from metajax.errors import MetajaxError
 
-class CacheError(ValueError):
+
+class CacheError(MetajaxError, ValueError):
     """A file of the cache is not what metajax wrote. It was left as it is."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from metajax.data import _tfds
 from metajax.data._tfds import DataNotFoundError
+from metajax.errors import ArgumentError
 
 Drawings = dict[tuple[str, int], list[bytes]]
 """PNG files of each character, by alphabet and number in it (from 1), in no particular order."""
@@ -26,7 +27,7 @@ def from_folder(folder: Path) -> Drawings:
 
     Raises:
         DataNotFoundError: if the folder or one of the two parts is not there.
-        ValueError: if an archive cannot be read.
+        ArgumentError: if an archive cannot be read.
     """
     if not folder.is_dir():
         raise DataNotFoundError(
@@ -64,7 +65,9 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
                 if _FILE.search(name):
                     yield name, archive.read(name)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{source} cannot be read as a zip: {error}. Fetch it again.") from error
+        raise ArgumentError(
+            f"{source} cannot be read as a zip: {error}. Fetch it again."
+        ) from error
 
 
 def from_prepared(data_dir: Path) -> Drawings:

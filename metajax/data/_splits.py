@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+from metajax.errors import ArgumentError
+
 Name = TypeVar("Name", bound=str)
 
 
@@ -10,7 +12,7 @@ def disjoint(names: Mapping[Name, str]) -> dict[Name, tuple[str, ...]]:
     """The classes of each split, from a text of their names.
 
     Raises:
-        ValueError: if a class is listed twice, in one split or in two.
+        ArgumentError: if a class is listed twice, in one split or in two.
 
     Example:
         >>> disjoint({"train": "cat dog", "test": "owl"})
@@ -21,6 +23,8 @@ def disjoint(names: Mapping[Name, str]) -> dict[Name, tuple[str, ...]]:
     for split, classes in splits.items():
         for name in classes:
             if name in owner:
-                raise ValueError(f"class {name} is listed in {owner[name]} and again in {split}.")
+                raise ArgumentError(
+                    f"class {name} is listed in {owner[name]} and again in {split}."
+                )
             owner[name] = split
     return splits

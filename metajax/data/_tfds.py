@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metajax.errors import MetajaxError
 
-class DataNotFoundError(FileNotFoundError):
+
+class DataNotFoundError(MetajaxError, FileNotFoundError):
     """A data set is at none of the places where it was looked for; the message lists them."""
 
 

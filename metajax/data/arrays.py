@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from metajax._checks import one_of, positive_int
 from metajax.data.episodes import ClassData
+from metajax.errors import ArgumentError, ArgumentTypeError
 
 Mode = Literal["RGB", "L"]
 
@@ -30,9 +31,9 @@ def from_arrays(inputs: Any, labels: Any) -> ClassData:
         than the largest are padded with zeros, which are never drawn.
 
     Raises:
-        ValueError: if there are no examples, the lengths differ, ``inputs`` has NaN or infinite
+        ArgumentError: if there are no examples, the lengths differ, ``inputs`` has NaN or infinite
             values, or the labels cannot be sorted.
-        TypeError: if ``inputs`` are not numbers.
+        ArgumentTypeError: if ``inputs`` are not numbers.
 
     Example:
         >>> import numpy as np
@@ -44,31 +45,31 @@ def from_arrays(inputs: Any, labels: Any) -> ClassData:
     inputs = np.asarray(inputs)
     floating = jnp.issubdtype(inputs.dtype, jnp.floating)
     if not (floating or jnp.issubdtype(inputs.dtype, jnp.integer)):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"inputs must be integers or floating-point numbers, got dtype {inputs.dtype}."
             " Convert them first, for instance with astype(numpy.float32)."
         )
     labels = np.asarray(labels)
     if inputs.ndim == 0 or inputs.size == 0:
-        raise ValueError(f"inputs must be [examples, ...] and not empty, got {inputs.shape}.")
+        raise ArgumentError(f"inputs must be [examples, ...] and not empty, got {inputs.shape}.")
     if labels.shape != inputs.shape[:1]:
-        raise ValueError(
+        raise ArgumentError(
             f"labels must have shape [{len(inputs)}], one label for each of the inputs, got"
             f" {list(labels.shape)}."
         )
     if floating:
         finite = np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1)
         if not finite.all():
-            raise ValueError(
+            raise ArgumentError(
                 f"inputs has NaN or infinite values in {np.sum(~finite)} of {len(inputs)} examples"
                 f" (the first is number {np.argmin(finite)}). Remove or repair them."
             )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise ValueError("labels has NaN or infinite values. Remove those examples.")
+        raise ArgumentError("labels has NaN or infinite values. Remove those examples.")
     try:
         names, classes = np.unique(labels, return_inverse=True)
     except TypeError as error:
-        raise ValueError(
+        raise ArgumentError(
             f"labels cannot be sorted ({error}). Make them all of one type."
         ) from error
     counts = np.bincount(classes).astype(np.int32)
@@ -96,7 +97,7 @@ def from_folder(path: str | os.PathLike[str], *, size: int = 84, mode: Mode = "R
         values as in the files (dark on light is not inverted).
 
     Raises:
-        ValueError: if ``path`` is no folder, it or one of its subfolders is empty, or a file is
+        ArgumentError: if ``path`` is no folder, it or one of its subfolders is empty, or a file is
             not an image with 8 bits a channel; the message names the file.
 
     Example:
@@ -106,15 +107,21 @@ def from_folder(path: str | os.PathLike[str], *, size: int = 84, mode: Mode = "R
     one_of("mode", mode, get_args(Mode))
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise ValueError(f"path={str(path)!r} is not a folder. Name one with a subfolder a class.")
+        raise ArgumentError(
+            f"path={str(path)!r} is not a folder. Name one with a subfolder a class."
+        )
     folders = [folder for folder in visible(root) if folder.is_dir()]
     if not folders:
-        raise ValueError(f"path={str(path)!r} has no subfolders. It must have one for each class.")
+        raise ArgumentError(
+            f"path={str(path)!r} has no subfolders. It must have one for each class."
+        )
     images, labels = [], []
     for label, folder in enumerate(folders):
         files = visible(folder)
         if not files:
-            raise ValueError(f"{folder} is empty. Put the images of the class there, or remove it.")
+            raise ArgumentError(
+                f"{folder} is empty. Put the images of the class there, or remove it."
+            )
         images += [read_image(file, size, mode) for file in files]
         labels += [label] * len(files)
     return from_arrays(np.stack(images), labels)
@@ -133,11 +140,11 @@ def read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
             # To 8-bit channels first: what has a palette or one bit is resized without greys.
             converted = ImageOps.exif_transpose(image).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"{file} cannot be read as an image ({error}). Repair or remove it."
         ) from error
     if deep:
-        raise ValueError(f"{file} has more than 8 bits a channel. Convert it to 8 bits.")
+        raise ArgumentError(f"{file} has more than 8 bits a channel. Convert it to 8 bits.")
     resized = np.asarray(converted.resize((size, size), Image.Resampling.LANCZOS))
     return resized.reshape(size, size, -1)
 
@@ -150,7 +157,7 @@ def select_classes(data: ClassData, classes: Any) -> ClassData:
         classes: indices ``[selected]``, or a boolean mask ``[classes]``.
 
     Raises:
-        ValueError: if it selects nothing, an index twice, or one that is not there.
+        ArgumentError: if it selects nothing, an index twice, or one that is not there.
 
     Example:
         >>> import numpy as np
@@ -163,17 +170,17 @@ def select_classes(data: ClassData, classes: Any) -> ClassData:
     if indices.dtype == bool and indices.shape == (total,):
         indices = np.flatnonzero(indices)
     if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(
+        raise ArgumentError(
             f"classes must be one or more indices, or a mask of {total} booleans that selects"
             f" something, got {indices.dtype} of shape {list(indices.shape)}."
         )
     if indices.min() < 0 or indices.max() >= total:
-        raise ValueError(
+        raise ArgumentError(
             f"classes must lie between 0 and {total - 1}, got values from {indices.min()} to"
             f" {indices.max()}."
         )
     if len(np.unique(indices)) != len(indices):
-        raise ValueError("classes names an index twice: one class would have two labels.")
+        raise ArgumentError("classes names an index twice: one class would have two labels.")
     counts = data.counts[indices]
     return ClassData(data.examples[indices][:, : int(counts.max())], counts)
 
@@ -193,7 +200,7 @@ def split_classes(
         seed: which of the possible splits.
 
     Raises:
-        ValueError: if the fractions don't add up to 1, or a part would have no class.
+        ArgumentError: if the fractions don't add up to 1, or a part would have no class.
 
     Example:
         >>> import numpy as np
@@ -204,12 +211,12 @@ def split_classes(
     """
     shares = [float(fraction) for fraction in fractions]
     if not all(share > 0 for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
-        raise ValueError(f"fractions must be positive and add up to 1, got {tuple(fractions)}.")
+        raise ArgumentError(f"fractions must be positive and add up to 1, got {tuple(fractions)}.")
     total = len(data.counts)
     ends = [round(total * math.fsum(shares[: i + 1])) for i in range(len(shares))]
     starts = [0, *ends[:-1]]
     if any(start == end for start, end in zip(starts, ends, strict=True)):
-        raise ValueError(
+        raise ArgumentError(
             f"fractions={tuple(fractions)} leaves a part of the {total} classes without a class."
             " Take fewer or larger parts."
         )

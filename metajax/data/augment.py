@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
 from metajax.types import Batch, Episode, Sampler
 
 
@@ -16,7 +17,8 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
         pixels: 0 or more, less than the images' height and width.
 
     Raises:
-        ValueError: if ``pixels`` is negative; when run, if the inputs aren't images, or not larger.
+        ArgumentError: if ``pixels`` is negative; when run, if the inputs aren't images, or not
+            larger.
 
     Example:
         >>> image = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1].set(1.0)
@@ -26,14 +28,14 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
         ((1, 4, 4, 1), 1.0)
     """
     if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
-        raise ValueError(f"pixels must be an integer of 0 or more, got {pixels!r}.")
+        raise ArgumentError(f"pixels must be an integer of 0 or more, got {pixels!r}.")
     if pixels == 0:
         return sample
 
     def shifted(key: jax.Array, batch: Batch) -> Batch:
         images = batch.inputs
         if images.ndim != 4 or min(images.shape[1:3]) <= pixels:
-            raise ValueError(
+            raise ArgumentError(
                 f"pixels is {pixels}, which needs larger images [examples, height, width, "
                 f"channels]; got inputs of shape {tuple(images.shape)}."
             )

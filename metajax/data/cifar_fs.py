@@ -8,6 +8,7 @@ from metajax._checks import one_of
 from metajax.data import _cache, _tfds
 from metajax.data._splits import disjoint
 from metajax.data.episodes import ClassData
+from metajax.errors import ArgumentError
 
 Split = Literal["train", "validation", "test"]
 
@@ -55,7 +56,7 @@ def cifar_fs(split: Split = "train") -> ClassData:
     Raises:
         metajax.data.DataNotFoundError: if CIFAR-100 is at none of these places.
         metajax.data.CacheError: if the cache file is damaged or isn't metajax's.
-        ValueError: if ``split`` is not one of its values, or the images are not all there.
+        ArgumentError: if ``split`` is not one of its values, or the images are not all there.
 
     Example:
         >>> cifar_fs("test").examples.shape  # doctest: +SKIP
@@ -94,7 +95,7 @@ def _images(names: list[str]) -> np.ndarray:
     counts = {name: len(images[name]) for name in names}
     wrong = [f"{name} has {count}" for name, count in counts.items() if count != PER_CLASS]
     if wrong:
-        raise ValueError(
+        raise ArgumentError(
             f"{where} does not hold {PER_CLASS} images of each of CIFAR-100's classes: "
             f"{'; '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}. Prepare it again."
         )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax._checks import one_of, positive_int
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Batch, Episode, Sampler
 
 Rotations = Literal["none", "per_class", "as_classes"]
@@ -59,10 +60,10 @@ def episode_sampler(
         ``query.inputs`` ``[n_way * query, ...]`` and int32 ``targets`` of the same lengths.
 
     Raises:
-        ValueError: if an argument is not a positive integer, the data has too few classes or too
+        ArgumentError: if an argument is not a positive integer, the data has too few classes or too
             few examples in a class, its values are not finite, images to rotate are not square, or
             a group has fewer classes than ``n_way``.
-        TypeError: if the examples are not numbers.
+        ArgumentTypeError: if the examples are not numbers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,13 +87,13 @@ def episode_sampler(
     examples, counts = _checked(data)
     turned = rotations != "none"
     if turned and (examples.ndim != 5 or examples.shape[2] != examples.shape[3]):
-        raise ValueError(
+        raise ArgumentError(
             f"rotations={rotations!r} needs square images [classes, max_per_class, H, H, channels],"
             f" got examples of shape {tuple(examples.shape)}. Use rotations='none'."
         )
     n_classes = examples.shape[0] * (4 if rotations == "as_classes" else 1)
     if n_way > n_classes:
-        raise ValueError(
+        raise ArgumentError(
             f"n_way is {n_way}, but there are only {n_classes} classes to draw from."
             " Lower n_way, or use a split with more classes."
         )
@@ -100,7 +101,7 @@ def episode_sampler(
     per_class = k_shot + query
     smallest = int(np.argmin(counts))
     if per_class > counts[smallest]:
-        raise ValueError(
+        raise ArgumentError(
             f"k_shot + query is {k_shot} + {query} = {per_class}, but class {smallest} has only"
             f" {counts[smallest]} examples. Lower one of them, or drop the small classes with"
             " metajax.data.select_classes."
@@ -147,7 +148,7 @@ def _groups(
         return jnp.zeros((1, 1), jnp.int32), jnp.array([n_classes], jnp.uint32)
     labels = np.asarray(groups)
     if labels.shape != (n_classes,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
+        raise ArgumentError(
             f"groups must be integers of shape [{n_classes}], one for each class, got "
             f"{labels.dtype} of shape {list(labels.shape)}."
         )
@@ -156,7 +157,7 @@ def _groups(
     turns = 4 if rotations == "as_classes" else 1
     for name, part in zip(names, parts, strict=True):
         if turns * len(part) < n_way:
-            raise ValueError(
+            raise ArgumentError(
                 f"n_way is {n_way}, but group {name} has only {turns * len(part)} classes. Lower "
                 "n_way, or leave out the small groups' classes with metajax.data.select_classes."
             )
@@ -170,23 +171,23 @@ def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     """The examples on the device, with a channel axis, and the counts on the host."""
     examples = _as_numbers("data.examples", data.examples)
     if examples.ndim < 2 or 0 in examples.shape:
-        raise ValueError(
+        raise ArgumentError(
             "data.examples must be [classes, max_per_class, ...] and not empty, got shape"
             f" {tuple(examples.shape)}."
         )
     counts = np.asarray(data.counts)
     if counts.shape != examples.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
-        raise ValueError(
+        raise ArgumentError(
             f"data.counts must be integers of shape [{examples.shape[0]}], one for each class,"
             f" got {counts.dtype} of shape {list(counts.shape)}."
         )
     if counts.min() < 1 or counts.max() > examples.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"data.counts must lie between 1 and max_per_class = {examples.shape[1]}, got values"
             f" from {counts.min()} to {counts.max()}."
         )
     if jnp.issubdtype(examples.dtype, jnp.floating) and not bool(jnp.isfinite(examples).all()):
-        raise ValueError(
+        raise ArgumentError(
             "data.examples has NaN or infinite values. Remove or repair those examples (padding"
             " beyond counts must be finite too)."
         )
@@ -199,7 +200,7 @@ def _as_numbers(name: str, values: Any) -> jax.Array:
     """``values`` as a JAX array, or a TypeError that names them."""
     dtype = values.dtype if isinstance(values, jax.Array) else np.asarray(values).dtype
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{name} must be integers or floating-point numbers, got dtype {dtype}."
             " Convert them first, for instance with astype(numpy.float32)."
         )

@@ -197,7 +197,7 @@ def glyphs(split: Split = "train") -> ClassData:
         ``ClassData`` with examples ``[classes, 20, 28, 28]``, uint8, ink = 255 on 0.
 
     Raises:
-        ValueError: if ``split`` is none of these, or the cached file is not what was written.
+        ArgumentError: if ``split`` is none of these, or the cached file is not what was written.
 
     Example:
         >>> data = glyphs("validation")

@@ -11,6 +11,7 @@ from metajax.data._splits import disjoint
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, read_image, visible
 from metajax.data.episodes import ClassData
+from metajax.errors import ArgumentError
 
 Split = Literal["train", "validation", "test"]
 
@@ -63,7 +64,7 @@ def mini_imagenet(
 
     Raises:
         metajax.data.DataNotFoundError: if a class of the split is not there; it lists which.
-        ValueError: if ``split`` is not one of its values, a class is there twice or empty, or a
+        ArgumentError: if ``split`` is not one of its values, a class is there twice or empty, or a
             file is not an image.
 
     Example:
@@ -86,10 +87,10 @@ def mini_imagenet(
     images, labels = [], []
     for name, places in found.items():
         if len(places) > 1:
-            raise ValueError(f"class {name} is there twice: {' and '.join(map(str, places))}.")
+            raise ArgumentError(f"class {name} is there twice: {' and '.join(map(str, places))}.")
         files = visible(places[0])
         if not files:
-            raise ValueError(f"{places[0]} is empty. Put the images of the class there.")
+            raise ArgumentError(f"{places[0]} is empty. Put the images of the class there.")
         images += [read_image(file, size, "RGB") for file in files]
         labels += [name] * len(files)
     return from_arrays(np.stack(images), labels)

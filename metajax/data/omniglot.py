@@ -14,6 +14,7 @@ from metajax.data import _cache, _omniglot_sources, _tfds
 from metajax.data._omniglot_sources import Drawings
 from metajax.data.arrays import fixed_order
 from metajax.data.episodes import ClassData
+from metajax.errors import ArgumentError
 
 Split = Literal["train", "validation", "test", "all"]
 Protocol = Literal["maml", "vinyals"]
@@ -130,7 +131,7 @@ def omniglot(
     Raises:
         DataNotFoundError: if there are no drawings; it says where they were looked for.
         CacheError: if the cache file is damaged or isn't metajax's. It is left as it is.
-        ValueError: if an argument is not one of its values, or the drawings are not all there.
+        ArgumentError: if an argument is not one of its values, or the drawings are not all there.
 
     Example:
         >>> data = omniglot("train")  # doctest: +SKIP
@@ -248,7 +249,7 @@ def _check_complete(drawings: Drawings, where: str) -> None:
     ]
     wrong += [f"{a}/character{n:02d} is unknown" for a, n in drawings.keys() - set(CHARACTERS)]
     if wrong:
-        raise ValueError(
+        raise ArgumentError(
             f"{where} does not hold Omniglot's {len(CHARACTERS)} characters with {DRAWINGS}"
             f" drawings each: {'; '.join(wrong[:3])}"
             + (f"; and {len(wrong) - 3} more." if len(wrong) > 3 else ".")
@@ -289,7 +290,7 @@ def _resized(png: bytes, character: tuple[str, int]) -> np.ndarray:
             grey = image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's for a damaged PNG
         alphabet, number = character
-        raise ValueError(
+        raise ArgumentError(
             f"A drawing of {alphabet}/character{number:02d} cannot be read ({error}). Get Omniglot"
             " again, or name another folder."
         ) from error

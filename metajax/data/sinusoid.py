@@ -21,7 +21,7 @@ def sinusoid_sampler(k_shot: int = 10, query: int = 10) -> Sampler:
         (support) and ``[query, 1]`` (query).
 
     Raises:
-        ValueError: if ``k_shot`` or ``query`` is not a positive integer.
+        ArgumentError: if ``k_shot`` or ``query`` is not a positive integer.
 
     Example:
         >>> import jax

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from metajax._checks import at_least, positive_int
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
+from metajax.errors import ArgumentError
 from metajax.types import Batch, Episode, MaskedBatch, Sampler
 
 
@@ -43,8 +44,8 @@ def variable_episode_sampler(
         ``[max_way]``.
 
     Raises:
-        ValueError: beside those of ``episode_sampler``, if ``min_way`` or ``min_shot`` is more than
-            its maximum.
+        ArgumentError: beside those of ``episode_sampler``, if ``min_way`` or ``min_shot`` is more
+            than its maximum.
 
     Example:
         >>> data = ClassData(jnp.zeros([20, 6, 8, 8], jnp.uint8), jnp.full([20], 6))
@@ -58,7 +59,7 @@ def variable_episode_sampler(
     positive_int("min_shot", min_shot)
     for name, least, most in (("way", min_way, max_way), ("shot", min_shot, max_shot)):
         if least > most:
-            raise ValueError(f"min_{name} is {least}, more than max_{name}, {most}.")
+            raise ArgumentError(f"min_{name} is {least}, more than max_{name}, {most}.")
     draw = episode_sampler(
         data, n_way=max_way, k_shot=max_shot, query=query, rotations=rotations, groups=groups
     )

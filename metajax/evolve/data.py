@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from metajax import lm
+from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Attempts, Examples, Problem, Tasks, Verdict
 
 
@@ -56,7 +57,9 @@ def real_alone(real: Examples) -> Data:
 def round_of(data: Data, update: str) -> Round:
     """The newest round, for an update that can't do without one."""
     if data.newest is None:
-        raise ValueError(f"{update} learns from a round's answers: data.newest must not be None.")
+        raise ArgumentError(
+            f"{update} learns from a round's answers: data.newest must not be None."
+        )
     return data.newest
 
 
@@ -137,7 +140,7 @@ def published_shares(base_levels: int, floor: float = 0.0):
     Source: Lee et al. 2025 (arXiv 2502.01612), appendix.
     """
     if not 0 <= floor <= 1:
-        raise ValueError(f"floor must be in [0, 1], got {floor!r}.")
+        raise ArgumentError(f"floor must be in [0, 1], got {floor!r}.")
 
     def shares(kept: Sequence[bool]) -> np.ndarray:
         weights = np.array([base_levels, *kept[:-1]], np.float64)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Problem, Tasks
 
 EQUALS, PLUS, BEGIN, END = 10, 11, 12, 13
@@ -37,7 +38,7 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
         A ``Problem``. Its ``draw`` pads prompts to those of the hardest level asked for.
 
     Raises:
-        ValueError: another name; from ``draw``, a level below 1.
+        ArgumentError: another name; from ``draw``, a level below 1.
 
     Example:
         >>> problem = digits("addition")
@@ -55,7 +56,7 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
     def draw(key: jax.Array, levels: Any) -> Tasks:
         levels = np.asarray(levels)
         if levels.size == 0 or levels.min() < 1:
-            raise ValueError(f"levels must be at least 1, got {levels}.")
+            raise ArgumentError(f"levels must be at least 1, got {levels}.")
         return _draw(key, levels, prompt_length(int(levels.max())), operands)
 
     def read(prompts: Any, lengths: Any) -> tuple[jax.Array, jax.Array]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve import _confinement
 
 MODULES = (
@@ -95,7 +96,7 @@ def run_python(
         An ``Outcome``.
 
     Raises:
-        ValueError: an argument is out of range.
+        ArgumentError: an argument is out of range.
         NotImplementedError: the system isn't Linux.
 
     Example:
@@ -110,10 +111,10 @@ def run_python(
     output = _checks.positive_int("output", output)
     for name, value, most in (("timeout", timeout, 86400), ("output", output, 1 << 20)):
         if value > most:
-            raise ValueError(f"{name} must be at most {most}, got {value}.")
+            raise ArgumentError(f"{name} must be at most {most}, got {value}.")
     _checks.one_of("network", network, ("off", "off if possible"))
     if not isinstance(source, str):
-        raise ValueError(f"source must be a string, got {type(source).__name__}.")
+        raise ArgumentError(f"source must be a string, got {type(source).__name__}.")
     if sys.platform != "linux":
         raise NotImplementedError(f"run_python needs Linux, got {sys.platform}.")
     if len(source) > _LONGEST_SOURCE:

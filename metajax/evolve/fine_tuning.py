@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
+from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, rows_of
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.losses import Apply
@@ -54,7 +55,7 @@ def fine_tune(
         mesh: devices that share the micro-batches.
 
     Raises:
-        ValueError: a number isn't a positive integer, or ``rows`` isn't a multiple of
+        ArgumentError: a number isn't a positive integer, or ``rows`` isn't a multiple of
             ``micro_batches``.
 
     Source: Lee et al. 2025 (arXiv 2502.01612); Zelikman et al. 2022 (arXiv 2203.14465) for
@@ -64,9 +65,11 @@ def fine_tune(
     for name, value in (("rows", rows), ("row_length", row_length), ("pool", pool)):
         _checks.positive_int(name, value)
     if rows % _checks.positive_int("micro_batches", micro_batches):
-        raise ValueError(f"rows must be a multiple of micro_batches={micro_batches}, got {rows}.")
+        raise ArgumentError(
+            f"rows must be a multiple of micro_batches={micro_batches}, got {rows}."
+        )
     if not 0 <= prompt_share <= 1:
-        raise ValueError(f"prompt_share must be in [0, 1], got {prompt_share!r}.")
+        raise ArgumentError(f"prompt_share must be in [0, 1], got {prompt_share!r}.")
     _checks.one_of("start", start, ("current", "base"))
     draw = lambda key, data: lm.as_episodes(lm.row_sampler(data, batch=rows // micro_batches))(key)
     trainer_of = trainers(

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve.proposers import fingerprints
 from metajax.evolve.solve import chosen
 from metajax.evolve.types import Answers, Attempts, Problem, Solver, Tasks, Verifier
@@ -77,22 +78,22 @@ def no_worse(
         confidence: of the bound, in (0.5, 1).
 
     Raises:
-        ValueError: an argument is out of its bounds; from the gate, a group without tasks.
+        ArgumentError: an argument is out of its bounds; from the gate, a group without tasks.
 
     Example:
         >>> from metajax.evolve import verifiers
         >>> gate = no_worse(None, verifiers.everything(), margin=0.05, confidence=0.95)
     """
     if not 0 < margin < 1:
-        raise ValueError(f"margin must lie between 0 and 1, got {margin!r}.")
+        raise ArgumentError(f"margin must lie between 0 and 1, got {margin!r}.")
     if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0.5 and 1, got {confidence!r}.")
+        raise ArgumentError(f"confidence must lie between 0.5 and 1, got {confidence!r}.")
     quantile = statistics.NormalDist().inv_cdf(confidence)
 
     def gate(old: Params, new: Params, key: jax.Array, held_out: HeldOut, /) -> Decision:
         for name, tasks in (("known", held_out.known), ("frontier", held_out.frontier)):
             if len(tasks.lengths) < 2:
-                raise ValueError(
+                raise ArgumentError(
                     f"held_out.{name} must have at least 2 tasks, got {len(tasks.lengths)}: a gate "
                     "without held-out tasks can't tell."
                 )

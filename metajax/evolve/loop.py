@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, Round, examples_of
 from metajax.evolve.gates import held_out_marks
 from metajax.evolve.proposers import without_repetitions
@@ -37,7 +38,7 @@ def evolve(
         patience: after so many rounds in a row that brought nothing the loop stops, and says so.
 
     Raises:
-        ValueError: tasks of the wrong shapes, or a verdict whose weights aren't in [0, 1].
+        ArgumentError: tasks of the wrong shapes, or a verdict whose weights aren't in [0, 1].
 
     Source: the loop, Lee et al. 2025 (arXiv 2502.01612); the gate is ours.
     """
@@ -138,7 +139,7 @@ def _check_tasks(tasks: Tasks, count: int) -> None:
     shapes |= {f"about, {n}": np.shape(leaf) for n, leaf in enumerate(jax.tree.leaves(tasks.about))}
     right = len(shapes["prompts"]) == 2 and all(shape[:1] == (count,) for shape in shapes.values())
     if not right:
-        raise ValueError(
+        raise ArgumentError(
             f"propose must return prompts [{count}, width] and as many lengths, levels and valid, "
             f"got {shapes}."
         )
@@ -147,10 +148,10 @@ def _check_tasks(tasks: Tasks, count: int) -> None:
 def _checked_weights(verdict: Verdict, count: int) -> np.ndarray:
     weights = np.asarray(verdict.weight)
     if weights.shape != (count,):
-        raise ValueError(f"verify must return weights [{count}], got shape {weights.shape}.")
+        raise ArgumentError(f"verify must return weights [{count}], got shape {weights.shape}.")
     wrong = ~((weights >= 0) & (weights <= 1))
     if wrong.any():
-        raise ValueError(f"verify must return weights in [0, 1], got {weights[wrong][0]}.")
+        raise ArgumentError(f"verify must return weights in [0, 1], got {weights[wrong][0]}.")
     return weights
 
 

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
+from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, round_of
 from metajax.evolve.types import Examples, Tasks
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
@@ -67,7 +68,7 @@ def meta_step(
         mesh: devices that share the tasks.
 
     Raises:
-        ValueError: an argument is out of its bounds.
+        ArgumentError: an argument is out of its bounds.
 
     Source: Finn et al. 2017 (arXiv 1703.03400) for the step; Zweiger et al. 2025, "SEAL"
     (arXiv 2506.10943), for a model that is scored after it has learned from what it wrote.
@@ -75,7 +76,7 @@ def meta_step(
     for name, value in (("steps", steps), ("support", support), ("query", query)):
         _checks.positive_int(name, value)
     if not 0 < real_share < 1:
-        raise ValueError(f"real_share must lie between 0 and 1, got {real_share!r}.")
+        raise ArgumentError(f"real_share must lie between 0 and 1, got {real_share!r}.")
     full = scaled(optimizer, trainable)
 
     def draw(key: jax.Array, data: Grouped) -> Episode:

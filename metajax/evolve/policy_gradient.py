@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
+from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, Round, as_examples, round_of
 from metajax.evolve.types import Answers, Examples
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
@@ -75,18 +76,20 @@ def policy_gradient(
         mesh: devices that share the micro-batches.
 
     Raises:
-        ValueError: an argument is out of its bounds; when run, a solver with a single sample.
+        ArgumentError: an argument is out of its bounds; when run, a solver with a single sample.
 
     Source: Shao et al. 2024, "DeepSeekMath" (arXiv 2402.03300), equations 3 and 4.
     """
     steps = _checks.positive_int("steps", steps)
     if _checks.positive_int("batch", batch) % _checks.positive_int("micro_batches", micro_batches):
-        raise ValueError(f"batch must be a multiple of micro_batches={micro_batches}, got {batch}.")
+        raise ArgumentError(
+            f"batch must be a multiple of micro_batches={micro_batches}, got {batch}."
+        )
     if not kl >= 0:
-        raise ValueError(f"kl must be at least 0, got {kl!r}.")
+        raise ArgumentError(f"kl must be at least 0, got {kl!r}.")
     clip = _checks.positive_float("clip", clip)
     if not 0 < real_share < 1:
-        raise ValueError(f"real_share must lie between 0 and 1, got {real_share!r}.")
+        raise ArgumentError(f"real_share must lie between 0 and 1, got {real_share!r}.")
     full = scaled(optimizer, trainable)
 
     def loss_fn(params: Params, scored: Scored) -> tuple[jax.Array, Metrics]:
@@ -149,7 +152,7 @@ def scored_of(
     tokens, log_probs, lengths, _ = map(np.asarray, made.attempts)
     n, samples, width = tokens.shape
     if samples < 2:
-        raise ValueError(
+        raise ArgumentError(
             "policy_gradient compares a task's samples: solve must give at least 2, got 1."
         )
     advantage = advantages(made).reshape(-1)

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import _checks, lm
+from metajax.errors import ArgumentError
 from metajax.evolve.solve import chunks_of, prepared
 from metajax.evolve.types import Levels, Problem, Proposer, Tasks
 from metajax.models import Transformer
@@ -61,7 +62,7 @@ def written_by_model(
         mesh: devices that share them.
 
     Raises:
-        ValueError: a number isn't a positive integer, or the problem has no begin token, behind
+        ArgumentError: a number isn't a positive integer, or the problem has no begin token, behind
             which a prompt could be written.
 
     Example:
@@ -79,7 +80,7 @@ def written_by_model(
     _checks.positive_float("temperature", temperature)
     begin = problem.begin
     if begin is None:
-        raise ValueError(
+        raise ArgumentError(
             f"problem {problem.name!r} must have a begin token, behind which a model writes; it "
             "has none."
         )
@@ -122,7 +123,9 @@ def spread(levels: Levels, count: int) -> np.ndarray:
         [4, 3, 2, 4, 3]
     """
     if not 1 <= levels.first <= levels.last:
-        raise ValueError(f"levels must be from 1 on, the first not above the last, got {levels}.")
+        raise ArgumentError(
+            f"levels must be from 1 on, the first not above the last, got {levels}."
+        )
     own = np.arange(levels.last, levels.first - 1, -1)
     return own[np.arange(count) % len(own)]
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import _checks, devices, lm
+from metajax.errors import ArgumentError
 from metajax.evolve.types import Attempts, Solver, Tasks
 from metajax.models import Transformer
 from metajax.types import Params
@@ -45,7 +46,7 @@ def solver(
         The solver. ``params`` are the model's, or ``{"params": ..., "lora": ...}``.
 
     Raises:
-        ValueError: a number isn't a positive integer; more samples without a temperature.
+        ArgumentError: a number isn't a positive integer; more samples without a temperature.
 
     Example:
         >>> from metajax.evolve import digits
@@ -62,7 +63,7 @@ def solver(
     samples, chunk = _checks.positive_int("samples", samples), _checks.positive_int("chunk", chunk)
     slack = _checks.non_negative_int("slack", slack)
     if temperature is None and samples > 1:
-        raise ValueError(f"samples={samples} would all be the same: give a temperature.")
+        raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
     devices.equal_share("chunk", chunk, mesh)
 
     def solve(params: Params, key: jax.Array, tasks: Tasks, /) -> Attempts:

@@ -153,7 +153,7 @@ def start(
         vocab_size: number of tokens.
 
     Raises:
-        ValueError: a number isn't a positive integer.
+        ArgumentError: a number isn't a positive integer.
     """
     for name, value in (("rounds", rounds), ("proposals", proposals), ("longest", longest)):
         _checks.positive_int(name, value)

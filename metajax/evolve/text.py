@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Problem, Tasks
 from metajax.lm.tokenizers import Tokenizer
 
@@ -56,7 +57,7 @@ def text_problem(
         many tokens as ``longest`` says.
 
     Raises:
-        ValueError: a token isn't in the vocabulary, or there is no end token; from ``draw``, a
+        ArgumentError: a token isn't in the vocabulary, or there is no end token; from ``draw``, a
             level below 1, or functions that contradict each other: a prompt that ``read`` takes for
             another level or that the tokenizer doesn't keep; and from ``draw`` and ``solve`` a text
             with more tokens than ``longest`` says, or an answer with the end token in it.
@@ -87,14 +88,14 @@ def text_problem(
     end = getattr(tokenizer, "eos_id", None) if end is None else end
     count = tokenizer.vocab_size if vocab_size is None else vocab_size
     if _checks.positive_int("vocab_size", count) < tokenizer.vocab_size:
-        raise ValueError(
+        raise ArgumentError(
             f"vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, got {vocab_size}."
         )
     if end is None:
-        raise ValueError("end must be given: the tokenizer names no token that ends a text.")
+        raise ArgumentError("end must be given: the tokenizer names no token that ends a text.")
     for which, token in (("begin", begin), ("end", end)):
         if token is not None and not 0 <= token < count:
-            raise ValueError(f"{which} must be a token from 0 to {count - 1}, got {token}.")
+            raise ArgumentError(f"{which} must be a token from 0 to {count - 1}, got {token}.")
     texts = _Texts(tokenizer, write, answer, read, longest, begin, end, count)
     return Problem(
         name=name,
@@ -131,7 +132,7 @@ class _Texts:
     def draw(self, key: jax.Array, levels: Any) -> Tasks:
         levels = np.asarray(levels)
         if levels.size == 0 or levels.min() < 1:
-            raise ValueError(f"levels must be at least 1, got {levels}.")
+            raise ArgumentError(f"levels must be at least 1, got {levels}.")
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         rows = [self._drawn(rng, level) for level in levels.tolist()]
         width = max(map(self.prompt_length, np.unique(levels).tolist()))
@@ -143,14 +144,14 @@ class _Texts:
         text = self.write(rng, level)
         found = self.level_of(text)
         if found != level:
-            raise ValueError(
+            raise ArgumentError(
                 f"write must give a prompt of the level, got {text!r} for level {level}, of which "
                 f"read says {found!r}."
             )
         own = self.tokenizer.encode(text)
         kept = self.tokenizer.decode(own)
         if kept != text or not own:
-            raise ValueError(
+            raise ArgumentError(
                 f"write must give prompts that the tokenizer keeps, got {text!r}, which it reads "
                 f"back as {kept!r}."
             )
@@ -174,13 +175,13 @@ class _Texts:
         behind = both[: len(before)] == before
         own = both[len(before) :] if behind else self.tokenizer.encode(text)
         if self.end in own:
-            raise ValueError(f"answer must not have the end token in it, got {text!r}.")
+            raise ArgumentError(f"answer must not have the end token in it, got {text!r}.")
         self._must_fit("an answer", text, len(own), level, self.longest(level)[1])
         return [*own, self.end]
 
     def _must_fit(self, what: str, text: str, count: int, level: int, most: int) -> None:
         if count > most:
-            raise ValueError(
+            raise ArgumentError(
                 f"longest({level}) says that {what} has at most {most} tokens, but {text!r} has "
                 f"{count}."
             )
@@ -206,7 +207,7 @@ class _Texts:
         if level is None or self.tokenizer.encode(text) != own:
             return None
         if level < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"read must give a level of at least 1, or None, got {level} for {text!r}."
             )
         return text, level

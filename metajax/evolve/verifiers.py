@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve.solve import chosen
 from metajax.evolve.types import Answers, Attempts, Tasks, Verdict, Verifier
 
@@ -83,7 +84,7 @@ def band(low: float, high: float) -> Verifier:
     Source: Huang et al. 2025, "R-Zero" (arXiv 2508.05004), which keeps 0.3 to 0.8.
     """
     if not _share("low", low) <= _share("high", high):
-        raise ValueError(f"low must be at most high, got {low} and {high}.")
+        raise ArgumentError(f"low must be at most high, got {low} and {high}.")
     vote = majority_vote(low)
 
     def verify(tasks, attempts):
@@ -287,5 +288,5 @@ def _of_first(attempts: Attempts, trusted: Any) -> Verdict:
 
 def _share(name: str, value: float) -> float:
     if not 0 < value <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
+        raise ArgumentError(f"{name} must be above 0 and at most 1, got {value!r}.")
     return value

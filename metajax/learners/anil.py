@@ -38,7 +38,7 @@ def anil(
         A ``Learner`` whose meta-parameters are the parameters themselves.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer; when run, if ``head`` selects nothing.
+        ArgumentError: if ``steps`` isn't a positive integer; when run, if ``head`` selects nothing.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax

@@ -36,7 +36,8 @@ def boil(
         A ``Learner`` whose meta-parameters are the parameters themselves.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer; when run, if ``in_body`` selects nothing.
+        ArgumentError: if ``steps`` isn't a positive integer; when run, if ``in_body`` selects
+            nothing.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax

@@ -57,7 +57,7 @@ def cavia(
         a ``CAVIAParams``.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer.
+        ArgumentError: if ``steps`` isn't a positive integer.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax

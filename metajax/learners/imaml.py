@@ -8,6 +8,7 @@ import optax
 
 from metajax import _checks, trees
 from metajax.adapt import adapt, value_and_aux
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.modes import first_order
 from metajax.types import LossFn
@@ -53,7 +54,7 @@ def imaml(
         where the solver did not converge, and infinite where it diverged beyond the numbers.
 
     Raises:
-        ValueError: if ``steps``, ``solver_steps`` or ``proximal`` isn't positive, ``damping`` is
+        ArgumentError: if ``steps``, ``solver_steps`` or ``proximal`` isn't positive, ``damping`` is
             negative, or the solver has another name.
 
     Example:
@@ -72,7 +73,7 @@ def imaml(
     _checks.one_of("solver", solver, ("cg", "neumann"))
     proximal = _checks.positive_float("proximal", proximal)
     if not damping >= 0:
-        raise ValueError(f"damping must be 0 or more, got {damping!r}.")
+        raise ArgumentError(f"damping must be 0 or more, got {damping!r}.")
     loss = episode_loss(loss_fn, outer_loss)
 
     def adapt_fn(params, support, *, observe=None):

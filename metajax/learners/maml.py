@@ -40,8 +40,8 @@ def maml(
         A ``Learner`` whose meta-parameters are the parameters themselves.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer, or the optimizer's update has no finite
-            derivative under a mode that needs it (Adam's with ``eps_root=0``).
+        ArgumentError: if ``steps`` isn't a positive integer, or the optimizer's update has no
+            finite derivative under a mode that needs it (Adam's with ``eps_root=0``).
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import trees
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss
 from metajax.learners.learned_rates import learner_of_rates
 from metajax.modes import GradientMode
@@ -96,7 +97,7 @@ def maml_plus_plus(
         A ``Learner`` whose meta-parameters are a ``MAMLPlusPlusParams``.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive, or
+        ArgumentError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive, or
             meta-parameters have rates or leaves for another number of steps.
 
     Example:
@@ -113,7 +114,7 @@ def maml_plus_plus(
     def descent(log_rates: PyTree) -> optax.GradientTransformation:
         for path, leaf in jax.tree_util.tree_flatten_with_path(log_rates)[0]:
             if leaf.shape not in ((), (steps,)):
-                raise ValueError(
+                raise ArgumentError(
                     f"steps is {steps}, but log_rates{jax.tree_util.keystr(path)} has shape "
                     f"{leaf.shape}: rates of a step each serve as many steps as they were made "
                     "for; with rates_per_step=False they serve any number."
@@ -199,7 +200,7 @@ def _check_versions(params: Params, versions: PyTree, steps: int) -> None:
         jax.tree_util.tree_flatten_with_path(params)[0], own, strict=True
     ):
         if has_versions and (leaf.ndim == 0 or leaf.shape[0] != steps + 1):
-            raise ValueError(
+            raise ArgumentError(
                 f"steps is {steps}, but params{jax.tree_util.keystr(path)} has shape {leaf.shape}:"
                 " per_step leaves are [steps + 1, ...]; learner.init makes them."
             )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
 from metajax.learners.metric import Embed, cosine_similarities, metric_learner
 from metajax.losses import lowest
@@ -35,7 +36,7 @@ def matching(
         are given.
 
     Raises:
-        ValueError: if ``n_way`` or ``scale`` isn't positive; when run, if the features that are
+        ArgumentError: if ``n_way`` or ``scale`` isn't positive; when run, if the features that are
             compared aren't vectors of one width, or ``full_context`` returns more or fewer.
 
     Example:
@@ -62,7 +63,7 @@ def matching(
             features, query = full_context(params, features, query)
         _checks.one_width(name, features, query)
         if (len(features), len(query)) != examples:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} must return features of {examples[0]} support and {examples[1]} query "
                 f"examples, got shapes {features.shape} and {query.shape}."
             )

@@ -67,7 +67,7 @@ def meta_curvature(
         A ``Learner`` whose meta-parameters are a ``MetaCurvatureParams``.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive.
+        ArgumentError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive.
 
     Example:
         >>> import jax.numpy as jnp, metajax

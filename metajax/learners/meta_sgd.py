@@ -73,7 +73,7 @@ def meta_sgd(
         A ``Learner`` whose meta-parameters are a ``MetaSGDParams``.
 
     Raises:
-        ValueError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive.
+        ArgumentError: if ``steps`` isn't a positive integer or ``learning_rate`` isn't positive.
 
     Example:
         >>> import jax.numpy as jnp, metajax

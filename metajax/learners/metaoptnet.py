@@ -42,7 +42,7 @@ def svm_dual(
         iterations: how many.
 
     Raises:
-        ValueError: if ``regularisation`` or ``iterations`` isn't positive.
+        ArgumentError: if ``regularisation`` or ``iterations`` isn't positive.
 
     Example:
         >>> svm_dual(jnp.eye(2), jnp.eye(2), regularisation=1.0, iterations=20).round(3)
@@ -97,7 +97,7 @@ def metaoptnet(
         A ``Learner`` whose meta-parameters are a ``MetaOptNetParams``.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2, or another argument isn't positive; when run, if
+        ArgumentError: if ``n_way`` is less than 2, or another argument isn't positive; when run, if
             the features aren't vectors.
 
     Example:

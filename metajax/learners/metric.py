@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import losses
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, nothing_learned
 from metajax.types import Episode, Metrics, Params, PyTree
 
@@ -97,7 +98,7 @@ def metric_learner(
         inputs, *_ = losses.as_masked(adapted.support)
         query_inputs, targets, mask, _ = losses.as_masked(episode.query)
         if inputs.shape[1:] != query_inputs.shape[1:]:
-            raise ValueError(
+            raise ArgumentError(
                 "support and query inputs must have examples of one shape, got "
                 f"{inputs.shape} and {query_inputs.shape}."
             )
@@ -129,7 +130,7 @@ def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:
     """Features and changed collections of what ``embed`` returned."""
     features, changed = output if isinstance(output, tuple) else (output, {})
     if features.ndim < 2 or features.shape[0] != examples:
-        raise ValueError(
+        raise ArgumentError(
             f"embed must return features [examples, ...] of {examples} examples, got shape "
             f"{features.shape}."
         )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, task_gradient
 
 
@@ -19,7 +20,7 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
         weights: ``[steps]``; ``annealed_weights`` makes MAML++'s.
 
     Raises:
-        ValueError: when run, if the learner has another number of steps; when built, if its
+        ArgumentError: when run, if the learner has another number of steps; when built, if its
             gradient isn't that of its loss.
 
     Example:
@@ -34,7 +35,7 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
     Source: Antoniou et al. 2019, "How to train your MAML" (arXiv 1810.09502), section 4.
     """
     if learner.gradient is not None:
-        raise ValueError("learner has a gradient of its own, which is not that of a loss.")
+        raise ArgumentError("learner has a gradient of its own, which is not that of a loss.")
 
     def gradient(params, episode):
         def total(params):
@@ -45,7 +46,7 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
             )
             losses, metrics = info.observed
             if weights.shape != (len(losses) - 1,):
-                raise ValueError(
+                raise ArgumentError(
                     f"weights must be [steps] = [{len(losses) - 1}], got shape {weights.shape}."
                 )
             last = jax.tree.map(lambda rows: rows[-1], {"loss": losses, **metrics})

@@ -8,6 +8,7 @@ import optax
 
 from metajax import _checks, losses
 from metajax.adapt import adapt
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.learners.metric import class_means, embedded
 from metajax.modes import GradientMode
@@ -46,8 +47,8 @@ def proto_maml(
         ``{"body": params, "head": {"bias": [n_way], "kernel": [d, n_way]}}``.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2 or ``steps`` isn't a positive integer; when run, if
-            the features aren't vectors of one width for support and query.
+        ArgumentError: if ``n_way`` is less than 2 or ``steps`` isn't a positive integer; when run,
+            if the features aren't vectors of one width for support and query.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -65,7 +66,7 @@ def proto_maml(
     def apply(params, inputs):
         head, features = params["head"], embed(params["body"], inputs)
         if features.ndim != 2 or features.shape[1] != len(head["kernel"]):
-            raise ValueError(
+            raise ArgumentError(
                 f"embed must return features [examples, {len(head['kernel'])}], as wide as the "
                 f"support set's, got shape {features.shape}."
             )

@@ -34,8 +34,8 @@ def prototypical(
         support set; support and query are embedded in one pass.
 
     Raises:
-        ValueError: if ``n_way`` or ``scale`` isn't positive, or the distance has another name; when
-            run, if the features aren't vectors.
+        ArgumentError: if ``n_way`` or ``scale`` isn't positive, or the distance has another name;
+            when run, if the features aren't vectors.
 
     Example:
         >>> import jax.numpy as jnp, metajax

@@ -43,8 +43,8 @@ def ridge(features: jax.Array, targets: jax.Array, penalty: jax.Array) -> jax.Ar
         ``[d, k]``.
 
     Raises:
-        ValueError: if ``penalty`` isn't positive. One that is traced has no value yet, and is not
-            checked.
+        ArgumentError: if ``penalty`` isn't positive. One that is traced has no value yet, and is
+            not checked.
 
     Example:
         >>> ridge(jnp.eye(2), jnp.array([[2.0], [4.0]]), jnp.array(1.0)).round(3)
@@ -84,7 +84,7 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0, scale: float = 1.0) 
         set; support and query are embedded in one pass.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2, or ``penalty`` or ``scale`` isn't positive; when
+        ArgumentError: if ``n_way`` is less than 2, or ``penalty`` or ``scale`` isn't positive; when
             run, if the features aren't vectors.
 
     Example:

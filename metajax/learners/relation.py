@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, losses
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
 from metajax.learners.metric import Embed, metric_learner
 from metajax.types import Metrics, Params
@@ -35,7 +36,7 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
         given.
 
     Raises:
-        ValueError: if ``n_way`` is less than 2; when run, if ``relate`` returns another shape.
+        ArgumentError: if ``n_way`` is less than 2; when run, if ``relate`` returns another shape.
 
     Example:
         >>> import jax.numpy as jnp, metajax
@@ -62,7 +63,7 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
         output = relate(params, pairs.reshape(-1, *pairs.shape[2:]))
         relations, changed = output if isinstance(output, tuple) else (output, {})
         if relations.shape != (len(query) * n_way,):
-            raise ValueError(
+            raise ArgumentError(
                 f"relate must return a relation for each of {len(query) * n_way} pairs, got shape "
                 f"{relations.shape}."
             )

@@ -6,6 +6,7 @@ import optax
 
 from metajax import _checks
 from metajax.adapt import adapt
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.modes import first_order
 from metajax.trees import Trainable, is_floating
@@ -38,7 +39,7 @@ def reptile(
         support set only and reports its loss before the last inner step.
 
     Raises:
-        ValueError: if ``steps`` or ``batch_size`` isn't a positive integer; when run, if the
+        ArgumentError: if ``steps`` or ``batch_size`` isn't a positive integer; when run, if the
             support set is smaller than ``batch_size``.
 
     Example:
@@ -58,7 +59,7 @@ def reptile(
     def minibatch(support, index):
         rows = jax.tree.leaves(support)[0].shape[0]
         if rows < batch_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"batch_size={batch_size} is more than the support set's {rows} examples."
             )
         order = jax.random.permutation(jax.random.key(0), rows)

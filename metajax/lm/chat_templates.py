@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metajax.errors import ArgumentError
+
 Message = Mapping[str, Any]
 """One turn of a chat, such as ``{"role": "user", "content": "Hello"}``."""
 
@@ -43,7 +45,7 @@ def render(
         **variables: others that the template reads.
 
     Raises:
-        ValueError: if there is no message, or the template fails on them.
+        ArgumentError: if there is no message, or the template fails on them.
         ImportError: if Jinja isn't installed.
 
     Example:
@@ -58,7 +60,7 @@ def render(
     except ImportError as error:
         raise not_installed("jinja2", "a chat template") from error
     if not messages:
-        raise ValueError(f"messages must not be empty, got {messages!r}.")
+        raise ArgumentError(f"messages must not be empty, got {messages!r}.")
 
     class Generation(jinja2.ext.Extension):
         """``{% generation %}`` marks what the model itself is to write, and changes nothing."""
@@ -89,7 +91,7 @@ def render(
     try:
         return environment.from_string(source).render(given)
     except jinja2.TemplateError as error:
-        raise ValueError(f"messages: the chat template fails on them: {error}") from error
+        raise ArgumentError(f"messages: the chat template fails on them: {error}") from error
 
 
 def not_installed(library: str, what: str) -> ImportError:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax._files import replacing, write_atomically
+from metajax.errors import ArgumentError
 from metajax.lm import hf_config, hf_names
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
@@ -220,7 +221,7 @@ def save_pretrained(
     from safetensors.numpy import save_file
 
     if shard_bytes < 1:
-        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}.")
+        raise ArgumentError(f"shard_bytes must be at least 1, got {shard_bytes}.")
     kind = jnp.dtype(dtype or params["embed"]["embedding"].dtype)
     fields = hf_config.to_hf(config, kind)
     flat, stacked = flax.traverse_util.flatten_dict(params, sep="/"), "blocks" in params

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, devices
+from metajax.errors import ArgumentError
 from metajax.lm.prepared import Prepared, variables_of
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
@@ -84,11 +85,11 @@ def generate(
         A ``Generated``.
 
     Raises:
-        ValueError: an empty prompt, or a token that isn't in the vocabulary; prompt and new tokens
-            longer than the model's ``max_length``; a temperature that isn't above 0, or one without
-            a key; ``samples`` without a temperature; ``allowed`` of another shape, or that allows
-            nothing at some step; ``top_k``, ``top_p`` or stop tokens out of range; ``lora`` beside
-            prepared parameters; prompts that the devices can't share equally.
+        ArgumentError: an empty prompt, or a token that isn't in the vocabulary; prompt and new
+            tokens longer than the model's ``max_length``; a temperature that isn't above 0, or one
+            without a key; ``samples`` without a temperature; ``allowed`` of another shape, or that
+            allows nothing at some step; ``top_k``, ``top_p`` or stop tokens out of range; ``lora``
+            beside prepared parameters; prompts that the devices can't share equally.
 
     Example:
         >>> from metajax.models import TransformerConfig
@@ -102,7 +103,7 @@ def generate(
     samples = _checks.positive_int("samples", samples)
     choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
     if temperature is None and samples > 1:
-        raise ValueError(f"samples={samples} would all be the same: give a temperature.")
+        raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
     tokens, real = _padded(prompts, config, max_new_tokens)
     devices.equal_share("prompts", len(tokens), mesh)
     allowed = allowed_of(allowed, max_new_tokens, len(tokens), config.vocab_size)
@@ -164,20 +165,22 @@ def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.n
     as_they_are = hasattr(prompts, "shape")
     rows = [np.asarray(prompt) for prompt in prompts]
     if not rows:
-        raise ValueError("prompts must hold at least one prompt, got none.")
+        raise ArgumentError("prompts must hold at least one prompt, got none.")
     for number, row in enumerate(rows):
         if row.ndim != 1 or not row.size:
-            raise ValueError(f"prompts[{number}] must be a list of at least one token, got {row}.")
+            raise ArgumentError(
+                f"prompts[{number}] must be a list of at least one token, got {row}."
+            )
         if not np.issubdtype(row.dtype, np.integer):
-            raise ValueError(f"prompts[{number}] must hold integers, got {row.dtype}.")
+            raise ArgumentError(f"prompts[{number}] must hold integers, got {row.dtype}.")
         if row.min() < 0 or row.max() >= config.vocab_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"prompts[{number}] must hold tokens from 0 to {config.vocab_size - 1}, got "
                 f"{row[(row < 0) | (row >= config.vocab_size)][0]}."
             )
     longest = max(row.size for row in rows)
     if longest + new > config.max_length:
-        raise ValueError(
+        raise ArgumentError(
             f"prompts and max_new_tokens must fit into the model's max_length={config.max_length}, "
             f"got {longest} + {new} tokens."
         )

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from metajax.errors import MetajaxError
 from metajax.models import Rotary, TransformerConfig
 
 Architecture = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -23,7 +24,7 @@ _GPT2_ACTIVATIONS = {
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(MetajaxError, ValueError):
     """A checkpoint can't be read or written; the message names the file, and tensor or field."""
 
 

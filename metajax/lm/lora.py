@@ -44,6 +44,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
+from metajax.errors import ArgumentError
 from metajax.losses import Apply
 from metajax.types import Params
 
@@ -145,7 +146,7 @@ def init(
         the matrix's dtype if that is wider.
 
     Raises:
-        ValueError: ``rank`` isn't a positive integer, or is more than in or out; ``alpha`` isn't
+        ArgumentError: ``rank`` isn't a positive integer, or is more than in or out; ``alpha`` isn't
             positive, or ``b_std`` negative; a pattern isn't a regular expression, or matches
             nothing; a leaf that matches has no two axes, or isn't floating.
 
@@ -160,7 +161,7 @@ def init(
     rank = _checks.positive_int("rank", rank)
     scale = _checks.positive_float("alpha", rank if alpha is None else alpha) / rank
     if not (math.isfinite(b_std) and b_std >= 0):
-        raise ValueError(f"b_std must be at least 0 and finite, got {b_std!r}.")
+        raise ArgumentError(f"b_std must be at least 0 and finite, got {b_std!r}.")
     paths = trees.leaf_paths(params)
     leaves = dict(zip(paths, jax.tree.leaves(params), strict=True))
     chosen = _chosen(targets, paths)
@@ -183,17 +184,17 @@ def init(
 def _chosen(targets: str | Sequence[str], paths: list[str]) -> list[str]:
     patterns = [targets] if isinstance(targets, str) else list(targets)
     if not patterns:
-        raise ValueError(f"targets must have at least one pattern, got {targets!r}.")
+        raise ArgumentError(f"targets must have at least one pattern, got {targets!r}.")
     matched: set[str] = set()
     for pattern in patterns:
         try:
             found = {path for path in paths if re.search(pattern, path)}
         except (re.error, TypeError) as error:
-            raise ValueError(
+            raise ArgumentError(
                 f"targets must be regular expressions, got {pattern!r}: {error}."
             ) from error
         if not found:
-            raise ValueError(
+            raise ArgumentError(
                 f"targets: {pattern!r} matches no leaf of params, whose paths are {paths}."
             )
         matched |= found
@@ -203,13 +204,13 @@ def _chosen(targets: str | Sequence[str], paths: list[str]) -> list[str]:
 def _check_matrix(path: str, leaf: Any, rank: int) -> None:
     dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"targets match {path!r}, which is {dtype}, not floating point.")
+        raise ArgumentError(f"targets match {path!r}, which is {dtype}, not floating point.")
     if len(shape) < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"targets match {path!r}, which has shape {shape}; a matrix has at least two axes."
         )
     if rank > min(shape[-2:]):
-        raise ValueError(
+        raise ArgumentError(
             f"rank must be at most the sides of the matrices, got {rank} for {path!r} of shape "
             f"{shape}."
         )
@@ -227,7 +228,7 @@ def merge(params: Params, lora: Mapping[str, Any]) -> Params:
         dtype if that is wider; leaves without factors are the same objects.
 
     Raises:
-        ValueError: a path of ``lora`` isn't in ``params``, or factors don't fit their matrix.
+        ArgumentError: a path of ``lora`` isn't in ``params``, or factors don't fit their matrix.
 
     Example:
         >>> factors = Factors(jnp.ones((2, 1)), jnp.ones((1, 2)), 3.0)
@@ -251,7 +252,7 @@ def unmerge(params: Params, lora: Mapping[str, Any]) -> Params:
         Parameters of the same structure, shapes and dtypes.
 
     Raises:
-        ValueError: as ``merge``.
+        ArgumentError: as ``merge``.
 
     Example:
         >>> factors = Factors(jnp.ones((2, 1)), jnp.ones((1, 2)), 3.0)
@@ -268,14 +269,14 @@ def _add(params: Params, lora: Mapping[str, Any], sign: float) -> Params:
         if isinstance(updates, Factors):
             return _updated(node, updates, sign, path)
         if not isinstance(updates, Mapping):
-            raise ValueError(
+            raise ArgumentError(
                 f"lora must hold Factors in nested dicts, got {type(updates).__name__} at {path!r}."
             )
         result = dict(node) if isinstance(node, Mapping) else {}
         for name, inner in updates.items():
             inner_path = f"{path}/{name}" if path else name
             if name not in result:
-                raise ValueError(
+                raise ArgumentError(
                     f"lora has {inner_path!r}, which isn't in params; there are {sorted(result)}."
                 )
             result[name] = within(result[name], inner, inner_path)
@@ -287,11 +288,11 @@ def _add(params: Params, lora: Mapping[str, Any], sign: float) -> Params:
 def _updated(kernel: Any, factors: Factors, sign: float, path: str) -> jax.Array:
     a, b = factors.a, factors.b
     if isinstance(kernel, Mapping):
-        raise ValueError(f"lora has factors at {path!r}, where params has {sorted(kernel)}.")
+        raise ArgumentError(f"lora has factors at {path!r}, where params has {sorted(kernel)}.")
     shape, dtype = jnp.shape(kernel), jnp.result_type(kernel)
     wanted = [(*shape[:-1], factors.rank), (*shape[:-2], factors.rank, *shape[-1:])]
     if len(shape) < 2 or [a.shape, b.shape] != wanted:
-        raise ValueError(
+        raise ArgumentError(
             f"lora: factors of shapes {a.shape} and {b.shape} don't fit {path!r} of shape {shape}."
         )
     wide = jnp.promote_types(dtype, jnp.float32)

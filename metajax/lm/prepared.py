@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from metajax import devices
+from metajax.errors import ArgumentError
 from metajax.models.transformer import unstack_layers
 from metajax.types import Params
 
@@ -47,9 +48,11 @@ def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = N
 def variables_of(
     params: Params | Prepared, lora: Params | None, mesh: Mesh | None
 ) -> dict[str, Any]:
-    """The model's collections; raises a ValueError for ``lora`` beside what is prepared."""
+    """The model's collections; raises an ArgumentError for ``lora`` beside what is prepared."""
     if not isinstance(params, Prepared):
         return prepare(params, lora=lora, mesh=mesh).variables
     if lora is not None:
-        raise ValueError("lora must be given to prepare, since params are prepared; got both here.")
+        raise ArgumentError(
+            "lora must be given to prepare, since params are prepared; got both here."
+        )
     return devices.replicate(params.variables, mesh)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.losses import lowest
 
 
@@ -27,20 +28,22 @@ def choice_of(config, temperature, top_k, top_p, stop_tokens, key) -> Choice:
     if temperature is not None:
         temperature = _checks.positive_float("temperature", temperature)
         if key is None:
-            raise ValueError("key must be given with a temperature: tokens are drawn at random.")
+            raise ArgumentError("key must be given with a temperature: tokens are drawn at random.")
     elif top_k is not None or top_p is not None:
         name, value = ("top_k", top_k) if top_k is not None else ("top_p", top_p)
-        raise ValueError(f"{name}={value} needs a temperature: without it the likeliest is taken.")
+        raise ArgumentError(
+            f"{name}={value} needs a temperature: without it the likeliest is taken."
+        )
     if top_k is not None:
         top_k = min(_checks.positive_int("top_k", top_k), config.vocab_size)
     if top_p is not None:
         top_p = _checks.positive_float("top_p", top_p)
         if top_p > 1:
-            raise ValueError(f"top_p must be at most 1, got {top_p}.")
+            raise ArgumentError(f"top_p must be at most 1, got {top_p}.")
     stops = tuple(int(token) for token in stop_tokens)
     for token in stops:
         if not 0 <= token < config.vocab_size:
-            raise ValueError(
+            raise ArgumentError(
                 f"stop_tokens must be below vocab_size={config.vocab_size}, got {token}."
             )
     return Choice(temperature, top_k, top_p, stops)
@@ -53,7 +56,7 @@ def allowed_of(allowed: Any, steps: int, prompts: int, vocabulary: int) -> np.nd
     mask = np.asarray(allowed)
     shapes = ((vocabulary,), (steps, vocabulary), (steps, prompts, vocabulary))
     if mask.shape not in shapes or mask.dtype != bool:
-        raise ValueError(
+        raise ArgumentError(
             f"allowed must be bools of shape {', '.join(map(str, shapes))}, got "
             f"{mask.dtype}{list(mask.shape)}."
         )
@@ -61,7 +64,7 @@ def allowed_of(allowed: Any, steps: int, prompts: int, vocabulary: int) -> np.nd
         mask = np.broadcast_to(mask, (steps, vocabulary))[:, None]
     empty = np.argwhere(~mask.any(axis=-1))
     if empty.size:
-        raise ValueError(
+        raise ArgumentError(
             f"allowed must allow a token at each step, got none at step {empty[0][0]}."
         )
     return mask

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.lm.tokenizers import CharTokenizer
 from metajax.lm.training import TokenBatch
 from metajax.types import Episode, Sampler
@@ -130,8 +131,8 @@ def string_tasks(
         sets may be alike by chance.
 
     Raises:
-        ValueError: a number isn't a positive integer, the alphabet has fewer than 2 or more than 26
-            letters, words have fewer than 2, or a family is unknown.
+        ArgumentError: a number isn't a positive integer, the alphabet has fewer than 2 or more than
+            26 letters, words have fewer than 2, or a family is unknown.
 
     Example:
         >>> words = Words(letters=4, length=3)
@@ -142,11 +143,11 @@ def string_tasks(
     """
     k_shot, query = _checks.positive_int("k_shot", k_shot), _checks.positive_int("query", query)
     if _checks.at_least("letters", words.letters, 2) > 26:
-        raise ValueError(f"letters must be at most 26, got {words.letters}.")
+        raise ArgumentError(f"letters must be at most 26, got {words.letters}.")
     _checks.at_least("length", words.length, 2)
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
-        raise ValueError(
+        raise ArgumentError(
             f"families must be some of {', '.join(FAMILIES)}; got {unknown or families!r}."
         )
     own = jnp.array([FAMILIES.index(family) for family in families])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metajax._files import write_atomically
+from metajax.errors import ArgumentError
 from metajax.lm import chat_templates, checkpoints
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
@@ -43,7 +44,7 @@ class CharTokenizer:
     ``encode`` makes characters only; a special token's number is ``special(token)``.
 
     Raises:
-        ValueError: if a character or a special token comes twice, or a special token is empty.
+        ArgumentError: if a character or a special token comes twice, or a special token is empty.
 
     Example:
         >>> tokenizer = CharTokenizer.of("hello", specials=("<pad>",))
@@ -64,9 +65,9 @@ class CharTokenizer:
             values = list(getattr(self, name))
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
-                raise ValueError(f"{name} must be distinct, got {_shown(twice)} twice.")
+                raise ArgumentError(f"{name} must be distinct, got {_shown(twice)} twice.")
         if "" in self.specials:
-            raise ValueError(f"specials must not be empty strings, got {self.specials!r}.")
+            raise ArgumentError(f"specials must not be empty strings, got {self.specials!r}.")
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -86,27 +87,27 @@ class CharTokenizer:
     def special(self, token: str) -> int:
         """A special token's number."""
         if token not in self.specials:
-            raise ValueError(f"token must be one of {_shown(self.specials)}, got {token!r}.")
+            raise ArgumentError(f"token must be one of {_shown(self.specials)}, got {token!r}.")
         return self.specials.index(token)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; a ValueError for characters without one."""
+        """The tokens of a text; an ArgumentError for characters without one."""
         try:
             return [self._numbers[character] for character in text]
         except KeyError:
             unknown = sorted(set(text) - self._numbers.keys())
-            raise ValueError(
+            raise ArgumentError(
                 f"text has characters without a token: {_shown(unknown)}. Those with one are "
                 f"{_shown(self.characters)}."
             ) from None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """The text of tokens, with or without special ones; a ValueError for unknown tokens."""
+        """The text of tokens, with or without special ones; an ArgumentError for unknown tokens."""
         first, pieces = len(self.specials), [*self.specials, *self.characters]
         numbers = [int(number) for number in ids]
         wrong = [str(number) for number in numbers if not 0 <= number < len(pieces)]
         if wrong:
-            raise ValueError(f"ids must be from 0 to {len(pieces) - 1}, got {_shown(wrong)}.")
+            raise ArgumentError(f"ids must be from 0 to {len(pieces) - 1}, got {_shown(wrong)}.")
         skipped = first if skip_special_tokens else 0
         return "".join(pieces[number] for number in numbers if number >= skipped)
 
@@ -117,12 +118,14 @@ class CharTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "CharTokenizer":
-        """Reads what ``save`` wrote; a ValueError where the file isn't that."""
+        """Reads what ``save`` wrote; an ArgumentError where the file isn't that."""
         try:
             content = read_object(Path(path))
             return cls(content["characters"], tuple(content["specials"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"path: {path} holds no character tokenizer ({error!r}).") from error
+            raise ArgumentError(
+                f"path: {path} holds no character tokenizer ({error!r})."
+            ) from error
 
 
 class HFTokenizer:
@@ -208,7 +211,8 @@ class HFTokenizer:
             **variables: others that the template reads, such as ``tools`` or ``enable_thinking``.
 
         Raises:
-            ValueError: if there is no message, no such template, or the template refuses the chat.
+            ArgumentError: if there is no message, no such template, or the template refuses the
+                chat.
             ImportError: if Jinja isn't installed.
         """
         if template is None:
@@ -216,7 +220,7 @@ class HFTokenizer:
             template = "tool_use" if tools else "default"
         if template not in self.chat_templates:
             known = _shown(sorted(self.chat_templates)) or "none"
-            raise ValueError(f"template must be one of {known}, got {template!r}.")
+            raise ArgumentError(f"template must be one of {known}, got {template!r}.")
         return chat_templates.render(
             self.chat_templates[template],
             messages,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, episode_loss, nothing_learned
 from metajax.losses import Apply
 from metajax.types import Episode, LossFn, Metrics, Params, Sampler
@@ -50,8 +51,8 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         whatever their numbers of targets.
 
     Raises:
-        ValueError: at trace time, if an array hasn't the shape of the tokens, or the logits haven't
-            that of the targets.
+        ArgumentError: at trace time, if an array hasn't the shape of the tokens, or the logits
+            haven't that of the targets.
 
     Example:
         >>> loss_fn = next_token_loss(lambda params, tokens: jnp.zeros((*tokens.shape, 4)) + params)
@@ -71,7 +72,7 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
             counted &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
         logits = apply(params, tokens[:, :-1], **options)
         if logits.shape[:-1] != targets.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"apply must return logits [batch, length, vocab] for tokens {targets.shape}, got "
                 f"shape {logits.shape}."
             )
@@ -91,13 +92,13 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
 
 def _check_batch(batch: TokenBatch) -> None:
     if batch.tokens.ndim != 2 or batch.tokens.shape[1] < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"tokens must be [batch, length + 1] with length >= 1, got shape {batch.tokens.shape}."
         )
     for name in ("segments", "mask"):
         value = getattr(batch, name)
         if value is not None and value.shape != batch.tokens.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} must have the shape of tokens, {batch.tokens.shape}, got {value.shape}."
             )
 
@@ -123,8 +124,8 @@ def pack(
         so that its sum is their number.
 
     Raises:
-        ValueError: if ``length`` isn't a positive integer, a document isn't ``[n]`` integers, the
-            masks don't fit the documents, or there is no target at all.
+        ArgumentError: if ``length`` isn't a positive integer, a document isn't ``[n]`` integers,
+            the masks don't fit the documents, or there is no target at all.
 
     Example:
         >>> pack([[1, 2, 3], [4, 5, 6], [7, 8]], length=4).tokens
@@ -134,7 +135,7 @@ def pack(
     length = _checks.positive_int("length", length)
     pieces = list(_pieces(documents, length, masks))
     if not pieces:
-        raise ValueError(f"documents: none of the {len(documents)} has a target.")
+        raise ArgumentError(f"documents: none of the {len(documents)} has a target.")
     room = np.full(len(pieces), length + 1)
     taken = np.zeros(len(pieces), np.int32)  # documents in each row
     shape = (len(pieces), length + 1)
@@ -156,17 +157,19 @@ def pack(
 def _pieces(documents: Sequence[Any], length: int, masks: Sequence[Any] | None):
     """Tokens and targets of each piece of at most ``length + 1`` tokens that has a target."""
     if masks is not None and len(masks) != len(documents):
-        raise ValueError(f"masks must be as many as documents, {len(documents)}, got {len(masks)}.")
+        raise ArgumentError(
+            f"masks must be as many as documents, {len(documents)}, got {len(masks)}."
+        )
     for index, document in enumerate(documents):
         document = np.asarray(document)
         if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
-            raise ValueError(
+            raise ArgumentError(
                 f"documents[{index}] must be integers [n], got {document.dtype} of shape "
                 f"{document.shape}."
             )
         mask = np.ones(document.shape, bool) if masks is None else np.asarray(masks[index], bool)
         if mask.shape != document.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"masks[{index}] must have the shape of its document, {document.shape}, got "
                 f"{mask.shape}."
             )
@@ -191,8 +194,8 @@ def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array
         ``as_episodes``.
 
     Raises:
-        ValueError: if ``length`` or ``batch`` isn't a positive integer, or the text isn't ``[n]``
-            integers with ``n > length``.
+        ArgumentError: if ``length`` or ``batch`` isn't a positive integer, or the text isn't
+            ``[n]`` integers with ``n > length``.
 
     Example:
         >>> text_sampler(jnp.arange(5), length=4, batch=1)(jax.random.key(0)).tokens
@@ -201,7 +204,7 @@ def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array
     length, batch = _checks.positive_int("length", length), _checks.positive_int("batch", batch)
     text = jnp.asarray(tokens)
     if text.ndim != 1 or not jnp.issubdtype(text.dtype, jnp.integer) or len(text) <= length:
-        raise ValueError(
+        raise ArgumentError(
             f"tokens must be integers [n] with n > length={length}, got {text.dtype} of shape "
             f"{text.shape}."
         )
@@ -225,7 +228,7 @@ def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenB
         ``as_episodes``.
 
     Raises:
-        ValueError: if ``batch`` isn't a positive integer, or the arrays differ in shape.
+        ArgumentError: if ``batch`` isn't a positive integer, or the arrays differ in shape.
 
     Example:
         >>> rows = pack([[1, 2, 3]], length=2)

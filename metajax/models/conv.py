@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.models import winograd
 
 Padding = str | Sequence[tuple[int, int]]
@@ -138,7 +139,7 @@ class Conv(nn.Module):
         """Convolves images ``[examples, height, width, channels]``."""
         _checks.positive_int("features", self.features)
         if inputs.ndim != 4:
-            raise ValueError(
+            raise ArgumentError(
                 "inputs must be images [examples, height, width, channels], got shape "
                 f"{inputs.shape}."
             )
@@ -173,7 +174,7 @@ class Conv(nn.Module):
         can = (tuple(self.kernel_size), strides, self.padding) == ((3, 3), (1, 1), "SAME")
         if self.algorithm != "auto":
             if self.algorithm == "winograd" and not can:
-                raise ValueError(
+                raise ArgumentError(
                     "algorithm='winograd' needs kernel_size=(3, 3), strides=1 and padding='SAME', "
                     f"got {tuple(self.kernel_size)}, {strides} and {self.padding!r}."
                 )

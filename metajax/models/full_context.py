@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
+
 
 class FullContext(nn.Module):
     """Embeds the support set as a sequence, and the query with attention to it.
@@ -33,7 +35,7 @@ class FullContext(nn.Module):
         """Both sets' embeddings, of the shapes of ``support [n, d]`` and ``query [m, d]``."""
         for name, given in (("support", support), ("query", query)):
             if given.ndim != 2 or given.shape[1] != self.features:
-                raise ValueError(
+                raise ArgumentError(
                     f"{name} must be features [examples, {self.features}], got shape {given.shape}."
                 )
         read = lambda name, **how: nn.RNN(nn.LSTMCell(self.features), name=name, **how)

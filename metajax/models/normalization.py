@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 
 Policy = Literal["batch", "support", "running", "none"]
 """Where the mean and variance come from.
@@ -76,11 +77,11 @@ class Normalization(nn.Module):
             return inputs if pool is None else pool(inputs)
         if reference is not None:
             if self.policy != "support":
-                raise ValueError(
+                raise ArgumentError(
                     f"reference={reference} needs norm='support', but norm={self.policy!r}."
                 )
             if not 1 <= reference <= inputs.shape[0]:
-                raise ValueError(
+                raise ArgumentError(
                     f"reference must be between 1 and the {inputs.shape[0]} examples, got "
                     f"{reference}."
                 )

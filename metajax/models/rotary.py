@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Rotary:
     the other, as Llama 3.1 does.
 
     Raises:
-        ValueError: a number isn't positive, or ``scaling`` is unknown.
+        ArgumentError: a number isn't positive, or ``scaling`` is unknown.
 
     Example:
         >>> Rotary(theta=100.0).frequencies(4)
@@ -47,7 +48,7 @@ class Rotary:
             if field.name != "scaling":
                 _checks.positive_float(field.name, getattr(self, field.name))
         if self.scaling == "llama3" and self.low_freq_factor >= self.high_freq_factor:
-            raise ValueError(
+            raise ArgumentError(
                 f"low_freq_factor must be below high_freq_factor, got {self.low_freq_factor} and "
                 f"{self.high_freq_factor}."
             )

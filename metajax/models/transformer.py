@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
 from metajax.models.cache import Cache, attend
 from metajax.models.dense import Dense, times_rows
 from metajax.models.rotary import rotate, rotations
@@ -149,7 +150,7 @@ class Transformer(nn.Module):
             last_only: whether to compute the last token's logits alone, ``[batch, 1, vocab]``.
 
         Raises:
-            ValueError: tokens aren't integers ``[batch, length]``, or more than ``max_length``;
+            ArgumentError: tokens aren't integers ``[batch, length]``, or more than ``max_length``;
                 segments or positions of another shape; a cache with ``scan``, or without positions.
         """
         config = self.config
@@ -228,27 +229,27 @@ class Transformer(nn.Module):
 
 def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any, cache: Any):
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
+        raise ArgumentError(
             f"tokens must be integers [batch, length], got {tokens.dtype}{list(tokens.shape)}."
         )
     if tokens.shape[1] > config.max_length:
-        raise ValueError(
+        raise ArgumentError(
             f"tokens must be at most max_length={config.max_length} long, got {tokens.shape[1]}."
         )
     for name, value in (("segments", segments), ("positions", positions)):
         if value is not None and value.shape != tokens.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} must have the shape of tokens, {tokens.shape}, got {value.shape}."
             )
     if cache is not None:
         if config.scan:
-            raise ValueError(
+            raise ArgumentError(
                 "cache needs a model without scan, whose blocks keep their own keys and values: "
                 "dataclasses.replace(config, scan=False), and the parameters by "
                 "metajax.models.transformer.unstack_layers."
             )
         if positions is None:
-            raise ValueError("positions must be given with a cache.")
+            raise ArgumentError("positions must be given with a cache.")
 
 
 def unstack_layers(params: Params) -> Params:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.models.rotary import Rotary
 
 Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
@@ -24,8 +25,8 @@ class TransformerConfig:
     ``gpt2``, ``llama``, ``qwen2``, ``qwen3`` and ``nope`` make the configurations of these.
 
     Raises:
-        ValueError: a size isn't a positive integer, ``n_heads`` isn't a multiple of ``n_kv_heads``,
-            rotary positions have an odd ``head_dim``, or a choice is unknown.
+        ArgumentError: a size isn't a positive integer, ``n_heads`` isn't a multiple of
+            ``n_kv_heads``, rotary positions have an odd ``head_dim``, or a choice is unknown.
 
     Example:
         >>> TransformerConfig.llama(vocab_size=64, width=32, n_layers=2, n_heads=4).head_dim
@@ -83,7 +84,7 @@ class TransformerConfig:
         for name in ("vocab_size", "width", "n_layers", "n_heads", "max_length"):
             _checks.positive_int(name, getattr(self, name))
         if not self.head_dim and self.width % self.n_heads:
-            raise ValueError(
+            raise ArgumentError(
                 f"width must be a multiple of n_heads where head_dim isn't given, got "
                 f"width={self.width}, n_heads={self.n_heads}."
             )
@@ -93,7 +94,7 @@ class TransformerConfig:
         for name in ("n_kv_heads", "head_dim", "mlp_width"):
             _checks.positive_int(name, getattr(self, name))
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(
+            raise ArgumentError(
                 f"n_heads must be a multiple of n_kv_heads, got n_heads={self.n_heads}, "
                 f"n_kv_heads={self.n_kv_heads}."
             )
@@ -102,7 +103,7 @@ class TransformerConfig:
         _checks.one_of("activation", self.activation, ("swiglu", *ACTIVATIONS))
         _checks.positive_float("norm_eps", self.norm_eps)
         if self.positions == "rotary" and self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
+            raise ArgumentError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
 
     @classmethod

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, TypeVar
 
 import tyro
 
-from metajax.data import DataNotFoundError
-from metajax.data._cache import CacheError
+from metajax.errors import ArgumentError, MetajaxError
 
 _ON_THE_SIDE = frozenset({"out", "resume", "tensorboard"})
 
 
-class RunError(ValueError):
+class RunError(MetajaxError, ValueError):
     """A run cannot start or go on; the message says why and what to do."""
 
 
@@ -45,7 +44,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_positive(self, "steps", "log_every", "checkpoint_every")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be between 0 and 2**32 - 1; got {self.seed}")
+            raise ArgumentError(f"seed must be between 0 and 2**32 - 1; got {self.seed}")
 
     def goes_on_from(self, steps: int | None) -> bool:
         """Whether a run that was started with ``steps`` may be resumed with this config's steps.
@@ -56,14 +55,14 @@ class RunConfig:
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raises ``ValueError`` for a named field that is set and is not above zero.
+    """Raises ``ArgumentError`` for a named field that is set and is not above zero.
 
     >>> check_positive(RunConfig(), "log_every")
     """
     for name in names:
         value = getattr(config, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above zero; got {value}")
+            raise ArgumentError(f"{name} must be above zero; got {value}")
 
 
 ConfigT = TypeVar("ConfigT")
@@ -130,7 +129,7 @@ def guard(main: Callable[[], None]) -> None:
     logging.getLogger("metajax").setLevel(logging.INFO)
     try:
         main()
-    except (RunError, DataNotFoundError, CacheError) as error:
+    except MetajaxError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from metajax.errors import NonFiniteError
 from metajax.runs.checkpoints import Checkpoints
-from metajax.runs.config import RunError
 from metajax.runs.folder import Run, create
 from metajax.runs.metrics import MetricsLog
 
@@ -35,10 +35,6 @@ class Fitted(NamedTuple):
     state: Any
     metrics: list[dict[str, Any]]
     seconds: float
-
-
-class NonFiniteError(RunError, FloatingPointError):
-    """Training produced a NaN or an infinity; the last good checkpoint is kept."""
 
 
 def fit(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
 from metajax.evolve.programs.interpreter import run
 from metajax.evolve.programs.language import Programs, Values
 from metajax.evolve.programs.tasks import Tasks
@@ -20,7 +21,7 @@ def parse_proposals(tokens: jax.Array) -> tuple[Programs, Values, jax.Array]:
         colon, a list, the end, and padding.
 
     Raises:
-        ValueError: at trace time, if tokens aren't integers ``[n, t]``.
+        ArgumentError: at trace time, if tokens aren't integers ``[n, t]``.
 
     Example:
         >>> from metajax.evolve.programs import programs_of, proposals, texts_of, values_of
@@ -39,7 +40,7 @@ def parse_proposals(tokens: jax.Array) -> tuple[Programs, Values, jax.Array]:
 def _colon(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Places ``[t]``, and that of each row's first colon ``[n, 1]``, or beyond all."""
     if tokens.ndim != 2:
-        raise ValueError(f"tokens must be integers [n, t], got shape {tokens.shape}.")
+        raise ArgumentError(f"tokens must be integers [n, t], got shape {tokens.shape}.")
     places = jnp.arange(tokens.shape[1])
     colon = jnp.where(tokens == COLON, places, tokens.shape[1]).min(axis=1, keepdims=True)
     return places, colon

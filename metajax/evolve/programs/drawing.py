@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve.programs.interpreter import kind_after
 from metajax.evolve.programs.language import (
     LEAST,
@@ -32,7 +33,7 @@ def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs
             ``MAX_OPERATIONS``; traced or not. From 1 to ``MAX_OPERATIONS``, all alike, if None.
 
     Raises:
-        ValueError: ``n`` isn't a positive integer.
+        ArgumentError: ``n`` isn't a positive integer.
 
     Example:
         >>> from metajax.evolve.programs import texts_of
@@ -74,7 +75,7 @@ def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX
         longest: at most.
 
     Raises:
-        ValueError: ``n`` isn't a positive integer, or not
+        ArgumentError: ``n`` isn't a positive integer, or not
             ``0 <= shortest <= longest <= MAX_LENGTH``.
 
     Example:
@@ -86,7 +87,7 @@ def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX
     shortest = _checks.non_negative_int("shortest", shortest)
     longest = _checks.at_least("longest", longest, shortest)
     if longest > MAX_LENGTH:
-        raise ValueError(f"longest must be at most {MAX_LENGTH}, got {longest}.")
+        raise ArgumentError(f"longest must be at most {MAX_LENGTH}, got {longest}.")
     length_key, digit_key = jax.random.split(key)
     lengths = jax.random.randint(length_key, (n,), shortest, longest + 1, jnp.int32)
     digits = jax.random.randint(digit_key, (n, MAX_LENGTH), 0, 10, jnp.int32)

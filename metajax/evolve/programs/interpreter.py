@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.errors import ArgumentError
 from metajax.evolve.programs.language import (
     GIVES,
     LEAST,
@@ -40,7 +41,7 @@ def run(programs: Programs, inputs: Values) -> Values:
         Values of the shape of ``inputs``.
 
     Raises:
-        ValueError: at trace time, if the leading axes don't fit.
+        ArgumentError: at trace time, if the leading axes don't fit.
 
     Example:
         >>> from metajax.evolve.programs import programs_of, texts_of, values_of
@@ -88,13 +89,13 @@ def kind_after(number: jax.Array, is_list: jax.Array) -> jax.Array:
 def _check(programs: Programs, inputs: Values) -> None:
     count = programs.lengths.shape
     if programs.operations.shape != (*count, MAX_OPERATIONS) or len(count) != 1:
-        raise ValueError(
+        raise ArgumentError(
             f"programs must hold operations [n, {MAX_OPERATIONS}] and lengths [n], got shapes "
             f"{programs.operations.shape} and {programs.lengths.shape}."
         )
     leading = inputs.lengths.shape
     if leading[:1] != count or len(leading) > 2 or inputs.digits.shape != (*leading, MAX_LENGTH):
-        raise ValueError(
+        raise ArgumentError(
             f"inputs must hold digits [n, {MAX_LENGTH}] or [n, examples, {MAX_LENGTH}] and lengths "
             f"without the last axis for n={count[0]} programs, got shapes {inputs.digits.shape} "
             f"and {inputs.lengths.shape}."

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.errors import ArgumentError
 from metajax.evolve.programs.interpreter import run
 from metajax.evolve.programs.language import Programs, Values
 from metajax.evolve.programs.vocabulary import (
@@ -129,7 +130,7 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
         Tasks whose answers are the programs.
 
     Raises:
-        ValueError: ``shown`` isn't from 1 to the number of examples.
+        ArgumentError: ``shown`` isn't from 1 to the number of examples.
 
     Example:
         >>> from metajax.evolve.programs import WordTokenizer, programs_of, values_of
@@ -140,7 +141,7 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
     """
     examples = inputs.lengths.shape[1] if inputs.lengths.ndim == 2 else 0
     if not 1 <= shown <= examples:
-        raise ValueError(
+        raise ArgumentError(
             f"shown must be from 1 to the number of examples of inputs [n, examples], got "
             f"{shown} for lengths of shape {inputs.lengths.shape}."
         )
@@ -187,7 +188,7 @@ def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
         A ``TokenBatch`` of arrays ``[n, length]``, padded on both sides.
 
     Raises:
-        ValueError: ``length`` is less than prompt and answer may have.
+        ArgumentError: ``length`` is less than prompt and answer may have.
 
     Example:
         >>> from metajax.evolve.programs import WordTokenizer, programs_of, values_of
@@ -198,7 +199,7 @@ def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
     own = tasks.prompts.shape[1] + tasks.answers.shape[1]
     length = own if length is None else length
     if length < own:
-        raise ValueError(f"length must be at least {own}, got {length}.")
+        raise ArgumentError(f"length must be at least {own}, got {length}.")
     left = ((0, 0), (length - own, 0))
     tokens = jnp.pad(jnp.concatenate([tasks.prompts, tasks.answers], axis=1), left)
     is_answer = jnp.arange(length) >= length - tasks.answers.shape[1]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax.errors import ArgumentError
 from metajax.evolve.programs.interpreter import well_typed
 from metajax.evolve.programs.language import (
     HAS_ARGUMENT,
@@ -55,19 +56,19 @@ class WordTokenizer:
         return len(WORDS)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; a ValueError for an unknown word."""
+        """The tokens of a text; an ArgumentError for an unknown word."""
         words = text.split()
         unknown = [word for word in words if word not in self._numbers]
         if unknown:
-            raise ValueError(f"text has an unknown word, {unknown[0][:40]!r}.")
+            raise ArgumentError(f"text has an unknown word, {unknown[0][:40]!r}.")
         return [self._numbers[word] for word in words]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, padding left out; a ValueError for an unknown token."""
+        """The text of tokens, padding left out; an ArgumentError for an unknown token."""
         numbers = [int(number) for number in ids]
         wrong = [number for number in numbers if not 0 <= number < len(WORDS)]
         if wrong:
-            raise ValueError(f"ids must be from 0 to {len(WORDS) - 1}, got {wrong[0]}.")
+            raise ArgumentError(f"ids must be from 0 to {len(WORDS) - 1}, got {wrong[0]}.")
         return " ".join(WORDS[number] for number in numbers if number != PAD)
 
 
@@ -170,7 +171,7 @@ def _follows(tokens: jax.Array, pairs: np.ndarray) -> tuple[jax.Array, jax.Array
 
 def _check_tokens(tokens: Any) -> None:
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
+        raise ArgumentError(
             f"tokens must be integers [n, t], got {tokens.dtype} of shape {tokens.shape}."
         )
 
@@ -187,7 +188,7 @@ def parse(tokens: jax.Array) -> tuple[Programs, jax.Array]:
         and padding. Rows that aren't valid are programs without operations.
 
     Raises:
-        ValueError: at trace time, if tokens aren't integers ``[n, t]``.
+        ArgumentError: at trace time, if tokens aren't integers ``[n, t]``.
 
     Example:
         >>> programs, valid = parse(program_tokens(programs_of(["reverse | take 3 | sum"])))
@@ -221,7 +222,7 @@ def parse_values(tokens: jax.Array) -> tuple[Values, jax.Array]:
         brackets, then the end, and padding. Rows that aren't valid are empty lists.
 
     Raises:
-        ValueError: at trace time, if tokens aren't integers ``[n, t]``.
+        ArgumentError: at trace time, if tokens aren't integers ``[n, t]``.
 
     Example:
         >>> values, valid = parse_values(value_tokens(values_of([[3, 1], 4])))
@@ -248,7 +249,7 @@ def _where(condition: jax.Array, programs: Programs) -> Programs:
 
 
 def programs_of(texts: Sequence[str]) -> Programs:
-    """Programs from text; a ValueError names the first that isn't one.
+    """Programs from text; an ArgumentError names the first that isn't one.
 
     Example:
         >>> programs_of(["reverse | add 3"]).arguments.tolist()
@@ -263,12 +264,12 @@ def programs_of(texts: Sequence[str]) -> Programs:
     programs, valid = parse(jnp.asarray(rows))
     wrong = np.flatnonzero(~(np.asarray(valid) & fits))
     if wrong.size:
-        raise ValueError(f"texts[{wrong[0]}] is no well-typed program: {texts[wrong[0]]!r}.")
+        raise ArgumentError(f"texts[{wrong[0]}] is no well-typed program: {texts[wrong[0]]!r}.")
     return programs
 
 
 def values_of(values: Sequence[Sequence[int] | int]) -> Values:
-    """Values from Python's lists and integers; a ValueError names the first that isn't one.
+    """Values from Python's lists and integers; an ArgumentError names the first that isn't one.
 
     Example:
         >>> values_of([[3, 1], 4]).lengths.tolist()
@@ -279,7 +280,7 @@ def values_of(values: Sequence[Sequence[int] | int]) -> Values:
     for number, value in enumerate(values):
         own = [value] if isinstance(value, int) else list(value)
         if len(own) > MAX_LENGTH or not all(isinstance(d, int) and 0 <= d <= 9 for d in own):
-            raise ValueError(
+            raise ArgumentError(
                 f"values[{number}] must be a digit or at most {MAX_LENGTH} of them, got {value!r}."
             )
         digits[number, : len(own)] = own
