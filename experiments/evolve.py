@@ -89,12 +89,14 @@ def parts_of(setting: Setting) -> ev.Parts:
     config, problem = setting.config, setting.problem
     assert config.base_levels is not None
     assert config.proposals is not None
-    solve = solver_of(setting)
-    verifier = ev.everything()
+    solve, verifier = solver_of(setting), ev.everything()
     if config.filters == "all":
-        verifier = ev.all_of(
-            ev.must_end(), ev.most_common_length(), ev.confident(config.confidence)
-        )
+        checks = [ev.must_end(), ev.most_common_length(), ev.confident(config.confidence)]
+        if config.views:
+            view = ev.operands_exchanged() if config.task == "addition" else ev.renamed(0, 10)
+            solve = ev.in_views(solve, [view] * config.views)
+            checks = [ev.majority_vote(1.0), *checks]
+        verifier = ev.all_of(*checks)
     if config.proposer == "program":
         propose = ev.drawn_by_program(problem, count=config.proposals)
     else:
@@ -115,7 +117,7 @@ def parts_of(setting: Setting) -> ev.Parts:
             jax.random.key(HELD_OUT_SEED),
             known=range(1, first),
             frontier=recent,
-            each=512,
+            each=256,
         )
 
     return ev.Parts(

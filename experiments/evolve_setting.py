@@ -48,7 +48,7 @@ class Size(NamedTuple):
 SIZES = {
     "small": Size(
         {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 344},
-        base_levels=8, steps=600, rounds=10, round_steps=300, proposals=4096, rows=24, rate=1e-3,
+        base_levels=8, steps=1000, rounds=10, round_steps=300, proposals=4096, rows=24, rate=1e-3,
         pool=4096, real=60_000,
     ),
     "paper": Size(
@@ -90,6 +90,9 @@ class Config(runs.RunConfig):
     all."""
     confidence: float = 0.98
     """The least probability of a token of a kept answer."""
+    views: int = 3
+    """How often each task is asked in other words too, its digits renamed or its operands
+    exchanged: all answers must agree for one to be kept. With filters none, never."""
     gate: Literal["no_worse", "none"] = "no_worse"
     """Whether θ_{t+1} must pass held-out tasks."""
     damage: Literal["none", "once", "always"] = "none"
@@ -126,6 +129,8 @@ class Config(runs.RunConfig):
         for name in ("confidence", "least_yield"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1; got {getattr(self, name)}")
+        if self.views < 0:
+            raise ValueError(f"views must be at least 0; got {self.views}")
         if self.test_prompts < 8:
             raise ValueError(f"test_prompts must be at least 8; got {self.test_prompts}")
 

@@ -46,6 +46,7 @@ from metajax.evolve.verifiers import (
     most_common_length,
     must_end,
 )
+from metajax.evolve.views import View, in_views, operands_exchanged, renamed
 
 __all__ = [
     "Answers",
@@ -69,6 +70,7 @@ __all__ = [
     "Update",
     "Verdict",
     "Verifier",
+    "View",
     "accelerated",
     "all_of",
     "always",
@@ -84,6 +86,7 @@ __all__ = [
     "expected_length",
     "fine_tune",
     "held_out_of",
+    "in_views",
     "is_right",
     "joined",
     "learnable",
@@ -94,10 +97,12 @@ __all__ = [
     "must_end",
     "no_worse",
     "one_harder",
+    "operands_exchanged",
     "policy_gradient",
     "published_shares",
     "real_alone",
     "real_examples",
+    "renamed",
     "solver",
     "start",
     "text_problem",

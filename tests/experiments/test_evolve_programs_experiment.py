@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evolve_programs, program_play, program_tasks
+from experiments import evolve_programs, program_play, program_setting, program_tasks
 from metajax import evolve as ev
 from metajax.evolve import programs as pg
 
@@ -202,4 +202,4 @@ def test_wrong_options_are_named():
         ("temperature", 0.0, r"temperature must be above zero; got 0\.0"),
     ):
         with pytest.raises(ValueError, match=message):
-            dataclasses.replace(evolve_programs.Config(), **{option: value})
+            dataclasses.replace(program_setting.Config(), **{option: value})
