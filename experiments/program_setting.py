@@ -24,13 +24,13 @@ MICRO_ROWS = 3
 class Config(runs.RunConfig):
     """Options of the experiment."""
 
-    steps: int | None = 2000
+    steps: int | None = 1500
     """Updates of the base model."""
     taught_operations: int = 1
     """Operations of the programs that it is taught, at most."""
     layers: int = 3
     """Blocks of the transformer, of width 128: 0.2 million parameters each."""
-    rounds: int = 8
+    rounds: int = 6
     """Rounds of self-play."""
     round_steps: int = 400
     """Updates of each."""
