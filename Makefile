@@ -40,6 +40,7 @@ evolve_flags = \
 	$(if $(PROPOSER),--proposer '$(PROPOSER)') \
 	$(if $(CURRICULUM),--curriculum '$(CURRICULUM)') \
 	$(if $(FILTERS),--filters '$(FILTERS)') \
+	$(if $(VIEWS),--views '$(VIEWS)') \
 	$(if $(GATE),--gate '$(GATE)') \
 	$(if $(DAMAGE),--damage '$(DAMAGE)') \
 	$(if $(ROUNDS),--rounds '$(ROUNDS)')
@@ -66,7 +67,7 @@ help: ## list the targets
 	@echo "  Variables: STEPS= SEED= OUT= RESUME= for the experiments; for omniglot also"
 	@echo "  PROTOCOL=fast|paper METHOD= N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>; for"
 	@echo "  omniglot-metric METHOD= K_SHOT=; for omniglot-table METHODS=protonet,maml CELLS=20w1s SEEDS=;"
-	@echo "  for evolve TASK= PROPOSER= CURRICULUM= FILTERS= GATE= DAMAGE= ROUNDS=; for"
+	@echo "  for evolve TASK= PROPOSER= CURRICULUM= FILTERS= VIEWS= GATE= DAMAGE= ROUNDS=; for"
 	@echo "  evolve-pretrained CHECKPOINT= UPDATE=policy-gradient|maml VERIFIER=exact GATE= ROUNDS=."
 	@echo "  RESUME=1 goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer)"
 	@echo "  for .venv."

@@ -10,9 +10,14 @@ worse. A control trains as many steps, of as many tokens, on the real data alone
 prompts too, --curriculum accelerated takes several lengths a round, and --filters none, --gate none
 and --damage show what each part is there for. --size paper is the published size, for a GPU.
 
+An answer is kept if it ends, has the most common length and no doubtful token, and if the model
+says the same when it is asked in other words (--views): with the digits renamed, or the operands
+exchanged. That much is known of the tasks, and no answer to any of them.
+
 Source: Lee et al. 2025, "Self-Improving Transformers Overcome Easy-to-Hard and Length
-Generalization Challenges" (arXiv 2502.01612), whose proposer is a program; the filters by the least
-token's probability and by the most common length, the gate, and the model's own proposer are ours.
+Generalization Challenges" (arXiv 2502.01612), whose proposer is a program; the views, the filters
+by the least token's probability and by the most common length, the gate, and the model's own
+proposer are ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -271,6 +276,9 @@ def write_results(
             "match",
             "Proposer": posed[config.proposer],
             "Kept": f"{verifier.name}; no oracle" if not verifier.uses_oracle else verifier.name,
+            "Asked": f"each task once, and {config.views} times in other words"
+            if config.views and config.filters == "all"
+            else "each task once",
         },
     )
     return evolve_report.write_results(
