@@ -53,11 +53,12 @@ def reptile(
     Source: Nichol et al. 2018, "On First-Order Meta-Learning Algorithms" (arXiv 1803.02999).
     """
     _checks.positive_int("steps", steps)
+    _checks.optimizer("optimizer", optimizer)
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size)
 
     def minibatch(support, index):
-        rows = jax.tree.leaves(support)[0].shape[0]
+        rows = _checks.leading_axis("the support set", support, "example")
         if rows < batch_size:
             raise ArgumentError(
                 f"batch_size={batch_size} is more than the support set's {rows} examples."
