@@ -3,7 +3,9 @@ argument's name and value."""
 
 import math
 import operator
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -125,6 +127,18 @@ def optimizer(name: str, value: Any) -> Any:
             f"{name} must be an Optax transformation such as optax.sgd(0.1), got {_what(value)}."
         )
     return value
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path, with ``~`` resolved, or an ArgumentTypeError that names it."""
+    instance(name, value, str | os.PathLike, "a path")
+    try:
+        path = Path(value)
+        if "\0" not in str(path):
+            return path.expanduser()
+    except (TypeError, RuntimeError):  # a path of bytes, a home folder that isn't known
+        pass
+    raise ArgumentError(f"{name} must be a path, got {value!r}.")
 
 
 def key(name: str, value: Any) -> Any:

@@ -34,8 +34,8 @@ def as_masked(batch: PyTree) -> MaskedBatch:
             raise ArgumentError(f"batch.{name} must be [examples, ...], got a scalar.")
     if len(inputs) != len(targets):
         raise ArgumentError(
-            f"a batch must have as many inputs as targets, got shapes {inputs.shape} and "
-            f"{targets.shape}."
+            f"a batch must have as many inputs as targets, got inputs of shape {inputs.shape} and "
+            f"targets of shape {targets.shape}."
         )
     if mask is not None and _checks.array("batch.mask", mask).shape != inputs.shape[:1]:
         raise ArgumentError(

@@ -8,7 +8,6 @@ import optax
 
 from metajax import _checks, trees
 from metajax.adapt import adapt, value_and_aux
-from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.modes import first_order
 from metajax.types import LossFn
