@@ -209,6 +209,17 @@ def numbers(name: str, value: Any, wanted: str) -> np.ndarray:
         raise ArgumentError(f"{name} must be {wanted}, got {shown(value)}: {error}.") from error
 
 
+def float_dtype(name: str, value: Any) -> Any:
+    """A floating-point dtype, or an ArgumentError that names it."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise ArgumentError(f"{name} must be a dtype, got {shown(value)}.") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ArgumentError(f"{name} must be a floating-point dtype, got {dtype}.")
+    return dtype
+
+
 def _what(value: Any) -> str:
     """What a value is, for a message: type and value, or dtype and shape."""
     if isinstance(value, jax.Array | np.ndarray):
