@@ -209,7 +209,7 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
 
 
 def _ranks(fused: Any) -> Mapping[str, list[int]]:
-    """The ranks that are noted in a file's metadata; a ValueError where these are something else."""
+    """The ranks noted in a file's metadata; a ValueError where these are something else."""
     lists = isinstance(fused, dict) and all(isinstance(ranks, list) for ranks in fused.values())
     if not lists or any(type(rank) is not int or rank < 0 for r in fused.values() for rank in r):
         raise ValueError(f"its metadata has {_RANKS}={fused!r}, no object of lists of ranks")

@@ -38,8 +38,8 @@ def max_pool(inputs: jax.Array) -> jax.Array:
     """
     if inputs.ndim != 4 or min(inputs.shape[1:3]) < 2:
         raise ArgumentError(
-            "inputs of a pooling must be images [examples, height, width, channels] of 2 × 2 pixels "
-            f"at least, got shape {inputs.shape}: the images are too small for the network."
+            "inputs of a pooling must be images [examples, height, width, channels] of at least "
+            f"2 × 2 pixels, got shape {inputs.shape}: the images are too small for the network."
         )
     examples, height, width, channels = inputs.shape
     rows, columns = height // 2, width // 2

@@ -265,7 +265,7 @@ def unstack_layers(params: Params) -> Params:
     if "blocks" not in params:
         return params
     rest = {name: value for name, value in params.items() if name != "blocks"}
-    count = jax.tree.leaves(params["blocks"])[0].shape[0]
+    count = _checks.leading_axis("params['blocks']", params["blocks"], "layer")
     return rest | {
         f"block_{layer}": jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
         for layer in range(count)
