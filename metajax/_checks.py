@@ -209,6 +209,14 @@ def numbers(name: str, value: Any, wanted: str) -> np.ndarray:
         raise ArgumentError(f"{name} must be {wanted}, got {shown(value)}: {error}.") from error
 
 
+def levels(name: str, value: Any) -> np.ndarray:
+    """Levels of difficulty ``[n]``, integers from 1 on, or an ArgumentError that names them."""
+    found = numbers(name, value, "integers [n]")
+    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu" or found.min() < 1:
+        raise ArgumentError(f"{name} must be integers [n] of at least 1, got {shown(value)}.")
+    return found
+
+
 def float_dtype(name: str, value: Any) -> Any:
     """A floating-point dtype, or an ArgumentError that names it."""
     try:
