@@ -195,7 +195,7 @@ def _from_hf(f: _Fields) -> TransformerConfig:
 
 def _rotary(f: _Fields) -> Rotary:
     # Version 5 has all of it in rope_parameters; version 4 the base beside rope_scaling.
-    name = "rope_parameters" if f.get("rope_parameters", None) else "rope_scaling"
+    name = "rope_parameters" if f.fields.get("rope_parameters") else "rope_scaling"
     g = _Fields(f.get(name, {}, "an object"), f"{f.file}: {name}")
     theta = g.get("rope_theta", f.get("rope_theta", 10_000.0, "a number"), "a number")
     kind = g.get("rope_type", g.get("type", "default", "a text"), "a text")

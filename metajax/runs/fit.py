@@ -121,7 +121,7 @@ def fit(
 
 
 def _check_seconds(records: list[dict[str, Any]], folder: Path) -> None:
-    """Raises a RunError for a line of an earlier part of the run that can't be added up at its end."""
+    """Raises a RunError for an earlier line without a time, which the end adds up."""
     for record in records:
         if not isinstance(record.get("seconds"), int | float):
             raise RunError(
