@@ -43,7 +43,9 @@ VALUES = [
     Row("size-bool", lambda: data.from_folder("x", size=True), ("size must be", "True")),
     Row("mode-list", lambda: data.from_folder("x", mode=["L"]), ("mode must be one of", "['L']")),
     Row("imagenet-path", lambda: data.mini_imagenet(7), ("folder must be a path", "7")),
-    Row("imagenet-split", lambda: data.mini_imagenet("x", "val"), ("split must be one of", "'val'")),
+    Row(
+        "imagenet-split", lambda: data.mini_imagenet("x", "val"), ("split must be one of", "'val'")
+    ),
     Row("omniglot-path", lambda: data.omniglot(folder=7), ("folder must be a path", "7")),
     Row("omniglot-protocol", lambda: data.omniglot(protocol=None), ("protocol must be", "None")),
     Row("split-array", lambda: data.cifar_fs(np.ones(2)), ("split must be one of 'train'",)),
@@ -59,10 +61,14 @@ VALUES = [
     Row("k-shot-many", lambda: episodes(k_shot=4), ("k_shot + query is 4 + 1 = 5", "only 4")),
     Row("query", lambda: episodes(query=-3), ("query must be", "-3")),
     Row("rotations", lambda: episodes(rotations=True), ("rotations must be one of", "True")),
-    Row("no-images", lambda: episodes(FLOATS, rotations="per_class"), ("square images", "(6, 4, 3)")),
+    Row(
+        "no-images", lambda: episodes(FLOATS, rotations="per_class"), ("square images", "(6, 4, 3)")
+    ),
     Row("groups", lambda: episodes(groups=[[0], [1, 2]]), ("groups must be integers",)),
     Row("no-data", lambda: episodes(np.zeros(3)), ("data must be ClassData", "float64[3]")),
-    Row("counts", lambda: episodes(CLASSES._replace(counts=np.ones(2, int))), ("data.counts", "[2]")),
+    Row(
+        "counts", lambda: episodes(CLASSES._replace(counts=np.ones(2, int))), ("data.counts", "[2]")
+    ),
     Row("seed", lambda: episodes()(0), ("key must be one random key", "int 0")),
     Row("keys", lambda: episodes()(jax.random.split(KEY)), ("key must be one random key", "[2]")),
     Row("max-way", lambda: variable(max_way="3"), ("max_way must be", "'3'")),
@@ -83,7 +89,7 @@ VALUES = [
         lambda: data.random_shifts(data.sinusoid_sampler(), 1)(KEY),
         ("larger images", "(10, 1)"),
     ),
-]  # fmt: skip
+]
 
 
 @each(VALUES)

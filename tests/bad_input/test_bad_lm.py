@@ -245,24 +245,48 @@ SELF = [
         lambda: evolve.policy_gradient(len, 0.1, steps=1),
         ("optimizer must be an Optax", "0.1"),
     ),
-    Row("frontier", lambda: evolve.held_out_of(COPY, KEY, known=range(1, 2), frontier=range(0)),
-        ("frontier must hold at least one level",)),
-    Row("parts", lambda: evolve.start({}, {}, KEY, rounds=1, proposals=1, longest=1, vocab_size=1),
-        ("parts must be Parts",)),
-    Row("proposed-number", lambda: one_round(propose=lambda p, k, levels: COPY.draw(k, [2])),
-        ("propose returns", "[2, width]", "(1,")),
-    Row("proposed-tuple", lambda: one_round(propose=lambda p, k, levels: (1, 2)),
-        ("propose returns must be Tasks",)),
-    Row("attempts", lambda: one_round(solve=lambda p, k, tasks: Attempts(*4 * [np.ones(2)])),
-        ("solve must return tokens", "(2,)")),
+    Row(
+        "frontier",
+        lambda: evolve.held_out_of(COPY, KEY, known=range(1, 2), frontier=range(0)),
+        ("frontier must hold at least one level",),
+    ),
+    Row(
+        "parts",
+        lambda: evolve.start({}, {}, KEY, rounds=1, proposals=1, longest=1, vocab_size=1),
+        ("parts must be Parts",),
+    ),
+    Row(
+        "proposed-number",
+        lambda: one_round(propose=lambda p, k, levels: COPY.draw(k, [2])),
+        ("propose returns", "[2, width]", "(1,"),
+    ),
+    Row(
+        "proposed-tuple",
+        lambda: one_round(propose=lambda p, k, levels: (1, 2)),
+        ("propose returns must be Tasks",),
+    ),
+    Row(
+        "attempts",
+        lambda: one_round(solve=lambda p, k, tasks: Attempts(*4 * [np.ones(2)])),
+        ("solve must return tokens", "(2,)"),
+    ),
     Row("verdict", lambda: one_round(**judged(ONES)), ("verify returns must be a Verdict",)),
-    Row("verdict-shape", lambda: one_round(**judged(Verdict(NONE, np.ones(3), ONES))),
-        ("weights [2]", "(3,)")),
-    Row("verdict-weight", lambda: one_round(**judged(Verdict(NONE, 2 * ONES, ONES))),
-        ("weights in [0, 1]", "2.0")),
-    Row("verdict-choice", lambda: one_round(**judged(Verdict(NONE + 5, ONES, ONES))),
-        ("choices among the 1 samples", "5")),
-]  # fmt: skip
+    Row(
+        "verdict-shape",
+        lambda: one_round(**judged(Verdict(NONE, np.ones(3), ONES))),
+        ("weights [2]", "(3,)"),
+    ),
+    Row(
+        "verdict-weight",
+        lambda: one_round(**judged(Verdict(NONE, 2 * ONES, ONES))),
+        ("weights in [0, 1]", "2.0"),
+    ),
+    Row(
+        "verdict-choice",
+        lambda: one_round(**judged(Verdict(NONE + 5, ONES, ONES))),
+        ("choices among the 1 samples", "5"),
+    ),
+]
 
 
 @each([*NETWORKS, *LANGUAGE, *SELF])

