@@ -128,9 +128,13 @@ LANGUAGE = [
     Row(
         "params-of-another",
         lambda: generate(own=shaped(other_params())),
-        ("params don't fit the model", "(14, 4), not (14, 8)"),
+        ("params don't fit the model", "has shape (4, 4), not (8, 8)"),
     ),
-    Row("params-missing", lambda: generate(own={"embed": {}}), ("'embed/embedding' is missing",)),
+    Row(
+        "params-missing",
+        lambda: generate(own={"embed": {}}),
+        ("params don't fit the model", "kernel' is missing", "more"),
+    ),
     Row("lora-layer", lambda: factors(targets="block_9"), ("'block_9' matches no leaf", "blocks")),
     Row("lora-pattern", lambda: factors(targets="("), ("regular expressions", "'('")),
     Row("lora-targets", lambda: factors(targets=3), ("regular expressions", "3")),
