@@ -32,7 +32,7 @@ def test_any_image(kind, sandbox):
     folder.mkdir()
     file = folder / "image"
 
-    @examples(60)
+    @examples(40)
     @given(damaged(image_of(kind)))
     def any_content(content):
         file.write_bytes(content)
@@ -44,7 +44,7 @@ def test_any_image(kind, sandbox):
 
 
 def test_any_drawing(sandbox):
-    @examples(60)
+    @examples(40)
     @given(damaged(image_of("PNG", "1")))
     def any_content(content):
         with contained(sandbox):
@@ -66,7 +66,7 @@ def test_any_archive(method, sandbox):
     (folder / "images_evaluation").mkdir()
     file = folder / "images_background.zip"
 
-    @examples(80)
+    @examples(50)
     @given(damaged(archive.getvalue()))
     def any_content(content):
         file.write_bytes(content)
@@ -83,7 +83,7 @@ def test_any_cache(sandbox):
     _cache.write(file, _cache.Cached(images, "made from"))
     content = file.read_bytes()
 
-    @examples(200)
+    @examples(80)
     @given(damaged(content))
     def any_content(content):
         file.write_bytes(content)

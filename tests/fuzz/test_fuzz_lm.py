@@ -35,7 +35,7 @@ def shaped(config):
 def test_any_fields_of_a_config(name):
     fields = hf_config.to_hf(CONFIGS[name], "float32")
 
-    @examples(150)
+    @examples(60)
     @given(changed(fields))
     def any_fields(fields):
         with contextlib.suppress(lm.CheckpointError):
@@ -62,7 +62,7 @@ def test_any_file_of_a_checkpoint(name, checkpoint, sandbox):
     if file.suffix == ".json":
         contents |= changed(json.loads(content)).map(lambda fields: json.dumps(fields).encode())
 
-    @examples(40)
+    @examples(25)
     @given(contents)
     def any_content(content):
         file.write_bytes(content)
@@ -84,7 +84,7 @@ def test_any_file_of_an_adapter(name, sandbox):
         fields = json.loads(content) | {"exclude_modules": None, "layers_to_transform": [0]}
         contents |= changed(fields).map(lambda fields: json.dumps(fields).encode())
 
-    @examples(60)
+    @examples(40)
     @given(contents)
     def any_content(content):
         file.write_bytes(content)
@@ -119,7 +119,7 @@ def test_any_file_of_a_tokenizer(name, tokenizer, sandbox):
         (tokenizer / "chat_template.jinja").unlink()
         contents |= changed(json.loads(content)).map(lambda fields: json.dumps(fields).encode())
 
-    @examples(60)
+    @examples(40)
     @given(contents)
     def any_content(content):
         file.write_bytes(content)
@@ -137,7 +137,7 @@ def test_any_character_tokenizer(sandbox):
     content = file.read_bytes()
     some = changed(json.loads(content)).map(lambda fields: json.dumps(fields).encode())
 
-    @examples(60)
+    @examples(40)
     @given(some | damaged(content))
     def any_content(content):
         file.write_bytes(content)
@@ -157,7 +157,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@examples(80)
+@examples(50)
 @given(
     st.lists(PIECES | st.text(max_size=6), max_size=8).map("".join), st.lists(VALUES, max_size=2)
 )

@@ -38,7 +38,7 @@ def parsed(kind, arguments):
 def test_any_command_line_is_a_config_or_status_2(name, sandbox):
     kind = importlib.import_module(f"experiments.{name}").Config if name else runs.RunConfig
 
-    @examples(15)
+    @examples(12)
     @given(ARGUMENTS)
     def any_arguments(arguments):
         with contained(sandbox):
@@ -51,7 +51,7 @@ def test_any_command_line_is_a_config_or_status_2(name, sandbox):
     any_arguments()
 
 
-@examples(100)
+@examples(60)
 @given(
     st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(runs.RunConfig)]), VALUES)
 )
@@ -71,7 +71,7 @@ def test_any_config_file(sandbox):
     )
     saved = changed(json.loads(content)).map(lambda fields: json.dumps(fields).encode())
 
-    @examples(100)
+    @examples(50)
     @given(saved | damaged(content) | st.just(b"[" * 100_000))
     def any_content(content):
         file.write_bytes(content)
@@ -90,7 +90,7 @@ def test_any_metrics_file(sandbox):
         lambda values: "".join(json.dumps(value) + "\n" for value in values).encode()
     )
 
-    @examples(150)
+    @examples(80)
     @given(some | damaged(whole) | st.just(b'{"step": 1, "a": [1e999]}\n'))
     def any_content(content):
         file.write_bytes(content)
