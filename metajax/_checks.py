@@ -62,18 +62,22 @@ def non_negative_float(name: str, value: Any) -> float:
 
 
 def between(name: str, value: Any, low: float, high: float, *, ends: str = "[]") -> float:
-    """The same, where ``value`` must lie between two bounds; a round end excludes its bound.
+    """The same, where ``value`` must lie between two bounds, of which ``"(]"`` excludes the first
+    and ``"()"`` both.
 
     Example:
         >>> between("share", 1, 0, 1, ends="(]")
         1.0
     """
-    value = _float(name, value, f"a number in {ends[0]}{low}, {high}{ends[1]}")
-    above = value >= low if ends[0] == "[" else value > low
-    below = value <= high if ends[1] == "]" else value < high
+    number = _float(name, value, f"a number from {low} to {high}")
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
     if not (above and below):
-        raise ArgumentError(f"{name} must be in {ends[0]}{low}, {high}{ends[1]}, got {value!r}.")
-    return value
+        wanted = {"[]": f"be in [{low}, {high}]", "()": f"lie between {low} and {high}"}.get(
+            ends, f"be above {low} and at most {high}"
+        )
+        raise ArgumentError(f"{name} must {wanted}, got {value!r}.")
+    return number
 
 
 def _float(name: str, value: Any, kind: str) -> float:
@@ -212,8 +216,10 @@ def numbers(name: str, value: Any, wanted: str) -> np.ndarray:
 def levels(name: str, value: Any) -> np.ndarray:
     """Levels of difficulty ``[n]``, integers from 1 on, or an ArgumentError that names them."""
     found = numbers(name, value, "integers [n]")
-    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu" or found.min() < 1:
-        raise ArgumentError(f"{name} must be integers [n] of at least 1, got {shown(value)}.")
+    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu":
+        raise ArgumentError(f"{name} must be integers [n], got {shown(value)}.")
+    if found.min() < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {shown(value)}.")
     return found
 
 

@@ -66,7 +66,7 @@ def _round(parts: Parts, state: EvolveState) -> tuple[EvolveState, RoundReport]:
 
     proposed = parts.propose(state.train.params, keys[0], levels)
     count = state.memory.weights.shape[1]
-    check_tasks("what propose returns", proposed, count)
+    check_tasks(proposed, count, name="propose must return")
     tasks = without_repetitions(proposed, held_out_marks(held_out))
     clock.lap("propose")
     attempts = parts.solve(state.train.params, keys[1], tasks)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import _checks, devices, lm
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.evolve.types import Attempts, Solver, Tasks
 from metajax.models import Transformer
 from metajax.types import Params
@@ -72,7 +72,7 @@ def solver(
     devices.equal_share("chunk", chunk, mesh)
 
     def solve(params: Params, key: jax.Array, tasks: Tasks, /) -> Attempts:
-        check_tasks("tasks", tasks)
+        check_tasks(tasks)
         prompts, lengths, levels = (np.asarray(part) for part in tasks[:3])
         longest = answer_length(int(levels.max())) + slack
         new = -(-longest // MULTIPLE) * MULTIPLE
@@ -101,10 +101,11 @@ def solver(
     return solve
 
 
-def check_tasks(name: str, tasks: Any, count: int | None = None) -> Tasks:
+def check_tasks(tasks: Any, count: int | None = None, *, name: str = "tasks must be") -> Tasks:
     """Returns ``Tasks`` of ``count`` prompts, any number above 0 if None, or raises an
-    ArgumentError that names them."""
-    _checks.instance(name, tasks, Tasks, "Tasks")
+    ArgumentError that begins with ``name``."""
+    if not isinstance(tasks, Tasks):
+        raise ArgumentTypeError(f"{name} Tasks, got {_checks.shown(tasks)}.")
     shapes = {each: np.shape(getattr(tasks, each)) for each in Tasks._fields if each != "about"}
     shapes |= {f"about, {n}": np.shape(leaf) for n, leaf in enumerate(jax.tree.leaves(tasks.about))}
     prompts = shapes["prompts"]
@@ -112,13 +113,13 @@ def check_tasks(name: str, tasks: Any, count: int | None = None) -> Tasks:
         count = prompts[0]
     if len(prompts) != 2 or not count or any(shape[:1] != (count,) for shape in shapes.values()):
         raise ArgumentError(
-            f"{name} must be prompts [{count or 'n'}, width] and as many lengths, levels and valid,"
+            f"{name} prompts [{count or 'n'}, width] and as many lengths, levels and valid,"
             f" got {shapes}."
         )
     lengths = np.asarray(tasks.lengths)
     if lengths.ndim != 1 or lengths.min() < 1 or lengths.max() > prompts[1]:
         raise ArgumentError(
-            f"{name}: lengths must be from 1 to the prompts' width, {prompts[1]}, got "
+            f"{name} prompts whose lengths are from 1 to the prompts' width, {prompts[1]}, got "
             f"{_checks.shown(lengths)}."
         )
     return tasks

@@ -221,7 +221,7 @@ SELF = [
     Row("digits", lambda: digits("sort"), ("name must be one of 'copy'", "'sort'")),
     Row("levels-zero", lambda: COPY.draw(KEY, [0]), ("levels", "at least 1", "[0]")),
     Row("levels-text", lambda: COPY.draw(KEY, "ab"), ("levels", "integers", "'ab'")),
-    Row("levels-float", lambda: COPY.draw(KEY, [1.5]), ("levels", "integers", "1.5")),
+    Row("levels-float", lambda: COPY.draw(KEY, [1.5]), ("levels must be integers", "1.5")),
     Row("count", lambda: evolve.drawn_by_program(COPY, count=0), ("count must be", "got 0")),
     Row(
         "levels-order",
@@ -237,12 +237,18 @@ SELF = [
         lambda: evolve.solver(MODEL, **SOLVER)(params(), KEY, Tasks(ONES, ONES, ONES, ONES)),
         ("tasks must be prompts", "(2,)"),
     ),
-    Row("share", lambda: verifiers.majority_vote(0), ("at_least must be in (0, 1]", "0")),
+    Row(
+        "share", lambda: verifiers.majority_vote(0), ("at_least must be above 0 and at most 1", "0")
+    ),
     Row("share-text", lambda: verifiers.majority_vote("0.7"), ("at_least", "'0.7'")),
     Row("share-nan", lambda: verifiers.confident(float("nan")), ("at_least", "nan")),
     Row("band", lambda: verifiers.band(0.8, 0.3), ("low must be at most high", "0.8")),
-    Row("mastered", lambda: evolve.one_harder(1, mastered=2), ("mastered", "[0, 1]", "2")),
-    Row("margin", lambda: evolve.no_worse(None, None, margin=0), ("margin", "(0, 1)")),
+    Row("mastered", lambda: evolve.one_harder(1, mastered=2), ("mastered must be in [0, 1]", "2")),
+    Row(
+        "margin",
+        lambda: evolve.no_worse(None, None, margin=0),
+        ("margin must lie between 0 and 1", "0"),
+    ),
     Row("kl", lambda: evolve.policy_gradient(len, optax.sgd(1.0), steps=1, kl=-1), ("kl", "-1")),
     Row(
         "update-optimizer",
@@ -262,12 +268,12 @@ SELF = [
     Row(
         "proposed-number",
         lambda: one_round(propose=lambda p, k, levels: COPY.draw(k, [2])),
-        ("propose returns", "[2, width]", "(1,"),
+        ("propose must return prompts [2, width]", "(1,"),
     ),
     Row(
         "proposed-tuple",
         lambda: one_round(propose=lambda p, k, levels: (1, 2)),
-        ("propose returns must be Tasks",),
+        ("propose must return Tasks", "(1, 2)"),
     ),
     Row(
         "attempts",
