@@ -22,6 +22,7 @@ import optax
 
 import metajax
 from metajax import models, runs
+from metajax.errors import ArgumentError
 from metajax.learners import Learner
 from metajax.runs import plots
 
@@ -52,7 +53,7 @@ class Config(runs.RunConfig):
         runs.check_positive(self, "train", "validation", "test", "inner_steps", "inner_rate")
         runs.check_positive(self, "outer_rate")
         if not 0 <= self.flipped < 0.5:
-            raise ValueError(f"flipped must be from 0 to below 0.5; got {self.flipped}")
+            raise ArgumentError(f"flipped must be from 0 to below 0.5; got {self.flipped}")
 
 
 class Data(NamedTuple):

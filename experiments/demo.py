@@ -18,6 +18,7 @@ import optax
 import metajax
 from metajax import runs
 from metajax.data import episode_sampler, glyphs
+from metajax.errors import ArgumentError
 from metajax.runs import fewshot
 
 N_WAY, K_SHOT = 5, 1
@@ -37,7 +38,7 @@ class Config(runs.RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.test_episodes < 2:
-            raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
+            raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

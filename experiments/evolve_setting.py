@@ -11,6 +11,7 @@ import metajax
 from experiments import evolve_model
 from metajax import evolve as ev
 from metajax import runs
+from metajax.errors import ArgumentError
 from metajax.models import Transformer, TransformerConfig
 
 MICRO_ROWS = 3
@@ -125,14 +126,16 @@ class Config(runs.RunConfig):
             self, "rounds", "round_steps", "proposals", "base_levels", "rows", "rate", "row_length"
         )
         if self.rows is not None and self.rows % (2 * MICRO_ROWS):
-            raise ValueError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
+            raise ArgumentError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
         for name in ("confidence", "least_yield"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1; got {getattr(self, name)}")
+                raise ArgumentError(
+                    f"{name} must be above 0 and at most 1; got {getattr(self, name)}"
+                )
         if self.views < 0:
-            raise ValueError(f"views must be at least 0; got {self.views}")
+            raise ArgumentError(f"views must be at least 0; got {self.views}")
         if self.test_prompts < 8:
-            raise ValueError(f"test_prompts must be at least 8; got {self.test_prompts}")
+            raise ArgumentError(f"test_prompts must be at least 8; got {self.test_prompts}")
 
 
 class Setting(NamedTuple):

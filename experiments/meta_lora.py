@@ -27,6 +27,7 @@ from experiments import string_rules
 from experiments.string_report import test, write_results
 from experiments.string_rules import HELD_OUT, SEEN, RulesConfig
 from metajax import lm, runs
+from metajax.errors import ArgumentError
 from metajax.lm import lora
 from metajax.models import Transformer
 from metajax.runs import plots
@@ -75,7 +76,7 @@ class Config(RulesConfig):
             "outer_rate",
         )
         if self.scratch_width <= 0 or self.scratch_width % 32:
-            raise ValueError(f"scratch_width must be a multiple of 32; got {self.scratch_width}")
+            raise ArgumentError(f"scratch_width must be a multiple of 32; got {self.scratch_width}")
 
 
 class Trained(NamedTuple):

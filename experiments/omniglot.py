@@ -28,6 +28,7 @@ from experiments.omniglot_schedules import PUBLISHED, TITLES, Method, Protocol, 
 from metajax import runs
 from metajax.data import ClassData, episode_sampler, omniglot
 from metajax.data.episodes import Rotations
+from metajax.errors import ArgumentError
 from metajax.runs import fewshot
 
 HONEST_QUERY = 15
@@ -70,9 +71,9 @@ class Config(runs.RunConfig):
         if self.tasks_per_chunk != "auto":
             runs.check_positive(self, "tasks_per_chunk")
         if self.n_way < 2:
-            raise ValueError(f"n_way must be at least 2; got {self.n_way}")
+            raise ArgumentError(f"n_way must be at least 2; got {self.n_way}")
         if self.test_episodes < 2:
-            raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
+            raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
     def goes_on_from(self, steps: int | None) -> bool:
         """The paper's rate is constant: a finished run may be given more meta-steps."""

@@ -24,6 +24,7 @@ from experiments.omniglot_networks import Method, learner_of, network_of
 from experiments.omniglot_schedules import UNCHECKED
 from metajax import runs
 from metajax.data import ClassData, episode_sampler, omniglot
+from metajax.errors import ArgumentError
 from metajax.runs import fewshot, plots
 
 TITLES: dict[str, str] = {
@@ -94,9 +95,9 @@ class Config(runs.RunConfig):
         if self.train_way is None:
             object.__setattr__(self, "train_way", 60 if self.method == "prototypical" else 20)
         elif self.train_way < 2:
-            raise ValueError(f"train_way must be at least 2; got {self.train_way}")
+            raise ArgumentError(f"train_way must be at least 2; got {self.train_way}")
         if self.test_episodes < 2:
-            raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
+            raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
 
 def steps_of(config: Config) -> int:

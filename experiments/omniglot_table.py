@@ -20,6 +20,7 @@ from experiments import omniglot, omniglot_metric
 from experiments.omniglot_schedules import PUBLISHED, TITLES, Protocol
 from metajax import runs
 from metajax._files import write_atomically
+from metajax.errors import ArgumentError
 from metajax.runs import plots
 from metajax.runs.report import duration, markdown_table
 
@@ -66,7 +67,7 @@ class Config:
     def __post_init__(self) -> None:
         runs.check_positive(self, "seeds", "steps")
         if self.test_episodes < 2:
-            raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
+            raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
         chosen(self.methods, "methods", NAMES)
         chosen(self.cells, "cells", CELLS)
 
@@ -77,7 +78,7 @@ def chosen(text: str, name: str, choices: Iterable[str]) -> list[str]:
     unknown = sorted(set(words) - set(choices))
     if unknown or not words:
         found = ", ".join(unknown) if unknown else repr(text)
-        raise ValueError(f"{name} must be some of {', '.join(choices)}; got {found}")
+        raise ArgumentError(f"{name} must be some of {', '.join(choices)}; got {found}")
     return [choice for choice in choices if choice in words]
 
 

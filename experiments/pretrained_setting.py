@@ -10,6 +10,7 @@ import numpy as np
 from experiments import evolve_report, random_checkpoint, text_sums
 from metajax import evolve as ev
 from metajax import lm, runs
+from metajax.errors import ArgumentError
 from metajax.evolve.gates import held_out_marks
 from metajax.evolve.proposers import fingerprints
 from metajax.lm import lora
@@ -84,19 +85,19 @@ class Config(runs.RunConfig):
             "base_levels", "rank", "rate", "inner_rate", "batch", "micro_batch", "chunk",
         )  # fmt: skip
         if not 0 < self.agreement <= 1:
-            raise ValueError(f"agreement must be above 0 and at most 1; got {self.agreement}")
+            raise ArgumentError(f"agreement must be above 0 and at most 1; got {self.agreement}")
         for name in ("held_out", "test_prompts"):
             if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2; got {getattr(self, name)}")
+                raise ArgumentError(f"{name} must be at least 2; got {getattr(self, name)}")
         compared = self.verifier == "vote" or self.update == "policy-gradient"
         if compared and self.samples < 2:
-            raise ValueError(f"samples must be at least 2, to be compared; got {self.samples}")
+            raise ArgumentError(f"samples must be at least 2, to be compared; got {self.samples}")
         unit = TASK_TEXTS if self.update == "maml" else self.micro_batch
         for part in {unit, self.micro_batch}:
             if self.batch % part:
-                raise ValueError(f"batch must be a multiple of {part}; got {self.batch}")
+                raise ArgumentError(f"batch must be a multiple of {part}; got {self.batch}")
         if self.update == "maml" and self.proposals < TASK_TEXTS:
-            raise ValueError(f"proposals must be at least {TASK_TEXTS}; got {self.proposals}")
+            raise ArgumentError(f"proposals must be at least {TASK_TEXTS}; got {self.proposals}")
 
 
 class Setting(NamedTuple):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from experiments.program_tasks import KINDS, concatenated, draw_examples, posed, rows, split, worth
 from metajax import evolve as ev
 from metajax import lm
+from metajax.errors import ArgumentError
 from metajax.evolve import programs as pg
 from metajax.evolve.programs import vocabulary
 from metajax.evolve.solve import chunks_of, prepared
@@ -248,7 +249,7 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
         agreement = sampled.mean(axis=1, dtype=np.float32)
         if (kind == 3).any():
             if (kind == 3).sum() > (kind == 0).sum():
-                raise ValueError(
+                raise ArgumentError(
                     f"tasks must have a deduction for each proposal, got {(kind == 0).sum()} for "
                     f"{(kind == 3).sum()}."
                 )

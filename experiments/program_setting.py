@@ -12,6 +12,7 @@ import metajax
 from experiments import evolve_model, program_tasks
 from metajax import evolve as ev
 from metajax import runs
+from metajax.errors import ArgumentError
 from metajax.evolve import programs as pg
 from metajax.models import Transformer, TransformerConfig
 
@@ -80,22 +81,22 @@ class Config(runs.RunConfig):
             "rate", "longest", "taught", "texts_taught", "test_inputs", "taught_operations",
         )  # fmt: skip
         if self.taught_operations >= pg.MAX_OPERATIONS:
-            raise ValueError(
+            raise ArgumentError(
                 f"taught_operations must be less than {pg.MAX_OPERATIONS}, the longest program's; "
                 f"got {self.taught_operations}"
             )
         if self.rows % (2 * MICRO_ROWS):
-            raise ValueError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
+            raise ArgumentError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
         if self.proposals < 8 or self.proposals % 8:
-            raise ValueError(
+            raise ArgumentError(
                 f"proposals must be a multiple of 8, and at least that; got {self.proposals}"
             )
         if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be in [0, 1]; got {self.floor}")
+            raise ArgumentError(f"floor must be in [0, 1]; got {self.floor}")
         if self.longest > pg.MAX_LENGTH:
-            raise ValueError(f"longest must be at most {pg.MAX_LENGTH}; got {self.longest}")
+            raise ArgumentError(f"longest must be at most {pg.MAX_LENGTH}; got {self.longest}")
         if self.gate_tasks < 8:
-            raise ValueError(f"gate_tasks must be at least 8; got {self.gate_tasks}")
+            raise ArgumentError(f"gate_tasks must be at least 8; got {self.gate_tasks}")
 
 
 class Setting(NamedTuple):

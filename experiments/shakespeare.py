@@ -30,6 +30,7 @@ from metajax import runs
 from metajax._files import write_atomically
 from metajax.data import DataNotFoundError
 from metajax.data._cache import cache_folder
+from metajax.errors import ArgumentError
 from metajax.lm import generate, training
 from metajax.lm.optimizers import muon
 from metajax.lm.tokenizers import CharTokenizer
@@ -80,7 +81,7 @@ class Config(runs.RunConfig):
         super().__post_init__()
         runs.check_positive(self, "layers", "heads", "width", "batch", "rate", "validate_every")
         if self.length < 2:
-            raise ValueError(f"length must be at least 2; got {self.length}")
+            raise ArgumentError(f"length must be at least 2; got {self.length}")
 
 
 def read_text(path: Path | None) -> str:

@@ -24,6 +24,7 @@ import optax
 import metajax
 from metajax import losses, models, runs
 from metajax.data import sinusoid_sampler
+from metajax.errors import ArgumentError
 from metajax.learners import Learner
 from metajax.runs import plots
 
@@ -57,7 +58,7 @@ class Config(runs.RunConfig):
         super().__post_init__()
         runs.check_positive(self, "k_shot", "inner_rate")
         if self.test_episodes < 2:
-            raise ValueError(f"test_episodes must be at least 2; got {self.test_episodes}")
+            raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
 
 def pooled(learner: Learner, loss_fn: Any) -> Learner:

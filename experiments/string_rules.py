@@ -16,6 +16,7 @@ import optax
 
 import metajax
 from metajax import lm, runs
+from metajax.errors import ArgumentError
 from metajax.lm import lora
 from metajax.lm import string_tasks as strings
 from metajax.lm.optimizers import muon
@@ -72,9 +73,9 @@ class RulesConfig(runs.RunConfig):
         for name, unit in (("base_batch", MICRO_BATCH), ("width", 32)):
             value = getattr(self, name)
             if value <= 0 or value % unit:
-                raise ValueError(f"{name} must be a multiple of {unit}; got {value}")
+                raise ArgumentError(f"{name} must be a multiple of {unit}; got {value}")
         if self.test_episodes < 2 * len(HELD_OUT):
-            raise ValueError(
+            raise ArgumentError(
                 f"test_episodes must be at least 2 for each of {len(HELD_OUT)} families; got "
                 f"{self.test_episodes}"
             )

@@ -3,9 +3,18 @@ argument's name and value."""
 
 import math
 import operator
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from metajax.errors import ArgumentError
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax.errors import ArgumentError, ArgumentTypeError
+
+_SHOWN = 200  # characters of a value in a message
 
 
 def positive_int(name: str, value: Any, *, remedy: str = "") -> int:
@@ -30,7 +39,7 @@ def _int(name: str, value: Any, kind: str, *, minimum: int, remedy: str = "") ->
     try:
         number = operator.index(value)
     except TypeError:
-        raise ArgumentError(f"{name} must be {kind}, got {value!r}.{suffix}") from None
+        raise ArgumentError(f"{name} must be {kind}, got {shown(value)}.{suffix}") from None
     if number < minimum:
         raise ArgumentError(f"{name} must be at least {minimum}, got {number}.{suffix}")
     return number
@@ -38,18 +47,205 @@ def _int(name: str, value: Any, kind: str, *, minimum: int, remedy: str = "") ->
 
 def positive_float(name: str, value: Any) -> float:
     """Returns ``value`` as a float, or raises an ArgumentError that names it."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{name} must be a positive number, got {value!r}.") from None
-    if not (math.isfinite(number) and number > 0):
-        raise ArgumentError(f"{name} must be a positive finite number, got {number!r}.")
+    value = _float(name, value, "a positive number")
+    if not (math.isfinite(value) and value > 0):
+        raise ArgumentError(f"{name} must be a positive finite number, got {value!r}.")
+    return value
+
+
+def non_negative_float(name: str, value: Any) -> float:
+    """The same, where 0 is accepted too."""
+    value = _float(name, value, "a number of at least 0")
+    if not (math.isfinite(value) and value >= 0):
+        raise ArgumentError(f"{name} must be at least 0 and finite, got {value!r}.")
+    return value
+
+
+def between(name: str, value: Any, low: float, high: float, *, ends: str = "[]") -> float:
+    """The same, where ``value`` must lie between two bounds, of which ``"(]"`` excludes the first
+    and ``"()"`` both.
+
+    Example:
+        >>> between("share", 1, 0, 1, ends="(]")
+        1.0
+    """
+    number = _float(name, value, f"a number from {low} to {high}")
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
+    if not (above and below):
+        wanted = {"[]": f"be in [{low}, {high}]", "()": f"lie between {low} and {high}"}.get(
+            ends, f"be above {low} and at most {high}"
+        )
+        raise ArgumentError(f"{name} must {wanted}, got {value!r}.")
     return number
+
+
+def _float(name: str, value: Any, kind: str) -> float:
+    # float() would take a bool for a number, and read a text.
+    if not isinstance(value, bool | np.bool_ | str | bytes):
+        try:
+            return float(value)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    raise ArgumentError(f"{name} must be {kind}, got {shown(value)}.")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its representation, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def instance(name: str, value: Any, kind: Any, wanted: str) -> Any:
+    """Returns ``value`` if it is of a type, or raises an ArgumentTypeError that names it."""
+    if not isinstance(value, kind):
+        raise ArgumentTypeError(f"{name} must be {wanted}, got {_what(value)}.")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """The same, for True or False."""
+    return bool(instance(name, value, bool | np.bool_, "True or False"))
+
+
+def function(name: str, value: Any, wanted: str = "") -> Any:
+    """The same, for what is called; ``wanted`` says how, as in ``loss_fn(params, batch)``."""
+    if not callable(value):
+        suffix = f" {wanted}" if wanted else ""
+        raise ArgumentTypeError(f"{name} must be a function{suffix}, got {_what(value)}.")
+    return value
+
+
+def optional_function(name: str, value: Any, wanted: str = "") -> Any:
+    """The same, where None is accepted too."""
+    return None if value is None else function(name, value, wanted)
+
+
+def optimizer(name: str, value: Any) -> Any:
+    """The same, for an Optax transformation."""
+    parts: tuple[Callable[..., Any] | None, ...] = tuple(
+        getattr(value, part, None) for part in ("init", "update")
+    )
+    if isinstance(value, type) or not all(map(callable, parts)):
+        raise ArgumentTypeError(
+            f"{name} must be an Optax transformation such as optax.sgd(0.1), got {_what(value)}."
+        )
+    return value
+
+
+def path_of(name: str, value: Any) -> Path:
+    """A path, with ``~`` resolved, or an ArgumentTypeError that names it."""
+    instance(name, value, str | os.PathLike, "a path")
+    try:
+        path = Path(value)
+        if "\0" not in str(path):
+            return path.expanduser()
+    except (TypeError, RuntimeError):  # a path of bytes, a home folder that isn't known
+        pass
+    raise ArgumentError(f"{name} must be a path, got {value!r}.")
+
+
+def key(name: str, value: Any) -> Any:
+    """The same, for one random key, typed or of the older form (uint32 words)."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None:
+        typed = jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+        if typed or (dtype == np.uint32 and shape in ((2,), (4,))):
+            return value
+    raise ArgumentTypeError(
+        f"{name} must be one random key such as jax.random.key(0), got {_what(value)}."
+    )
+
+
+def arrays(name: str, tree: Any, *, some: bool = False) -> Any:
+    """Returns a PyTree whose leaves are arrays or numbers, or raises an ArgumentTypeError.
+
+    With ``some`` it must have a leaf.
+    """
+    leaves = jax.tree.leaves(tree)
+    if not all(map(is_array, leaves)):
+        named, _ = jax.tree_util.tree_flatten_with_path(tree)
+        path, leaf = next((path, leaf) for path, leaf in named if not is_array(leaf))
+        place = f" at {jax.tree_util.keystr(path, simple=True, separator='/')!r}" if path else ""
+        raise ArgumentTypeError(
+            f"{name} must hold arrays or numbers alone, got {_what(leaf)}{place}."
+        )
+    if some and not leaves:
+        raise ArgumentError(f"{name} must hold at least one array, got {shown(tree)}.")
+    return tree
+
+
+def leading_axis(name: str, tree: Any, axis: str) -> int:
+    """The length, at least 1, of the leading axis that all leaves share, or an ArgumentError."""
+    leaves = jax.tree.leaves(arrays(name, tree, some=True))
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths:
+        shapes = [jnp.shape(leaf) for leaf in leaves]
+        raise ArgumentError(f"{name} must share one leading {axis} axis, got leaves of {shapes}.")
+    return positive_int(f"the number of {axis}s of {name}", lengths.pop())
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether JAX takes it for an array: one of its own or NumPy's, a number, or a shape."""
+    if isinstance(leaf, bool | int | float | complex | np.bool_ | np.number):
+        return True
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not hasattr(leaf, "shape"):
+        return False
+    try:
+        return jnp.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in "OSUMm"
+    except TypeError:  # another library's dtype
+        return False
+
+
+def array(name: str, value: Any, wanted: str = "an array") -> Any:
+    """Returns ``value`` if it has a shape and a numeric dtype, or raises an ArgumentTypeError."""
+    if not (hasattr(value, "shape") and is_array(value)):
+        raise ArgumentTypeError(f"{name} must be {wanted}, got {_what(value)}.")
+    return value
+
+
+def numbers(name: str, value: Any, wanted: str) -> np.ndarray:
+    """``value`` as a NumPy array, or an ArgumentError where its rows differ in length."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"{name} must be {wanted}, got {shown(value)}: {error}.") from error
+
+
+def levels(name: str, value: Any) -> np.ndarray:
+    """Levels of difficulty ``[n]``, integers from 1 on, or an ArgumentError that names them."""
+    found = numbers(name, value, "integers [n]")
+    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu":
+        raise ArgumentError(f"{name} must be integers [n], got {shown(value)}.")
+    if found.min() < 1:
+        raise ArgumentError(f"{name} must be at least 1, got {shown(value)}.")
+    return found
+
+
+def float_dtype(name: str, value: Any) -> Any:
+    """A floating-point dtype, or an ArgumentError that names it."""
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        raise ArgumentError(f"{name} must be a dtype, got {shown(value)}.") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ArgumentError(f"{name} must be a floating-point dtype, got {dtype}.")
+    return dtype
+
+
+def _what(value: Any) -> str:
+    """What a value is, for a message: type and value, or dtype and shape."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{type(value).__name__} {shown(value)}"
 
 
 def one_width(name: str, support: Any, query: Any) -> None:
     """Raises an ArgumentError if the features that ``name`` made of support and query aren't
     vectors ``[examples, d]`` of one width."""
+    array(f"what {name} returns", support)
+    array(f"what {name} returns", query)
     if support.ndim != 2 or query.ndim != 2 or support.shape[1] != query.shape[1]:
         raise ArgumentError(
             f"{name} must return features [examples, d] with one d for support and query, got "
@@ -59,7 +255,7 @@ def one_width(name: str, support: Any, query: Any) -> None:
 
 def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
     """Returns ``value`` if it is one of ``choices``, or raises an ArgumentError that names it."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ArgumentError(f"{name} must be one of {listed}, got {value!r}.")
+        raise ArgumentError(f"{name} must be one of {listed}, got {shown(value)}.")
     return value

@@ -10,7 +10,7 @@ import optax
 
 from metajax import _checks, trees
 from metajax.errors import ArgumentError, ArgumentTypeError
-from metajax.modes import GradientMode, default_mode
+from metajax.modes import GradientMode, mode_of
 from metajax.types import LossFn, Params, PyTree
 
 
@@ -32,10 +32,11 @@ class AdaptInfo(NamedTuple):
 def value_and_aux(output: Any, *, name: str) -> tuple[jax.Array, PyTree]:
     """Splits a loss's result, ``loss`` or ``(loss, aux)``, and checks that it is a float scalar."""
     value, aux = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
-    if not (hasattr(value, "shape") or isinstance(value, float | int)):
+    if not _checks.is_array(value):
         raise ArgumentTypeError(
             f"{name} must return a scalar, or a pair (scalar, aux), got {type(value).__name__}."
         )
+    _checks.arrays(f"what {name} returns beside its value", aux)
     value = jnp.asarray(value)
     if value.shape != ():
         raise ArgumentError(
@@ -137,11 +138,13 @@ def adapt(
     Source: Finn et al. 2017, "Model-Agnostic Meta-Learning" (arXiv 1703.03400), equation 1.
     """
     steps = _checks.positive_int("steps", steps)
-    mode = default_mode(steps) if mode is None else mode
-    if not isinstance(mode, GradientMode):
-        raise ArgumentTypeError(
-            f"mode must be a GradientMode such as metajax.mixed(), got {mode!r}."
-        )
+    mode = mode_of(mode, steps)
+    _checks.function("loss_fn", loss_fn, "loss_fn(params, batch)")
+    _checks.optimizer("optimizer", optimizer)
+    _checks.optional_function("select", select, "select(support, index)")
+    _checks.optional_function("observe", observe, "observe(params)")
+    _checks.arrays("params", params, some=True)
+    _checks.arrays("support", support)
     adapted, frozen = trees.partition(params, trainable)
     if mode.differentiates_update:
         check_differentiable(optimizer, adapted)
@@ -152,7 +155,9 @@ def adapt(
     inner_gradient = mode.inner_gradient(inner_loss)
 
     def observed(adapted):
-        return None if observe is None else observe(trees.combine(adapted, frozen))
+        if observe is None:
+            return None
+        return _checks.arrays("what observe returns", observe(trees.combine(adapted, frozen)))
 
     def step(carry, index):
         adapted, optimizer_state = carry

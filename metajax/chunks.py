@@ -75,11 +75,7 @@ def default(n_tasks: int, backend: str | None = None) -> int:
 
 def count_tasks(tasks: PyTree) -> int:
     """The length of the leading axis that all leaves share; raises an ArgumentError otherwise."""
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(tasks)}
-    if len(lengths) != 1 or None in lengths:
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tasks)]
-        raise ArgumentError(f"episodes must share one leading task axis, got leaves of {shapes}.")
-    return _checks.positive_int("the number of episodes", lengths.pop())
+    return _checks.leading_axis("episodes", tasks, "task")
 
 
 def at_once(tasks_per_chunk: int | None, n_tasks: int) -> int:

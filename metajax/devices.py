@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metajax import _checks
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import PyTree
 
 AXIS = "tasks"
@@ -54,14 +54,19 @@ def task_mesh(n_tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
         A mesh with the one axis ``"tasks"``, for ``meta_trainer`` and ``evaluate``.
 
     Raises:
-        ArgumentError: if ``n_tasks`` isn't a positive integer.
+        ArgumentError: if ``n_tasks`` isn't a positive integer, or ``devices`` are none.
 
     Example:
         >>> task_mesh(32).axis_names
         ('tasks',)
     """
     n_tasks = _checks.positive_int("n_tasks", n_tasks)
-    devices = jax.local_devices() if devices is None else list(devices)
+    if devices is None:
+        devices = jax.local_devices()
+    elif not isinstance(devices, Sequence) or not all(isinstance(d, jax.Device) for d in devices):
+        raise ArgumentTypeError(f"devices must be a list of JAX devices, got {devices!r}.")
+    if not devices:
+        raise ArgumentError("devices must hold at least one device, got none.")
     count = max(n for n in range(1, len(devices) + 1) if n_tasks % n == 0)
     return jax.make_mesh(
         (count,), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices[:count]
@@ -72,6 +77,7 @@ def size(mesh: Mesh | None) -> int:
     """How many devices share the tasks; raises an ArgumentError for a mesh of other axes."""
     if mesh is None:
         return 1
+    _checks.instance("mesh", mesh, Mesh, "a mesh from metajax.task_mesh, or None")
     if mesh.axis_names != (AXIS,):
         raise ArgumentError(
             f"mesh must have the one axis {AXIS!r}, got {mesh.axis_names}; task_mesh makes one."

@@ -1,6 +1,7 @@
 """Scores of a learner on held-out episodes, with confidence intervals."""
 
 import functools
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
@@ -9,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, chunks, devices
-from metajax.errors import ArgumentError
-from metajax.learners.base import Learner
+from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.learners.base import Learner, check_episode, check_learner, reported
 from metajax.train import episode_keys, hoist_constants
 from metajax.types import Episode, Params, PyTree, Sampler
 
@@ -43,8 +44,14 @@ def _outcomes(learner: Learner, curve: bool, params: Params, episode: Episode) -
     the curve, after the last, ``[1]``."""
 
     def outcome(adapted):
-        loss, metrics = learner.loss(adapted, episode)
-        return {"loss": loss, **metrics}
+        _, metrics = reported(learner, adapted, episode)
+        for name, value in metrics.items():
+            if not _checks.is_array(value) or jnp.shape(value):
+                raise ArgumentError(
+                    f"evaluate needs metrics that are scalars, but {name!r} isn't one; build the "
+                    "learner without it (a network's running statistics: with train=False)."
+                )
+        return metrics
 
     if not curve:
         adapted, _ = learner.adapt(params, episode.support)
@@ -142,10 +149,20 @@ def evaluate(
         >>> scores.episodes, round(float(scores.curve["loss"][0] / scores.curve["loss"][1]), 3)
         (600, 4.0)
     """
+    check_learner("learner", learner)
+    _checks.arrays("params", params)
+    _checks.key("key", key)
+    _checks.function("sample", sample, "sample(key)")
+    _checks.flag("curve", curve)
     _checks.positive_int("episodes", episodes)
     _check_enough(episodes)
     if tasks_per_chunk is not None:
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
+    if not isinstance(sample, Hashable):
+        raise ArgumentTypeError(
+            f"sample must be hashable, so that its evaluation is compiled once, got "
+            f"{_checks.shown(sample)}; wrap it in a function."
+        )
     values = _evaluator(learner, sample, episodes, curve, tasks_per_chunk, mesh)
     return summarise(values(params, key))
 
@@ -185,7 +202,10 @@ def evaluate_episodes(
         >>> scores.values["loss"].tolist()
         [[4.0, 1.0], [16.0, 4.0]]
     """
-    count = chunks.count_tasks(episodes)
+    check_learner("learner", learner)
+    _checks.arrays("params", params)
+    _checks.flag("curve", curve)
+    count = chunks.count_tasks(check_episode("episodes", episodes))
     _check_enough(count)
     devices.equal_share("episodes", count, mesh)
     if tasks_per_chunk is not None:

@@ -1,10 +1,12 @@
 """Flax modules as a pair of parameters and a pure apply function."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from metajax import _checks
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Params
 
@@ -29,7 +31,9 @@ def from_linen(module: "linen.Module", key: jax.Array, *inputs: Any) -> tuple[Pa
         ``(outputs, changed collections)`` as Linen's does.
 
     Raises:
-        ArgumentTypeError: if ``module`` isn't an unbound Linen module.
+        ArgumentTypeError: if ``module`` isn't an unbound Linen module, or ``key`` not a key.
+        ArgumentError: from ``apply``, if the parameters aren't the module's, or the inputs are of
+            another width than they were made for.
 
     Example:
         >>> import jax, jax.numpy as jnp, flax.linen as nn
@@ -41,12 +45,38 @@ def from_linen(module: "linen.Module", key: jax.Array, *inputs: Any) -> tuple[Pa
 
     if not isinstance(module, linen.Module):
         raise ArgumentTypeError(f"module must be a flax.linen.Module, got {type(module).__name__}.")
+    _checks.key("key", key)
+    _checks.arrays("inputs", inputs)
     variables = jax.jit(lambda: module.init(key, *inputs))()  # one program, not one an operation
-    if set(variables) == {"params"}:
-        return variables["params"], lambda params, *args, **kwargs: module.apply(
-            {"params": params}, *args, **kwargs
-        )
-    return dict(variables), module.apply
+    alone = set(variables) == {"params"}
+
+    def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
+        with fitting(module):
+            return module.apply({"params": params} if alone else params, *args, **kwargs)
+
+    return variables["params"] if alone else dict(variables), apply
+
+
+@contextlib.contextmanager
+def fitting(module: Any) -> Iterator[None]:
+    """Turns Flax's errors about parameters that don't fit a module into an ArgumentError.
+
+    They are of another model, or the inputs have another width than those that they were made for.
+    """
+    from flax import errors
+
+    kinds = errors.ScopeParamNotFoundError, errors.ScopeParamShapeError
+    try:
+        yield
+    except (*kinds, errors.ScopeVariableNotFoundError, errors.ScopeCollectionNotFound) as error:
+        raise ArgumentError(
+            f"params don't fit {type(module).__name__}: they are of another model, or were made "
+            f"for inputs of another width. {error}"
+        ) from None
+    except errors.ApplyScopeInvalidVariablesTypeError:
+        raise ArgumentTypeError(
+            f"params must be a dict of arrays, as {type(module).__name__}.init makes them."
+        ) from None
 
 
 def from_nnx(module: "nnx.Module") -> tuple[Params, Apply]:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.errors import ArgumentError
+from metajax import _checks
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Batch, Episode, MaskedBatch, Metrics, Params, PyTree
 
 Apply = Callable[..., jax.Array]
@@ -17,11 +18,41 @@ Apply = Callable[..., jax.Array]
 def as_masked(batch: PyTree) -> MaskedBatch:
     """A ``Batch``, a pair of inputs and targets, or a ``MaskedBatch``, as the last.
 
+    Raises:
+        ArgumentTypeError: if it is something else, or holds something else than arrays.
+        ArgumentError: if there aren't as many inputs as targets, or the mask isn't ``[examples]``.
+
     Example:
         >>> as_masked((jnp.zeros(2), jnp.zeros(2, jnp.int32))).mask is None
         True
     """
-    return batch if isinstance(batch, MaskedBatch) else MaskedBatch(*batch)
+    if not isinstance(batch, MaskedBatch):
+        batch = MaskedBatch(*_pair(batch))
+    inputs, targets, mask, classes = batch
+    for name, value in (("inputs", inputs), ("targets", targets)):
+        if _checks.array(f"batch.{name}", value, "an array [examples, ...]").ndim < 1:
+            raise ArgumentError(f"batch.{name} must be [examples, ...], got a scalar.")
+    if len(inputs) != len(targets):
+        raise ArgumentError(
+            f"a batch must have as many inputs as targets, got inputs of shape {inputs.shape} and "
+            f"targets of shape {targets.shape}."
+        )
+    if mask is not None and _checks.array("batch.mask", mask).shape != inputs.shape[:1]:
+        raise ArgumentError(
+            f"batch.mask must be [examples] = [{len(inputs)}], got shape {mask.shape}."
+        )
+    if classes is not None and _checks.array("batch.classes", classes).ndim != 1:
+        raise ArgumentError(f"batch.classes must be [n_way], got shape {classes.shape}.")
+    return batch
+
+
+def _pair(batch: PyTree) -> tuple[Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ArgumentTypeError(
+            "a batch must be a Batch, a MaskedBatch or a pair (inputs, targets), got "
+            f"{_checks.shown(batch)}."
+        )
+    return batch[0], batch[1]
 
 
 def lowest(dtype: Any) -> float:
@@ -30,6 +61,7 @@ def lowest(dtype: Any) -> float:
 
 
 def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
+    _checks.array("logits", logits, "an array [examples, classes]")
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ArgumentError(
             "cross_entropy needs logits [examples, classes] and targets [examples], got logits of "
@@ -37,6 +69,10 @@ def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
         )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ArgumentError(f"targets must be integer class indices, got {targets.dtype}.")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ArgumentError(f"logits must be floating-point numbers, got {logits.dtype}.")
+    if not logits.shape[1]:
+        raise ArgumentError(f"logits must be of at least one class, got shape {logits.shape}.")
 
 
 def classification_outcome(
@@ -57,6 +93,11 @@ def classification_outcome(
     """
     _check_logits(logits, targets)
     if classes is not None:
+        if classes.shape != logits.shape[1:]:
+            raise ArgumentError(
+                f"batch.classes must be as many as the logits' classes, {logits.shape[1]}, got "
+                f"shape {classes.shape}."
+            )
         logits = jnp.where(classes.astype(bool), logits, lowest(logits.dtype))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     correct = logits.argmax(axis=-1) == targets
@@ -66,6 +107,15 @@ def classification_outcome(
     count = jnp.maximum(real.sum(), 1)
     loss = jnp.where(real, losses, 0).sum() / count.astype(losses.dtype)
     return loss, {"accuracy": (correct & real).sum() / count}
+
+
+def same_shape(support_inputs: jax.Array, query_inputs: jax.Array) -> None:
+    """Raises an ArgumentError unless the two sets' examples have one shape."""
+    if support_inputs.shape[1:] != query_inputs.shape[1:]:
+        raise ArgumentError(
+            "support and query inputs must have examples of one shape, got "
+            f"{support_inputs.shape} and {query_inputs.shape}."
+        )
 
 
 def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tuple]:
@@ -88,6 +138,8 @@ def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tupl
         >>> round(float(loss), 4)
         0.6931
     """
+
+    _checks.function("apply", apply, "apply(params, inputs)")
 
     def loss_fn(params, batch):
         inputs, targets, mask, classes = as_masked(batch)
@@ -120,12 +172,16 @@ def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tup
         0.6931
     """
 
+    _checks.function("apply", apply, "apply(params, inputs, reference=n)")
+
     def outer_loss(params, episode):
         support_inputs, *_ = as_masked(episode.support)
         query_inputs, targets, mask, classes = as_masked(episode.query)
+        same_shape(support_inputs, query_inputs)
         n_support = support_inputs.shape[0]
         inputs = jnp.concatenate([support_inputs, query_inputs])
-        logits = apply(params, inputs, reference=n_support)[n_support:]
+        logits = apply(params, inputs, reference=n_support)
+        logits = _checks.array("what apply returns", logits)[n_support:]
         return classification_outcome(logits, targets, mask, classes)
 
     return outer_loss
@@ -150,9 +206,11 @@ def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch],
         1.0
     """
 
+    _checks.function("apply", apply, "apply(params, inputs)")
+
     def loss_fn(params, batch):
-        inputs, targets = batch
-        outputs = apply(params, inputs, **kwargs)
+        inputs, targets, *_ = as_masked(_pair(batch))
+        outputs = _checks.array("what apply returns", apply(params, inputs, **kwargs))
         if outputs.shape != targets.shape:
             raise ArgumentError(
                 f"mean_squared_error needs outputs of the targets' shape {targets.shape}, got "

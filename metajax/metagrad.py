@@ -6,10 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax import chunks, trees
+from metajax import _checks, chunks, trees
 from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, task_gradient, task_outcome
+from metajax.learners.base import (
+    Learner,
+    check_episode,
+    check_learner,
+    task_gradient,
+    task_outcome,
+)
 from metajax.types import Episode, Metrics, Params, PyTree
 
 MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
@@ -53,6 +59,7 @@ def meta_gradient(
         >>> metrics["loss"]
         Array(0.25, dtype=float32)
     """
+    check_learner("learner", learner)
     chunks.check(tasks_per_chunk, memory_budget)
 
     outcome, one_gradient = task_outcome(learner), task_gradient(learner)
@@ -79,6 +86,7 @@ def meta_gradient(
 
     def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
         _check_floating(params)
+        check_episode("episodes", episodes)
         n_tasks = chunks.count_tasks(episodes)
         chunk = resolve(params, episodes, n_tasks)
         if n_tasks == 1:
@@ -115,6 +123,7 @@ def meta_gradient(
 
 
 def _check_floating(params: Params) -> None:
+    _checks.arrays("params", params, some=True)
     for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
         if not trees.is_floating(leaf):
             raise ArgumentError(

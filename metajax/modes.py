@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from metajax import _checks
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.trees import is_floating
 from metajax.types import PyTree
 
@@ -294,7 +294,7 @@ def truncated(last: int, *, mode: GradientMode | None = None) -> GradientMode:
         'mixed, truncated to the last 2 steps'
     """
     last = _checks.positive_int("last", last)
-    of_last = mixed() if mode is None else mode
+    of_last = mixed() if mode is None else mode_of(mode, last)
 
     def loop(step, carry, steps):
         before = max(steps - last, 0)
@@ -327,3 +327,19 @@ def default_mode(steps: int) -> GradientMode:
         ('unrolled', 'mixed')
     """
     return unrolled() if steps == 1 else mixed()
+
+
+def mode_of(mode: GradientMode | None, steps: int) -> GradientMode:
+    """The mode that was given, or the default; an ArgumentTypeError if it isn't one.
+
+    Example:
+        >>> mode_of(None, 1).name
+        'unrolled'
+    """
+    if mode is None:
+        return default_mode(steps)
+    if not isinstance(mode, GradientMode):
+        raise ArgumentTypeError(
+            f"mode must be a GradientMode such as metajax.mixed(), got {_checks.shown(mode)}."
+        )
+    return mode

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from metajax import _checks, chunks, devices
 from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner
+from metajax.learners.base import Learner, check_episode, check_learner
 from metajax.metagrad import meta_gradient
 from metajax.types import Episode, Metrics, Params, PyTree, Sampler
 
@@ -70,8 +70,15 @@ def hoist_constants(
     Returns:
         ``(function, constants)``, with ``function(constants, key, *data)`` equal to
         ``sample(key, *data)``.
+
+    Raises:
+        ArgumentTypeError: if ``sample`` doesn't return an ``Episode`` of arrays.
     """
-    jaxpr, shape = jax.make_jaxpr(sample, return_shape=True)(jax.random.key(0), *data)
+
+    def checked(key, *data):
+        return check_episode("what sample returns", sample(key, *data))
+
+    jaxpr, shape = jax.make_jaxpr(checked, return_shape=True)(jax.random.key(0), *data)
     treedef = jax.tree.structure(shape)
 
     def function(constants, key, *data):
@@ -135,7 +142,9 @@ def meta_trainer(
     Raises:
         ArgumentError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer,
             or the devices can't share ``meta_batch`` equally, or ``data`` of a call has other
-            shapes.
+            shapes, or its state was consumed before.
+        ArgumentTypeError: if ``optimizer`` isn't an Optax transformation, ``sample`` doesn't return
+            an ``Episode``, or another argument is of a wrong type.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -149,20 +158,31 @@ def meta_trainer(
         >>> metrics["loss"].shape, bool(abs(state.params) < 0.5)
         ((100,), True)
     """
+    if not isinstance(learner, Learner):
+        _checks.function("learner", learner, "of the meta-step, or a Learner such as maml(...)")
+    _checks.optimizer("optimizer", optimizer)
+    _checks.function("sample", sample, "sample(key)")
+    _checks.optional_function("carry", carry, "carry(params, metrics)")
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
     own = devices.equal_share("meta_batch", meta_batch, mesh)
     chunks.check(tasks_per_chunk, memory_budget)
 
     def learner_at(step) -> Learner:
-        return learner if isinstance(learner, Learner) else learner(step)
+        if isinstance(learner, Learner):
+            return learner
+        return check_learner("what learner(step) returns", learner(step))
 
-    extra = () if data is None else (jax.tree.map(jnp.asarray, data),)
+    def as_arrays(data: PyTree) -> PyTree:
+        return jax.tree.map(jnp.asarray, _checks.arrays("data", data))
+
+    extra = () if data is None else (as_arrays(data),)
     draw, hoisted = hoist_constants(sample, *extra)
     # What the programs take beside the state: what sample closes over, and its data.
     constants = devices.replicate((hoisted, extra), mesh)
 
     def init(params: Params, key: jax.Array) -> TrainState:
-        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        _checks.arrays("params", params, some=True)
+        if not jnp.issubdtype(_checks.key("key", key).dtype, jax.dtypes.prng_key):
             key = jax.random.wrap_key_data(key)
         # Steps donate their state: what the caller passed must not be what they consume.
         params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
@@ -196,7 +216,7 @@ def meta_trainer(
     def with_data(data: PyTree) -> PyTree:
         if data is None:
             return constants
-        arrays = (jax.tree.map(jnp.asarray, data),)
+        arrays = (as_arrays(data),)
         shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (extra, arrays)]
         if shapes[0] != shapes[1]:
             raise ArgumentError(f"data must be arrays like {shapes[0]}, got {shapes[1]}.")
@@ -204,11 +224,23 @@ def meta_trainer(
 
     return Trainer(
         init,
-        lambda state, *, data=None: step(state, with_data(data)),
+        lambda state, *, data=None: step(_unspent(state), with_data(data)),
         lambda state, steps, *, data=None: run(
-            state, with_data(data), _checks.positive_int("steps", steps)
+            _unspent(state), with_data(data), _checks.positive_int("steps", steps)
         ),
     )
+
+
+def _unspent(state: Any) -> TrainState:
+    """The state, if it is one, and no earlier call has consumed it."""
+    wanted = "a TrainState, from trainer.init or an earlier call"
+    _checks.instance("state", state, TrainState, wanted)
+    if isinstance(state.step, jax.Array) and state.step.is_deleted():
+        raise ArgumentError(
+            "state was consumed by an earlier call of step or run: go on with the one that it "
+            "returned, or copy a state before it is passed."
+        )
+    return state
 
 
 def _one_program(means_of_step: Callable, update: Callable, mesh: Mesh | None):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.types import Params, PyTree
 
@@ -35,6 +36,7 @@ def leaf_paths(tree: PyTree) -> list[str]:
 
 
 def _selection(params: Params, trainable: Trainable) -> list[bool]:
+    _checks.arrays("params", params)
     leaves = jax.tree.leaves(params)
     floating = [is_floating(leaf) for leaf in leaves]
     if trainable is None:

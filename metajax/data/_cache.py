@@ -1,16 +1,20 @@
 """The cache of prepared images: written whole or not at all, and checked when it is read."""
 
 import hashlib
+import math
 import os
 import uuid
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
 
 from metajax.errors import MetajaxError
+
+_HEADER = 1 << 12
+"""Bytes of a cache file's arrays besides their numbers, at most."""
 
 
 class CacheError(MetajaxError, ValueError):
@@ -45,6 +49,7 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
     try:
         # Opened here: where np.load fails, it leaves a file that it opened itself open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            _check_sizes(content, math.prod(shape))
             images, fingerprint = content["images"], str(content["fingerprint"])
             checksum = str(content["checksum"])
     except Exception as error:  # on damaged files, NumPy and zipfile raise of a dozen types
@@ -54,6 +59,17 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
     if _checksum(images) != checksum:
         raise _refusal(path, "its images do not have the checksum written with them")
     return Cached(images, fingerprint)
+
+
+def _check_sizes(content: Any, expected: int) -> None:
+    """Raises a ValueError if much more would be unpacked than ``write`` packs.
+
+    Not for another dtype, which is named when it is read.
+    """
+    for entry in content.zip.infolist():
+        limit = _HEADER + (16 * expected if entry.filename == "images.npy" else 0)
+        if entry.file_size > limit:
+            raise ValueError(f"{entry.filename} has {entry.file_size} bytes, more than {limit}")
 
 
 def write(path: Path, cached: Cached) -> None:

@@ -1,13 +1,12 @@
 """Where Omniglot's drawings come from: Lake's files, or tensorflow-datasets."""
 
 import re
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from metajax.data import _tfds
+from metajax.data import _image_files, _tfds
 from metajax.data._tfds import DataNotFoundError
 from metajax.errors import ArgumentError
 
@@ -27,7 +26,8 @@ def from_folder(folder: Path) -> Drawings:
 
     Raises:
         DataNotFoundError: if the folder or one of the two parts is not there.
-        ArgumentError: if an archive cannot be read.
+        ArgumentError: if an archive or a file cannot be read, or is larger than the limits of
+            ``_image_files``.
     """
     if not folder.is_dir():
         raise DataNotFoundError(
@@ -57,17 +57,24 @@ def _locate(folder: Path, part: str) -> Path:
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         for path in source.rglob("*.png"):
-            yield path.relative_to(source).as_posix(), path.read_bytes()
+            if _FILE.search(path.as_posix()):
+                yield path.relative_to(source).as_posix(), _content(path)
         return
+    yield from _image_files.unzipped(source, lambda name: _FILE.search(name) is not None)
+
+
+def _content(path: Path) -> bytes:
+    limit = _image_files.MOST_ENTRY_BYTES
     try:
-        with zipfile.ZipFile(source) as archive:
-            for name in archive.namelist():
-                if _FILE.search(name):
-                    yield name, archive.read(name)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ArgumentError(
-            f"{source} cannot be read as a zip: {error}. Fetch it again."
-        ) from error
+        if not path.is_file():
+            raise ArgumentError(f"{path} is no file. Remove it.")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise ArgumentError(f"{path} cannot be read: {error}. Fetch it again.") from error
+    if len(content) > limit:
+        raise ArgumentError(f"{path} has more than {limit} bytes: it is no drawing of Omniglot's.")
+    return content
 
 
 def from_prepared(data_dir: Path) -> Drawings:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from metajax._checks import one_of, positive_int
+from metajax._checks import (
+    instance,
+    non_negative_int,
+    numbers,
+    one_of,
+    path_of,
+    positive_float,
+    positive_int,
+    shown,
+)
+from metajax.data import _image_files
 from metajax.data.episodes import ClassData
 from metajax.errors import ArgumentError, ArgumentTypeError
 
@@ -42,14 +52,14 @@ def from_arrays(inputs: Any, labels: Any) -> ClassData:
         >>> data.examples.shape, data.counts.tolist()
         ((3, 3, 28, 28), [3, 2, 1])
     """
-    inputs = np.asarray(inputs)
+    inputs = numbers("inputs", inputs, "an array [examples, ...]")
     floating = jnp.issubdtype(inputs.dtype, jnp.floating)
     if not (floating or jnp.issubdtype(inputs.dtype, jnp.integer)):
         raise ArgumentTypeError(
             f"inputs must be integers or floating-point numbers, got dtype {inputs.dtype}."
             " Convert them first, for instance with astype(numpy.float32)."
         )
-    labels = np.asarray(labels)
+    labels = numbers("labels", labels, "an array [examples]")
     if inputs.ndim == 0 or inputs.size == 0:
         raise ArgumentError(f"inputs must be [examples, ...] and not empty, got {inputs.shape}.")
     if labels.shape != inputs.shape[:1]:
@@ -98,14 +108,15 @@ def from_folder(path: str | os.PathLike[str], *, size: int = 84, mode: Mode = "R
 
     Raises:
         ArgumentError: if ``path`` is no folder, it or one of its subfolders is empty, or a file is
-            not an image with 8 bits a channel; the message names the file.
+            not an image with 8 bits a channel, in a common format and of at most 2**26 pixels; the
+            message names the file.
 
     Example:
         >>> data = from_folder("my_images", size=84)  # doctest: +SKIP
     """
     size = positive_int("size", size)
     one_of("mode", mode, get_args(Mode))
-    root = Path(path).expanduser()
+    root = path_of("path", path)
     if not root.is_dir():
         raise ArgumentError(
             f"path={str(path)!r} is not a folder. Name one with a subfolder a class."
@@ -129,21 +140,25 @@ def from_folder(path: str | os.PathLike[str], *, size: int = 84, mode: Mode = "R
 
 def visible(folder: Path) -> list[Path]:
     """What a folder holds, in the order of its names, without what begins with a dot."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise ArgumentError(f"{folder} cannot be read: {error}.") from error
 
 
 def read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
     """One image as uint8 ``[size, size, channels]``."""
-    try:
-        with Image.open(file) as image:
-            deep = image.mode.startswith(("I", "F"))  # Pillow would clip 16 bits to white
-            # To 8-bit channels first: what has a palette or one bit is resized without greys.
-            converted = ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ArgumentError(
-            f"{file} cannot be read as an image ({error}). Repair or remove it."
-        ) from error
-    if deep:
+
+    def converted_of(image: Image.Image) -> Image.Image | None:
+        if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to white
+            return None
+        # To 8-bit channels first: what has a palette or one bit is resized without greys.
+        return ImageOps.exif_transpose(image).convert(mode)
+
+    converted = _image_files.decoded(
+        file, converted_of, name=str(file), remedy="Repair or remove it."
+    )
+    if converted is None:
         raise ArgumentError(f"{file} has more than 8 bits a channel. Convert it to 8 bits.")
     resized = np.asarray(converted.resize((size, size), Image.Resampling.LANCZOS))
     return resized.reshape(size, size, -1)
@@ -165,8 +180,8 @@ def select_classes(data: ClassData, classes: Any) -> ClassData:
         >>> select_classes(data, data.counts >= 2).counts.tolist()
         [3, 2]
     """
-    total = len(data.counts)
-    indices = np.asarray(classes)
+    total = len(instance("data", data, ClassData, "ClassData").counts)
+    indices = numbers("classes", classes, "indices [selected] or a mask")
     if indices.dtype == bool and indices.shape == (total,):
         indices = np.flatnonzero(indices)
     if indices.ndim != 1 or indices.size == 0 or not np.issubdtype(indices.dtype, np.integer):
@@ -209,7 +224,12 @@ def split_classes(
         >>> len(train.counts), len(test.counts)
         (8, 2)
     """
-    shares = [float(fraction) for fraction in fractions]
+    instance("data", data, ClassData, "ClassData")
+    seed = non_negative_int("seed", seed)
+    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
+        raise ArgumentTypeError(f"fractions must be numbers, got {shown(fractions)}.")
+    fractions = tuple(fractions)
+    shares = [positive_float("fractions", fraction) for fraction in fractions]
     if not all(share > 0 for share in shares) or abs(math.fsum(shares) - 1) > 1e-6:
         raise ArgumentError(f"fractions must be positive and add up to 1, got {tuple(fractions)}.")
     total = len(data.counts)

@@ -1,10 +1,13 @@
 """Samplers around a sampler, that change its images at random."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.types import Batch, Episode, Sampler
+from metajax.types import Batch, Episode, MaskedBatch, Sampler
 
 
 def random_shifts(sample: Sampler, pixels: int) -> Sampler:
@@ -27,13 +30,14 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
         >>> shifted.support.inputs.shape, float(shifted.support.inputs.sum())
         ((1, 4, 4, 1), 1.0)
     """
-    if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
-        raise ArgumentError(f"pixels must be an integer of 0 or more, got {pixels!r}.")
+    _checks.function("sample", sample, "sample(key)")
+    pixels = _checks.non_negative_int("pixels", pixels)
     if pixels == 0:
         return sample
 
-    def shifted(key: jax.Array, batch: Batch) -> Batch:
-        images = batch.inputs
+    def shifted(key: jax.Array, batch: Any) -> Any:
+        _checks.instance("what sample returns", batch, Batch | MaskedBatch, "an Episode of Batch")
+        images = _checks.array("inputs", batch.inputs)
         if images.ndim != 4 or min(images.shape[1:3]) <= pixels:
             raise ArgumentError(
                 f"pixels is {pixels}, which needs larger images [examples, height, width, "
@@ -51,6 +55,8 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
     def sample_shifted(key: jax.Array, /) -> Episode:
         key, support_key, query_key = jax.random.split(key, 3)
         episode = sample(key)
+        wanted = "an Episode of Batch"
+        _checks.instance("what sample returns", episode, Episode, wanted)
         return Episode(shifted(support_key, episode.support), shifted(query_key, episode.query))
 
     return sample_shifted

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax import _checks
 from metajax._checks import one_of, positive_int
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Batch, Episode, Sampler
@@ -111,6 +112,7 @@ def episode_sampler(
     support_targets, query_targets = to_label(k_shot), to_label(query)
 
     def sample(key: jax.Array, /) -> Episode:
+        _checks.key("key", key)
         # One call of the generator for the whole episode: each call costs more than its numbers.
         columns = 2 + per_class + (groups is not None)
         bits = jax.random.bits(key, [n_way, columns])
@@ -146,7 +148,7 @@ def _groups(
     """The classes of each group ``[groups, largest]``, padded, and how many there are, uint32."""
     if groups is None:
         return jnp.zeros((1, 1), jnp.int32), jnp.array([n_classes], jnp.uint32)
-    labels = np.asarray(groups)
+    labels = _checks.numbers("groups", groups, "integers [classes]")
     if labels.shape != (n_classes,) or not np.issubdtype(labels.dtype, np.integer):
         raise ArgumentError(
             f"groups must be integers of shape [{n_classes}], one for each class, got "
@@ -169,13 +171,14 @@ def _groups(
 
 def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     """The examples on the device, with a channel axis, and the counts on the host."""
+    _checks.instance("data", data, ClassData, "ClassData, as metajax.data.from_arrays makes it")
     examples = _as_numbers("data.examples", data.examples)
     if examples.ndim < 2 or 0 in examples.shape:
         raise ArgumentError(
             "data.examples must be [classes, max_per_class, ...] and not empty, got shape"
             f" {tuple(examples.shape)}."
         )
-    counts = np.asarray(data.counts)
+    counts = _checks.numbers("data.counts", data.counts, "integers [classes]")
     if counts.shape != examples.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
         raise ArgumentError(
             f"data.counts must be integers of shape [{examples.shape[0]}], one for each class,"
@@ -198,7 +201,9 @@ def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
 
 def _as_numbers(name: str, values: Any) -> jax.Array:
     """``values`` as a JAX array, or a TypeError that names them."""
-    dtype = values.dtype if isinstance(values, jax.Array) else np.asarray(values).dtype
+    if not isinstance(values, jax.Array):
+        values = _checks.numbers(name, values, "an array [classes, max_per_class, ...]")
+    dtype = values.dtype
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise ArgumentTypeError(
             f"{name} must be integers or floating-point numbers, got dtype {dtype}."

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from metajax._checks import one_of, positive_int
+from metajax._checks import one_of, path_of, positive_int
 from metajax.data._splits import disjoint
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, read_image, visible
@@ -75,7 +75,7 @@ def mini_imagenet(
     """
     one_of("split", split, get_args(Split))
     size = positive_int("size", size)
-    root = Path(folder).expanduser()
+    root = path_of("folder", folder)
     found = {name: _places(root, name) for name in CLASSES[split]}
     missing = [name for name, places in found.items() if not places]
     if missing:

@@ -3,14 +3,13 @@
 import hashlib
 import io
 import os
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from metajax._checks import one_of
-from metajax.data import _cache, _omniglot_sources, _tfds
+from metajax._checks import one_of, path_of
+from metajax.data import _cache, _image_files, _omniglot_sources, _tfds
 from metajax.data._omniglot_sources import Drawings
 from metajax.data.arrays import fixed_order
 from metajax.data.episodes import ClassData
@@ -195,11 +194,13 @@ def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray
 def _images(folder: str | os.PathLike[str] | None) -> np.ndarray:
     """All classes, uint8 ``[1623, 20, 28, 28]``, from a source or from the cache."""
     folder = folder or os.environ.get("METAJAX_OMNIGLOT")
+    if folder is not None:
+        folder = path_of("folder", folder)
     path = _cache.cache_folder() / "omniglot-28x28-v1.npz"
     cached = _cache.read(path, (len(CHARACTERS), DRAWINGS, SIZE, SIZE))
     if folder is not None:
         where = f"folder={os.fspath(folder)!r}"
-        drawings = _omniglot_sources.from_folder(Path(folder).expanduser())
+        drawings = _omniglot_sources.from_folder(folder)
     elif cached is not None:
         return cached.images
     else:
@@ -285,13 +286,11 @@ def _resized(png: bytes, character: tuple[str, int]) -> np.ndarray:
 
     To grey levels first: Pillow resizes a 1-bit image by the nearest pixel, whatever the filter.
     """
-    try:
-        with Image.open(io.BytesIO(png)) as image:
-            grey = image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's for a damaged PNG
-        alphabet, number = character
-        raise ArgumentError(
-            f"A drawing of {alphabet}/character{number:02d} cannot be read ({error}). Get Omniglot"
-            " again, or name another folder."
-        ) from error
+    alphabet, number = character
+    grey = _image_files.decoded(
+        io.BytesIO(png),
+        lambda image: image.convert("L").resize((SIZE, SIZE), Image.Resampling.LANCZOS),
+        name=f"A drawing of {alphabet}/character{number:02d}",
+        remedy="Get Omniglot again, or name another folder.",
+    )
     return 255 - np.asarray(grey)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax._checks import positive_int
 from metajax.types import Batch, Episode, Sampler
 
@@ -37,6 +38,7 @@ def sinusoid_sampler(k_shot: int = 10, query: int = 10) -> Sampler:
     query = positive_int("query", query)
 
     def sample(key: jax.Array, /) -> Episode:
+        _checks.key("key", key)
         amplitude_key, phase_key, x_key = jax.random.split(key, 3)
         amplitude = jax.random.uniform(amplitude_key, minval=0.1, maxval=5.0)
         phase = jax.random.uniform(phase_key, minval=0.0, maxval=jnp.pi)

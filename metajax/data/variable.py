@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from metajax._checks import at_least, positive_int
+from metajax._checks import at_least, flag, positive_int
+from metajax._checks import key as one_key
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.errors import ArgumentError
 from metajax.types import Batch, Episode, MaskedBatch, Sampler
@@ -54,7 +55,9 @@ def variable_episode_sampler(
         >>> episode.support.inputs.shape, int(episode.support.classes.sum())
         ((15, 8, 8, 1), 2)
     """
+    positive_int("max_way", max_way)
     positive_int("max_shot", max_shot)
+    flag("balanced", balanced)
     at_least("min_way", min_way, 2)
     positive_int("min_shot", min_shot)
     for name, least, most in (("way", min_way, max_way), ("shot", min_shot, max_shot)):
@@ -65,6 +68,7 @@ def variable_episode_sampler(
     )
 
     def sample(key: jax.Array, /) -> Episode:
+        one_key("key", key)
         key, way_key, shot_key = jax.random.split(key, 3)
         episode = draw(key)
         way = jax.random.randint(way_key, (), min_way, max_way + 1)

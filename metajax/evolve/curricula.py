@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from metajax import _checks
-from metajax.errors import ArgumentError
 from metajax.evolve.types import Levels
 
 Yield = Callable[[int], float]
@@ -117,5 +116,4 @@ def most_learnable(first: int, *, reach: int = 3) -> Curriculum:
 
 
 def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ArgumentError(f"{name} must be in [0, 1], got {value!r}.")
+    _checks.between(name, value, 0, 1)

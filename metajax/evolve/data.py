@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from metajax import lm
+from metajax import _checks, lm
 from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Attempts, Examples, Problem, Tasks, Verdict
 
@@ -111,6 +111,9 @@ def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count
         >>> real_examples(digits("copy"), jax.random.key(0), [1, 2], 5).lengths.max()
         np.int32(7)
     """
+    count = _checks.positive_int("count", count)
+    if isinstance(levels, str) or not len(levels):
+        raise ArgumentError(f"levels must be a list of at least one level, got {levels!r}.")
     level_key, task_key = jax.random.split(key)
     chosen = np.asarray(levels)[np.asarray(jax.random.randint(level_key, (count,), 0, len(levels)))]
     # The prompts' width is that of the hardest level, whether or not it was drawn.
@@ -139,8 +142,8 @@ def published_shares(base_levels: int, floor: float = 0.0):
 
     Source: Lee et al. 2025 (arXiv 2502.01612), appendix.
     """
-    if not 0 <= floor <= 1:
-        raise ArgumentError(f"floor must be in [0, 1], got {floor!r}.")
+    base_levels = _checks.positive_int("base_levels", base_levels)
+    floor = _checks.between("floor", floor, 0, 1)
 
     def shares(kept: Sequence[bool]) -> np.ndarray:
         weights = np.array([base_levels, *kept[:-1]], np.float64)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
-from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Problem, Tasks
 
 EQUALS, PLUS, BEGIN, END = 10, 11, 12, 13
@@ -54,9 +53,7 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
     answer_length = lambda level: level + operands
 
     def draw(key: jax.Array, levels: Any) -> Tasks:
-        levels = np.asarray(levels)
-        if levels.size == 0 or levels.min() < 1:
-            raise ArgumentError(f"levels must be at least 1, got {levels}.")
+        levels = _checks.levels("levels", levels)
         return _draw(key, levels, prompt_length(int(levels.max())), operands)
 
     def read(prompts: Any, lengths: Any) -> tuple[jax.Array, jax.Array]:

@@ -68,8 +68,8 @@ def fine_tune(
         raise ArgumentError(
             f"rows must be a multiple of micro_batches={micro_batches}, got {rows}."
         )
-    if not 0 <= prompt_share <= 1:
-        raise ArgumentError(f"prompt_share must be in [0, 1], got {prompt_share!r}.")
+    prompt_share = _checks.between("prompt_share", prompt_share, 0, 1)
+    _checks.function("shares", shares, "of which rounds kept something")
     _checks.one_of("start", start, ("current", "base"))
     draw = lambda key, data: lm.as_episodes(lm.row_sampler(data, batch=rows // micro_batches))(key)
     trainer_of = trainers(

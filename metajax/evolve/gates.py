@@ -84,10 +84,8 @@ def no_worse(
         >>> from metajax.evolve import verifiers
         >>> gate = no_worse(None, verifiers.everything(), margin=0.05, confidence=0.95)
     """
-    if not 0 < margin < 1:
-        raise ArgumentError(f"margin must lie between 0 and 1, got {margin!r}.")
-    if not 0.5 < confidence < 1:
-        raise ArgumentError(f"confidence must lie between 0.5 and 1, got {confidence!r}.")
+    margin = _checks.between("margin", margin, 0, 1, ends="()")
+    confidence = _checks.between("confidence", confidence, 0.5, 1, ends="()")
     quantile = statistics.NormalDist().inv_cdf(confidence)
 
     def gate(old: Params, new: Params, key: jax.Array, held_out: HeldOut, /) -> Decision:
@@ -164,6 +162,9 @@ def held_out_of(
         ((8,), (16,))
     """
     each = _checks.positive_int("each", each)
+    for name, levels in (("known", known), ("frontier", frontier)):
+        if not len(levels):
+            raise ArgumentError(f"{name} must hold at least one level, got {levels!r}.")
     levels = np.array(known)[np.arange(each) % len(known)]
     tasks = problem.draw(jax.random.fold_in(key, 0), levels)
     parts = [

@@ -13,9 +13,9 @@ from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, Round, examples_of
 from metajax.evolve.gates import held_out_marks
 from metajax.evolve.proposers import without_repetitions
-from metajax.evolve.solve import chosen
+from metajax.evolve.solve import check_tasks, chosen
 from metajax.evolve.state import EvolveState, Memory, Parts, RoundReport
-from metajax.evolve.types import Examples, Levels, Tasks, Verdict
+from metajax.evolve.types import Attempts, Examples, Levels, Verdict
 from metajax.evolve.verifiers import is_right
 from metajax.types import Params
 
@@ -38,11 +38,14 @@ def evolve(
         patience: after so many rounds in a row that brought nothing the loop stops, and says so.
 
     Raises:
-        ArgumentError: tasks of the wrong shapes, or a verdict whose weights aren't in [0, 1].
+        ArgumentError: tasks, attempts or a verdict of the wrong shapes, or weights that aren't in
+            [0, 1]. A round is checked before anything is learned from it.
 
     Source: the loop, Lee et al. 2025 (arXiv 2502.01612); the gate is ours.
     """
     patience = _checks.positive_int("patience", patience)
+    _checks.instance("parts", parts, Parts, "Parts")
+    _checks.instance("state", state, EvolveState, "an EvolveState, from start")
     capacity = len(state.memory.weights)
     while int(state.round) < capacity and int(state.refusals) < patience:
         state, report = _round(parts, state)
@@ -63,15 +66,16 @@ def _round(parts: Parts, state: EvolveState) -> tuple[EvolveState, RoundReport]:
 
     proposed = parts.propose(state.train.params, keys[0], levels)
     count = state.memory.weights.shape[1]
-    _check_tasks(proposed, count)
+    check_tasks(proposed, count, name="propose must return")
     tasks = without_repetitions(proposed, held_out_marks(held_out))
     clock.lap("propose")
     attempts = parts.solve(state.train.params, keys[1], tasks)
     if parts.tamper is not None:
         attempts = parts.tamper(number, attempts)
+    _check_attempts(attempts, count)
     clock.lap("solve")
     verdict = parts.verifier.verify(tasks, attempts)
-    weights = _checked_weights(verdict, count)
+    weights = _checked_weights(verdict, count, np.shape(attempts.tokens)[1])
     made = Round(tasks, attempts, verdict)
     examples = _that_fit(examples_of(made), state.memory.tokens.shape[2])
     clock.lap("verify")
@@ -134,24 +138,31 @@ class _Clock:
         self._last = now
 
 
-def _check_tasks(tasks: Tasks, count: int) -> None:
-    shapes = {name: np.shape(getattr(tasks, name)) for name in Tasks._fields if name != "about"}
-    shapes |= {f"about, {n}": np.shape(leaf) for n, leaf in enumerate(jax.tree.leaves(tasks.about))}
-    right = len(shapes["prompts"]) == 2 and all(shape[:1] == (count,) for shape in shapes.values())
-    if not right:
+def _check_attempts(attempts: Attempts, count: int) -> None:
+    _checks.instance("what solve returns", attempts, Attempts, "Attempts")
+    shapes = {name: np.shape(getattr(attempts, name)) for name in Attempts._fields}
+    rows = shapes["tokens"][:2]
+    wide = len(shapes["tokens"]) == 3 and shapes["log_probs"] == shapes["tokens"]
+    if not wide or rows[0] != count or (shapes["lengths"], shapes["ended"]) != (rows, rows):
         raise ArgumentError(
-            f"propose must return prompts [{count}, width] and as many lengths, levels and valid, "
-            f"got {shapes}."
+            f"solve must return tokens and log_probs [{count}, samples, width], lengths and ended "
+            f"[{count}, samples], got {shapes}."
         )
 
 
-def _checked_weights(verdict: Verdict, count: int) -> np.ndarray:
-    weights = np.asarray(verdict.weight)
-    if weights.shape != (count,):
-        raise ArgumentError(f"verify must return weights [{count}], got shape {weights.shape}.")
+def _checked_weights(verdict: Verdict, count: int, samples: int) -> np.ndarray:
+    _checks.instance("what verify returns", verdict, Verdict, "a Verdict")
+    weights, choice = np.asarray(verdict.weight), np.asarray(verdict.choice)
+    for name, own in zip(("choice", "weight", "agreement"), verdict, strict=True):
+        if np.shape(own) != (count,):
+            raise ArgumentError(f"verify must return {name}s [{count}], got shape {np.shape(own)}.")
     wrong = ~((weights >= 0) & (weights <= 1))
     if wrong.any():
         raise ArgumentError(f"verify must return weights in [0, 1], got {weights[wrong][0]}.")
+    if choice.dtype.kind not in "iu" or choice.min() < 0 or choice.max() >= samples:
+        raise ArgumentError(
+            f"verify must return choices among the {samples} samples, got {_checks.shown(choice)}."
+        )
     return weights
 
 

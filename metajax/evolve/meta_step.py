@@ -15,7 +15,6 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
-from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, round_of
 from metajax.evolve.types import Examples, Tasks
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
@@ -75,8 +74,7 @@ def meta_step(
     """
     for name, value in (("steps", steps), ("support", support), ("query", query)):
         _checks.positive_int(name, value)
-    if not 0 < real_share < 1:
-        raise ArgumentError(f"real_share must lie between 0 and 1, got {real_share!r}.")
+    real_share = _checks.between("real_share", real_share, 0, 1, ends="()")
     full = scaled(optimizer, trainable)
 
     def draw(key: jax.Array, data: Grouped) -> Episode:

@@ -85,11 +85,9 @@ def policy_gradient(
         raise ArgumentError(
             f"batch must be a multiple of micro_batches={micro_batches}, got {batch}."
         )
-    if not kl >= 0:
-        raise ArgumentError(f"kl must be at least 0, got {kl!r}.")
+    kl = _checks.non_negative_float("kl", kl)
     clip = _checks.positive_float("clip", clip)
-    if not 0 < real_share < 1:
-        raise ArgumentError(f"real_share must lie between 0 and 1, got {real_share!r}.")
+    real_share = _checks.between("real_share", real_share, 0, 1, ends="()")
     full = scaled(optimizer, trainable)
 
     def loss_fn(params: Params, scored: Scored) -> tuple[jax.Array, Metrics]:

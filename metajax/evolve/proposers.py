@@ -78,6 +78,7 @@ def written_by_model(
     """
     count, chunk = _checks.positive_int("count", count), _checks.positive_int("chunk", chunk)
     _checks.positive_float("temperature", temperature)
+    _checks.instance("model", model, Transformer, "a metajax.models.Transformer")
     begin = problem.begin
     if begin is None:
         raise ArgumentError(
@@ -122,6 +123,8 @@ def spread(levels: Levels, count: int) -> np.ndarray:
         >>> spread(Levels(2, 4), 5).tolist()
         [4, 3, 2, 4, 3]
     """
+    for each in levels:
+        _checks.positive_int("levels", each)
     if not 1 <= levels.first <= levels.last:
         raise ArgumentError(
             f"levels must be from 1 on, the first not above the last, got {levels}."

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import _checks, devices, lm
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.evolve.types import Attempts, Solver, Tasks
 from metajax.models import Transformer
 from metajax.types import Params
@@ -62,11 +62,17 @@ def solver(
     """
     samples, chunk = _checks.positive_int("samples", samples), _checks.positive_int("chunk", chunk)
     slack = _checks.non_negative_int("slack", slack)
-    if temperature is None and samples > 1:
+    _checks.instance("model", model, Transformer, "a metajax.models.Transformer")
+    _checks.function("answer_length", answer_length, "of a level")
+    end = _checks.non_negative_int("end", end)
+    if temperature is not None:
+        temperature = _checks.positive_float("temperature", temperature)
+    elif samples > 1:
         raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
     devices.equal_share("chunk", chunk, mesh)
 
     def solve(params: Params, key: jax.Array, tasks: Tasks, /) -> Attempts:
+        check_tasks(tasks)
         prompts, lengths, levels = (np.asarray(part) for part in tasks[:3])
         longest = answer_length(int(levels.max())) + slack
         new = -(-longest // MULTIPLE) * MULTIPLE
@@ -93,6 +99,30 @@ def solver(
         return Attempts(tokens, log_probs, counts, last == end)
 
     return solve
+
+
+def check_tasks(tasks: Any, count: int | None = None, *, name: str = "tasks must be") -> Tasks:
+    """Returns ``Tasks`` of ``count`` prompts, any number above 0 if None, or raises an
+    ArgumentError that begins with ``name``."""
+    if not isinstance(tasks, Tasks):
+        raise ArgumentTypeError(f"{name} Tasks, got {_checks.shown(tasks)}.")
+    shapes = {each: np.shape(getattr(tasks, each)) for each in Tasks._fields if each != "about"}
+    shapes |= {f"about, {n}": np.shape(leaf) for n, leaf in enumerate(jax.tree.leaves(tasks.about))}
+    prompts = shapes["prompts"]
+    if count is None and prompts:
+        count = prompts[0]
+    if len(prompts) != 2 or not count or any(shape[:1] != (count,) for shape in shapes.values()):
+        raise ArgumentError(
+            f"{name} prompts [{count or 'n'}, width] and as many lengths, levels and valid,"
+            f" got {shapes}."
+        )
+    lengths = np.asarray(tasks.lengths)
+    if lengths.ndim != 1 or lengths.min() < 1 or lengths.max() > prompts[1]:
+        raise ArgumentError(
+            f"{name} prompts whose lengths are from 1 to the prompts' width, {prompts[1]}, got "
+            f"{_checks.shown(lengths)}."
+        )
+    return tasks
 
 
 def chunks_of(

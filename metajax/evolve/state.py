@@ -155,6 +155,10 @@ def start(
     Raises:
         ArgumentError: a number isn't a positive integer.
     """
+    _checks.instance("parts", parts, Parts, "Parts")
+    _checks.arrays("params", params, some=True)
+    _checks.key("key", key)
+    vocab_size = _checks.positive_int("vocab_size", vocab_size)
     for name, value in (("rounds", rounds), ("proposals", proposals), ("longest", longest)):
         _checks.positive_int(name, value)
     train_key, own_key = jax.random.split(key)

@@ -130,9 +130,7 @@ class _Texts:
         return self.longest(level)[1] + 1
 
     def draw(self, key: jax.Array, levels: Any) -> Tasks:
-        levels = np.asarray(levels)
-        if levels.size == 0 or levels.min() < 1:
-            raise ArgumentError(f"levels must be at least 1, got {levels}.")
+        levels = _checks.levels("levels", levels)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
         rows = [self._drawn(rng, level) for level in levels.tolist()]
         width = max(map(self.prompt_length, np.unique(levels).tolist()))

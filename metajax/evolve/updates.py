@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from metajax import devices, trees
+from metajax import _checks, devices, trees
 from metajax.train import TrainState, meta_trainer
 from metajax.types import Metrics, Params
 
@@ -48,6 +48,7 @@ def scaled(
     optimizer: optax.GradientTransformation, trainable: trees.Trainable = None
 ) -> optax.GradientTransformation:
     """The optimizer, for the leaves that learn, and a factor behind it that ``to_train`` sets."""
+    _checks.optimizer("optimizer", optimizer)
     if trainable is not None:
         labels = lambda params: jax.tree.map(
             lambda own: "learns" if own else "stays", trees.selected(params, trainable)

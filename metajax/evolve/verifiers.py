@@ -287,6 +287,4 @@ def _of_first(attempts: Attempts, trusted: Any) -> Verdict:
 
 
 def _share(name: str, value: float) -> float:
-    if not 0 < value <= 1:
-        raise ArgumentError(f"{name} must be above 0 and at most 1, got {value!r}.")
-    return value
+    return _checks.between(name, value, 0, 1, ends="(]")

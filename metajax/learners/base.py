@@ -1,12 +1,14 @@
 """What a meta-learning algorithm is: pure functions of one task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax.adapt import AdaptInfo, value_and_aux
+from metajax.errors import ArgumentTypeError
 from metajax.types import Episode, LossFn, Metrics, Params, PyTree
 
 
@@ -55,10 +57,36 @@ def task_outcome(learner: Learner) -> Callable[[Params, Episode], tuple[jax.Arra
 
     def outcome(params: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
         adapted, _ = learner.adapt(params, episode.support)
-        loss, metrics = learner.loss(adapted, episode)
-        return loss, {"loss": loss, **metrics}
+        return reported(learner, adapted, episode)
 
     return outcome
+
+
+def reported(learner: Learner, adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
+    """The learner's loss, and it with the metrics; an ArgumentError unless it is a scalar."""
+    loss, metrics = value_and_aux(learner.loss(adapted, episode), name="learner.loss")
+    if not isinstance(metrics, Mapping | None):
+        raise ArgumentTypeError(
+            f"learner.loss must return a dict of metrics beside the loss, got "
+            f"{type(metrics).__name__}."
+        )
+    return loss, {"loss": loss, **(metrics or {})}
+
+
+def check_learner(name: str, learner: Any) -> Learner:
+    """Returns a learner, or raises an ArgumentTypeError that names it."""
+    wanted = "a Learner such as metajax.maml(...)"
+    return _checks.instance(name, learner, Learner, wanted)
+
+
+def check_episode(name: str, episode: Any) -> Episode:
+    """Returns what has a support and a query set, of arrays, or raises an ArgumentTypeError."""
+    if not (hasattr(episode, "support") and hasattr(episode, "query")):
+        raise ArgumentTypeError(
+            f"{name} must be a metajax.Episode(support, query), got {_checks.shown(episode)}."
+        )
+    _checks.arrays(name, (episode.support, episode.query))
+    return episode
 
 
 def nothing_learned(adapted: Params, observe: Callable[[Params], Any] | None) -> AdaptInfo:
@@ -75,6 +103,9 @@ OuterLoss = Callable[[Params, Episode], jax.Array | tuple[jax.Array, Metrics]]
 
 def episode_loss(loss_fn: LossFn, outer_loss: OuterLoss | None):
     """The ``loss`` of a Learner: ``outer_loss``, or else ``loss_fn`` on the query set."""
+
+    _checks.function("loss_fn", loss_fn, "loss_fn(params, batch)")
+    _checks.optional_function("outer_loss", outer_loss, "outer_loss(adapted, episode)")
 
     def loss(adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
         if outer_loss is None:

@@ -10,7 +10,7 @@ import optax
 from metajax import _checks
 from metajax.adapt import adapt
 from metajax.learners.base import Learner, episode_loss
-from metajax.modes import GradientMode
+from metajax.modes import GradientMode, mode_of
 from metajax.types import Episode, Metrics, Params, PyTree
 
 ContextLoss = Callable[[Params, PyTree, PyTree], Any]
@@ -71,6 +71,11 @@ def cavia(
     equations 5 and 6.
     """
     _checks.positive_int("steps", steps)
+    _checks.function("loss_fn", loss_fn, "loss_fn(params, context, batch)")
+    _checks.optimizer("optimizer", optimizer)
+    _checks.optional_function("outer_loss", outer_loss, "outer_loss(params, context, episode)")
+    _checks.arrays("context", context, some=True)
+    mode_of(mode, steps)
     start = jax.tree.map(jnp.asarray, context)
 
     def joint_loss(adapted: CAVIAParams, batch):

@@ -8,7 +8,6 @@ import optax
 
 from metajax import _checks, trees
 from metajax.adapt import adapt, value_and_aux
-from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.modes import first_order
 from metajax.types import LossFn
@@ -72,8 +71,8 @@ def imaml(
     _checks.positive_int("solver_steps", solver_steps)
     _checks.one_of("solver", solver, ("cg", "neumann"))
     proximal = _checks.positive_float("proximal", proximal)
-    if not damping >= 0:
-        raise ArgumentError(f"damping must be 0 or more, got {damping!r}.")
+    damping = _checks.non_negative_float("damping", damping)
+    _checks.optimizer("optimizer", optimizer)
     loss = episode_loss(loss_fn, outer_loss)
 
     def adapt_fn(params, support, *, observe=None):

@@ -4,17 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metajax import _checks, trees
 from metajax.adapt import adapt
 from metajax.learners.base import Learner, OuterLoss, episode_loss
-from metajax.modes import GradientMode
+from metajax.modes import GradientMode, mode_of
 from metajax.types import LossFn, PyTree
 
 
 def learner_of_rates(
-    meta_params: Callable[[Any, PyTree], Any],
+    meta_params: type[Any],
     loss_fn: LossFn,
     *,
     first: Callable[[jax.Array], PyTree],
@@ -36,13 +37,17 @@ def learner_of_rates(
     """
     _checks.positive_int("steps", steps)
     _checks.positive_float("learning_rate", learning_rate)
+    mode_of(mode, steps)
     loss = episode_loss(loss_fn, outer_loss)
+    wanted = f"a {meta_params.__name__}"
 
     def init(params):
+        params = jax.tree.map(jnp.asarray, _checks.arrays("params", params, some=True))
         adapted, _ = trees.partition(params, trainable)
         return meta_params(params, jax.tree.map(first, adapted))
 
     def adapt_fn(params, support, *, observe=None):
+        _checks.instance("params", params, meta_params, f"{wanted}, which learner.init makes")
         initial, rates = params
         adapted, info = adapt(
             loss_fn,

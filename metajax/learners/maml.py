@@ -6,7 +6,7 @@ import optax
 from metajax import _checks
 from metajax.adapt import adapt, check_differentiable
 from metajax.learners.base import Learner, OuterLoss, episode_loss
-from metajax.modes import GradientMode, default_mode
+from metajax.modes import GradientMode, mode_of
 from metajax.trees import Trainable
 from metajax.types import LossFn
 
@@ -56,7 +56,8 @@ def maml(
     (arXiv 1703.03400).
     """
     _checks.positive_int("steps", steps)
-    if (default_mode(steps) if mode is None else mode).differentiates_update:
+    _checks.optimizer("optimizer", optimizer)
+    if mode_of(mode, steps).differentiates_update:
         check_differentiable(optimizer, jnp.zeros(2))
 
     def adapt_fn(params, support, *, observe=None):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner
 from metajax.learners.metric import Embed, cosine_similarities, metric_learner
 from metajax.losses import lowest
@@ -54,13 +54,20 @@ def matching(
     """
     _checks.at_least("n_way", n_way, 2)
     scale = _checks.positive_float("scale", scale)
+    _checks.optional_function("full_context", full_context, "full_context(params, support, query)")
 
     def score(params, support, query):
         features, name = support.features, "embed"
         examples = len(features), len(query)
         if full_context is not None:
             name = "full_context"
-            features, query = full_context(params, features, query)
+            both = full_context(params, features, query)
+            if not isinstance(both, tuple) or len(both) != 2:
+                raise ArgumentTypeError(
+                    "full_context must return a pair of features, of support and query, got "
+                    f"{type(both).__name__}."
+                )
+            features, query = both
         _checks.one_width(name, features, query)
         if (len(features), len(query)) != examples:
             raise ArgumentError(

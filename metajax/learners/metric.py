@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import losses
-from metajax.errors import ArgumentError
+from metajax import _checks, losses
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner, nothing_learned
 from metajax.types import Episode, Metrics, Params, PyTree
 
@@ -61,6 +61,11 @@ Outcome = Callable[..., tuple[jax.Array, Metrics]]
 def embedded(features: jax.Array, support: PyTree, n_way: int) -> Support:
     """The features of a support set with what its targets and mask say of them."""
     _, targets, mask, _ = losses.as_masked(support)
+    if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ArgumentError(
+            f"support targets must be integer class indices [examples], got {targets.dtype} of "
+            f"shape {targets.shape}."
+        )
     weights = jnp.ones(len(targets)) if mask is None else mask
     weights = weights.astype(features.dtype)
     one_hot = jax.nn.one_hot(targets, n_way, dtype=features.dtype)
@@ -90,6 +95,8 @@ def metric_learner(
         outcome: the loss.
     """
 
+    _checks.function("embed", embed, "embed(params, inputs)")
+
     def adapt(params, support, *, observe=None):
         adapted = Remembered(params, support)
         return adapted, nothing_learned(adapted, observe)
@@ -97,17 +104,13 @@ def metric_learner(
     def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
         inputs, *_ = losses.as_masked(adapted.support)
         query_inputs, targets, mask, _ = losses.as_masked(episode.query)
-        if inputs.shape[1:] != query_inputs.shape[1:]:
-            raise ArgumentError(
-                "support and query inputs must have examples of one shape, got "
-                f"{inputs.shape} and {query_inputs.shape}."
-            )
+        losses.same_shape(inputs, query_inputs)
         both = jnp.concatenate([inputs, query_inputs])
         features, changed = _features(embed(network(adapted.params), both), len(both))
         halves = _rows(features, 0, len(inputs)), _rows(features, len(inputs), len(both))
         support = embedded(halves[0], adapted.support, n_way)
         output = score(adapted.params, support, halves[1])
-        logits, changed_too = output if isinstance(output, tuple) else (output, {})
+        logits, changed_too = with_changes("score", output)
         value, metrics = outcome(logits, targets, mask, support.counts > 0)
         return value, {**metrics, **merged(changed, changed_too)}
 
@@ -128,13 +131,26 @@ def _rows(features: jax.Array, start: int, end: int) -> jax.Array:
 
 def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:
     """Features and changed collections of what ``embed`` returned."""
-    features, changed = output if isinstance(output, tuple) else (output, {})
+    features, changed = with_changes("embed", output)
+    _checks.array("what embed returns", features, "features [examples, ...]")
     if features.ndim < 2 or features.shape[0] != examples:
         raise ArgumentError(
             f"embed must return features [examples, ...] of {examples} examples, got shape "
             f"{features.shape}."
         )
     return features, dict(changed)
+
+
+def with_changes(name: str, output: Any) -> tuple[Any, Any]:
+    """What a network returned, and the collections that it changed."""
+    if not isinstance(output, tuple):
+        return output, {}
+    if len(output) != 2 or not isinstance(output[1], Mapping):
+        raise ArgumentTypeError(
+            f"{name} must return an array, or a pair of it and a dict of changed collections, got "
+            f"{_checks.shown(output)}."
+        )
+    return output
 
 
 def merged(first: Any, second: Any) -> dict[str, Any]:
@@ -203,5 +219,10 @@ def carry_statistics(params: Params, metrics: Metrics) -> tuple[Params, Metrics]
     if hasattr(params, "_replace"):
         inner, metrics = carry_statistics(params.params, metrics)
         return params._replace(params=inner), metrics
+    if not isinstance(params, Mapping) or "batch_stats" not in metrics:
+        raise ArgumentError(
+            "carry_statistics needs parameters that are a dict of Flax collections and metrics "
+            f"with 'batch_stats', got {type(params).__name__} and metrics {sorted(metrics)}."
+        )
     metrics = dict(metrics)
     return {**params, "batch_stats": metrics.pop("batch_stats")}, metrics

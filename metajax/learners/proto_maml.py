@@ -11,7 +11,7 @@ from metajax.adapt import adapt
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, episode_loss
 from metajax.learners.metric import class_means, embedded
-from metajax.modes import GradientMode
+from metajax.modes import GradientMode, mode_of
 from metajax.trees import Trainable
 from metajax.types import Params
 
@@ -62,9 +62,13 @@ def proto_maml(
     """
     _checks.at_least("n_way", n_way, 2)
     _checks.positive_int("steps", steps)
+    _checks.function("embed", embed, "embed(params, inputs)")
+    _checks.optimizer("optimizer", optimizer)
+    mode_of(mode, steps)
 
     def apply(params, inputs):
         head, features = params["head"], embed(params["body"], inputs)
+        _checks.array("what embed returns", features, "features [examples, d]")
         if features.ndim != 2 or features.shape[1] != len(head["kernel"]):
             raise ArgumentError(
                 f"embed must return features [examples, {len(head['kernel'])}], as wide as the "

@@ -53,17 +53,17 @@ def reptile(
     Source: Nichol et al. 2018, "On First-Order Meta-Learning Algorithms" (arXiv 1803.02999).
     """
     _checks.positive_int("steps", steps)
-    if batch_size is not None:
-        _checks.positive_int("batch_size", batch_size)
+    _checks.optimizer("optimizer", optimizer)
+    size = 0 if batch_size is None else _checks.positive_int("batch_size", batch_size)
 
     def minibatch(support, index):
-        rows = jax.tree.leaves(support)[0].shape[0]
-        if rows < batch_size:
+        rows = _checks.leading_axis("the support set", support, "example")
+        if rows < size:
             raise ArgumentError(
-                f"batch_size={batch_size} is more than the support set's {rows} examples."
+                f"batch_size={size} is more than the support set's {rows} examples."
             )
         order = jax.random.permutation(jax.random.key(0), rows)
-        taken = order[(index * batch_size + jnp.arange(batch_size)) % rows]
+        taken = order[(index * size + jnp.arange(size)) % rows]
         return jax.tree.map(lambda leaf: leaf[taken], support)
 
     def adapt_fn(params, support, *, observe=None):

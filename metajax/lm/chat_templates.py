@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metajax.errors import ArgumentError
+from metajax._checks import shown
+from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.lm.hf_config import CheckpointError
 
 Message = Mapping[str, Any]
 """One turn of a chat, such as ``{"role": "user", "content": "Hello"}``."""
@@ -17,16 +19,39 @@ def read(folder: Path, configured: Any) -> dict[str, str]:
 
     They are chat_template.jinja and additional_chat_templates/NAME.jinja, or else what
     tokenizer_config.json says, one or a list of named ones.
+
+    Raises:
+        CheckpointError: a file can't be read, or tokenizer_config.json has something else there.
     """
     more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     files = {path.stem: path for path in more}
     if (folder / "chat_template.jinja").is_file():
         files["default"] = folder / "chat_template.jinja"
     if files:
-        return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        return {name: _text(path) for name, path in files.items()}
+    if configured is None:
+        return {}
     if isinstance(configured, str):
         return {"default": configured}
-    return {entry["name"]: entry["template"] for entry in configured or ()}
+    try:
+        found = {entry["name"]: entry["template"] for entry in configured}
+        if all(isinstance(text, str) for pair in found.items() for text in pair):
+            return found
+    except (TypeError, KeyError):
+        pass
+    raise CheckpointError(
+        f"{folder / 'tokenizer_config.json'}: chat_template must be a text, or a list of objects "
+        "with the texts 'name' and 'template'."
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} can't be read: it is no file.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}.") from error
 
 
 def render(
@@ -59,6 +84,12 @@ def render(
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise not_installed("jinja2", "a chat template") from error
+    is_chat = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not is_chat or not all(isinstance(message, Mapping) for message in messages):
+        raise ArgumentTypeError(
+            f"messages must be a list of turns such as {{'role': 'user', 'content': 'Hello'}}, got "
+            f"{shown(messages)}."
+        )
     if not messages:
         raise ArgumentError(f"messages must not be empty, got {messages!r}.")
 
@@ -90,7 +121,7 @@ def render(
     given |= {"messages": turns, "add_generation_prompt": add_generation_prompt}
     try:
         return environment.from_string(source).render(given)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template may divide by zero, add a text to a number, ...
         raise ArgumentError(f"messages: the chat template fails on them: {error}") from error
 
 

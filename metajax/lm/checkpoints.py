@@ -13,8 +13,8 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from metajax import _checks
 from metajax._files import replacing, write_atomically
-from metajax.errors import ArgumentError
 from metajax.lm import hf_config, hf_names
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
@@ -61,16 +61,21 @@ def load_pretrained(
     folder = resolve(folder)
     file = folder / "config.json"
     config = hf_config.from_hf(read_object(file), str(file))
-    kind = config.dtype if dtype is None else jnp.dtype(dtype)
+    kind = config.dtype if dtype is None else _checks.float_dtype("dtype", dtype)
     config = dataclasses.replace(config, dtype=kind, scan=scan, remat=remat)
     params = _read_params(folder, dataclasses.replace(config, scan=True), kind)
     return Transformer(config), params if scan else unstack_layers(params)
 
 
 def _read_params(folder: Path, config: TransformerConfig, dtype: Any) -> Params:
-    wanted = {tensor.name: tensor for tensor in hf_names.tensors(config)}
     with ExitStack() as stack:
         stored = _stored(folder, stack, config)
+        if config.n_layers > len(stored):  # before so many names are made
+            raise CheckpointError(
+                f"{folder}: config.json asks for {config.n_layers} blocks, but there are only "
+                f"{len(stored)} tensors."
+            )
+        wanted = {tensor.name: tensor for tensor in hf_names.tensors(config)}
         repeated = config.tied and "lm_head.weight" in stored
         _check_names(folder, set(wanted), set(stored) - ({"lm_head.weight"} if repeated else set()))
         flat: dict[str, np.ndarray] = {}
@@ -110,7 +115,7 @@ def resolve(folder: str | Path) -> Path:
     Raises:
         CheckpointError: it isn't there and can't be downloaded.
     """
-    path = Path(folder)
+    path = _checks.path_of("folder", folder)
     if path.is_dir():
         return path
     name = str(folder)
@@ -146,6 +151,8 @@ def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[s
         index = read_object(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise CheckpointError(f"{folder / INDEX}: the field 'weight_map' is missing.")
+        if not all(isinstance(name, str) for name in index.values()):
+            raise CheckpointError(f"{folder / INDEX}: weight_map must map names to files' names.")
         names = sorted(set(index.values()))
         if any(Path(name).name != name for name in names):
             raise CheckpointError(f"{folder / INDEX} names files outside of its folder: {names}.")
@@ -156,7 +163,7 @@ def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[s
     found: dict[str, Any] = {}
     for name in names:
         file = folder / name
-        if not file.exists():
+        if not file.is_file():
             raise CheckpointError(f"{file} is missing, which {INDEX} names.")
         try:
             opened = stack.enter_context(safe_open(file, framework="numpy"))
@@ -220,9 +227,14 @@ def save_pretrained(
     """
     from safetensors.numpy import save_file
 
-    if shard_bytes < 1:
-        raise ArgumentError(f"shard_bytes must be at least 1, got {shard_bytes}.")
-    kind = jnp.dtype(dtype or params["embed"]["embedding"].dtype)
+    shard_bytes = _checks.positive_int("shard_bytes", shard_bytes)
+    wanted = "a TransformerConfig"
+    _checks.instance("config", config, TransformerConfig, wanted)
+    try:
+        own = params["embed"]["embedding"].dtype
+    except (TypeError, KeyError, AttributeError):
+        raise CheckpointError("params: embed/embedding is missing.") from None
+    kind = own if dtype is None else _checks.float_dtype("dtype", dtype)
     fields = hf_config.to_hf(config, kind)
     flat, stacked = flax.traverse_util.flatten_dict(params, sep="/"), "blocks" in params
     folder = Path(folder)

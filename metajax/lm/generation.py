@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, devices
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.lm.prepared import Prepared, variables_of
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
@@ -98,7 +98,7 @@ def generate(
         >>> generate(model, params, [[1, 2, 3], [4]], max_new_tokens=5).tokens.shape
         (2, 1, 5)
     """
-    config = dataclasses.replace(model.config, scan=False)
+    config = _config_of(model)
     max_new_tokens = _checks.positive_int("max_new_tokens", max_new_tokens)
     samples = _checks.positive_int("samples", samples)
     choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
@@ -108,7 +108,7 @@ def generate(
     devices.equal_share("prompts", len(tokens), mesh)
     allowed = allowed_of(allowed, max_new_tokens, len(tokens), config.vocab_size)
     key = jax.random.key(0) if key is None else key
-    variables = variables_of(params, lora, mesh)
+    variables = variables_of(config, params, lora, mesh)
     rows = _generate(
         variables, tokens, real, key, allowed, config, choice, max_new_tokens, samples, mesh
     )
@@ -140,12 +140,12 @@ def stream(
         >>> streamed == generate(model, params, [[1, 2]], max_new_tokens=3).tokens[0, 0].tolist()
         True
     """
-    config = dataclasses.replace(model.config, scan=False)
+    config = _config_of(model)
     max_new_tokens = _checks.positive_int("max_new_tokens", max_new_tokens)
     choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
     tokens, real = _padded([prompt], config, max_new_tokens)
     key = jax.random.key(0) if key is None else key
-    variables = variables_of(params, lora, None)
+    variables = variables_of(config, params, lora, None)
     return _stream(variables, tokens, real, key, config, choice, max_new_tokens)
 
 
@@ -160,10 +160,28 @@ def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Ite
         logits, cache = _decode(variables, token, place + step, cache, config)
 
 
+def _config_of(model: Any) -> TransformerConfig:
+    """Of the model that decodes, whose blocks aren't stacked."""
+    _checks.instance("model", model, Transformer, "a metajax.models.Transformer")
+    return dataclasses.replace(model.config, scan=False)
+
+
 def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens ``[prompts, length]``, and which of them aren't padding, on the left."""
     as_they_are = hasattr(prompts, "shape")
-    rows = [np.asarray(prompt) for prompt in prompts]
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray | jax.Array):
+        raise ArgumentTypeError(
+            f"prompts must be lists of tokens, got {_checks.shown(prompts)}; a tokenizer makes "
+            "them of texts."
+        )
+    if as_they_are and np.ndim(prompts) != 2:
+        raise ArgumentError(
+            f"prompts must be [prompts, length], got an array of shape {np.shape(prompts)}."
+        )
+    rows = [
+        _checks.numbers(f"prompts[{number}]", prompt, "a list of tokens")
+        for number, prompt in enumerate(prompts)
+    ]
     if not rows:
         raise ArgumentError("prompts must hold at least one prompt, got none.")
     for number, row in enumerate(rows):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from metajax.errors import MetajaxError
+from metajax.errors import ArgumentError, MetajaxError
 from metajax.models import Rotary, TransformerConfig
 
 Architecture = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -28,26 +28,47 @@ class CheckpointError(MetajaxError, ValueError):
     """A checkpoint can't be read or written; the message names the file, and tensor or field."""
 
 
+_KINDS: dict[str, Any] = {
+    "an integer": int,
+    "a number": (int, float),
+    "true or false": bool,
+    "a text": str,
+    "an object": dict,
+    "a list": list,
+}
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    # JSON's true is no number.
+    return isinstance(value, _KINDS[kind]) and isinstance(value, bool) == (kind == "true or false")
+
+
 class _Fields:
     """The fields of one config.json; what is wrong is said with the file's name."""
 
     def __init__(self, fields: Mapping[str, Any], file: str) -> None:
         self.fields, self.file = fields, file
 
-    def need(self, name: str) -> Any:
+    def need(self, name: str, kind: str) -> Any:
         if self.fields.get(name) is None:
             raise CheckpointError(f"{self.file}: the field {name!r} is missing.")
-        return self.fields[name]
+        return self.get(name, None, kind)
 
-    def get(self, name: str, default: Any) -> Any:
+    def get(self, name: str, default: Any, kind: str) -> Any:
+        """A field's value, of the kind that its name in ``_KINDS`` stands for."""
         value = self.fields.get(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        if not _is_of(value, kind):
+            raise CheckpointError(f"{self.file}: {name} must be {kind}, got {value!r}.")
+        return value
 
     def refuse(self, name: str, value: Any, accepted: str) -> CheckpointError:
         return CheckpointError(f"{self.file}: {name}={value!r} isn't supported, {accepted} is.")
 
     def must_be(self, name: str, wanted: Any) -> None:
-        value = self.get(name, wanted)
+        value = self.fields.get(name)
+        value = wanted if value is None else value
         if value != wanted:
             raise self.refuse(name, value, repr(wanted))
 
@@ -102,77 +123,92 @@ def from_hf(fields: Mapping[str, Any], file: str = "config.json") -> Transformer
         >>> from_hf({"model_type": "llama", "rms_norm_eps": 1e-5, **sizes}).mlp_width
         16
     """
-    f = _Fields(fields, file)
-    kind = f.need("model_type")
+    try:
+        return _from_hf(_Fields(fields, file))
+    except ArgumentError as error:  # of the configuration that they describe
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _from_hf(f: _Fields) -> TransformerConfig:
+    fields = f.fields
+    kind = f.need("model_type", "a text")
     if kind not in CLASSES:
         raise f.refuse("model_type", kind, "one of " + ", ".join(CLASSES))
-    if f.get("quantization_config", None) is not None:
-        method = f.get("quantization_config", {}).get("quant_method", "unknown")
+    quantization = f.get("quantization_config", None, "an object")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unknown")
         raise f.refuse("quantization_config", method, "a checkpoint without quantised weights")
-    dtype = f.get("dtype", f.get("torch_dtype", "float32"))
+    dtype = f.get("dtype", f.get("torch_dtype", "float32", "a text"), "a text")
     if dtype not in _DTYPES:
         raise f.refuse("dtype", dtype, "one of " + ", ".join(_DTYPES))
-    tied = f.get("tie_word_embeddings", kind == "gpt2")
-    common = {"vocab_size": f.need("vocab_size"), "tied": tied, "dtype": jnp.dtype(dtype)}
+    tied = f.get("tie_word_embeddings", kind == "gpt2", "true or false")
+    common = {
+        "vocab_size": f.need("vocab_size", "an integer"),
+        "tied": tied,
+        "dtype": jnp.dtype(dtype),
+    }
     if kind == "gpt2":
         f.must_be("add_cross_attention", False)
         f.must_be("scale_attn_weights", True)
         f.must_be("scale_attn_by_inverse_layer_idx", False)
-        activation = f.get("activation_function", "gelu_new")
+        activation = f.get("activation_function", "gelu_new", "a text")
         if activation not in _GPT2_ACTIVATIONS:
             raise f.refuse(
                 "activation_function", activation, "one of " + ", ".join(_GPT2_ACTIVATIONS)
             )
         return TransformerConfig.gpt2(
-            width=f.need("n_embd"),
-            n_layers=f.need("n_layer"),
-            n_heads=f.need("n_head"),
-            max_length=f.need("n_positions"),
-            mlp_width=f.get("n_inner", 0),
+            width=f.need("n_embd", "an integer"),
+            n_layers=f.need("n_layer", "an integer"),
+            n_heads=f.need("n_head", "an integer"),
+            max_length=f.need("n_positions", "an integer"),
+            mlp_width=f.get("n_inner", 0, "an integer"),
             activation=_GPT2_ACTIVATIONS[activation],
-            norm_eps=f.get("layer_norm_epsilon", 1e-5),
+            norm_eps=f.get("layer_norm_epsilon", 1e-5, "a number"),
             **common,
         )
     f.must_be("hidden_act", "silu")
     f.must_be("use_sliding_window", False)
-    if kind == "llama" and f.get("sliding_window", None) is not None:
-        raise f.refuse("sliding_window", f.need("sliding_window"), "attention to all tokens")
-    windowed = sorted(set(f.get("layer_types", ())) - {"full_attention"})
+    if kind == "llama" and fields.get("sliding_window") is not None:
+        raise f.refuse("sliding_window", fields["sliding_window"], "attention to all tokens")
+    kinds = f.get("layer_types", [], "a list")
+    windowed = [each for each in kinds if each != "full_attention"]
     if windowed:
         raise f.refuse("layer_types", windowed[0], "'full_attention'")
-    biased = f.get("attention_bias", False) if kind != "qwen2" else False
+    biased = f.get("attention_bias", False, "true or false") if kind != "qwen2" else False
     return TransformerConfig(
-        width=f.need("hidden_size"),
-        n_layers=f.need("num_hidden_layers"),
-        n_heads=f.need("num_attention_heads"),
-        n_kv_heads=f.get("num_key_value_heads", 0),
-        head_dim=f.get("head_dim", 128 if kind == "qwen3" else 0),
-        max_length=f.need("max_position_embeddings"),
-        mlp_width=f.need("intermediate_size"),
-        norm_eps=f.need("rms_norm_eps"),
+        width=f.need("hidden_size", "an integer"),
+        n_layers=f.need("num_hidden_layers", "an integer"),
+        n_heads=f.need("num_attention_heads", "an integer"),
+        n_kv_heads=f.get("num_key_value_heads", 0, "an integer"),
+        head_dim=f.get("head_dim", 128 if kind == "qwen3" else 0, "an integer"),
+        max_length=f.need("max_position_embeddings", "an integer"),
+        mlp_width=f.need("intermediate_size", "an integer"),
+        norm_eps=f.need("rms_norm_eps", "a number"),
         rotary=_rotary(f),
         qk_norm=kind == "qwen3",
         qkv_bias=biased or kind == "qwen2",
         output_bias=biased,
-        mlp_bias=f.get("mlp_bias", False) if kind == "llama" else False,
+        mlp_bias=f.get("mlp_bias", False, "true or false") if kind == "llama" else False,
         **common,
     )
 
 
 def _rotary(f: _Fields) -> Rotary:
     # Version 5 has all of it in rope_parameters; version 4 the base beside rope_scaling.
-    name = "rope_parameters" if f.get("rope_parameters", None) else "rope_scaling"
-    given: Mapping[str, Any] = f.get(name, {})
-    theta = given.get("rope_theta", f.get("rope_theta", 10_000.0))
-    kind = given.get("rope_type", given.get("type", "default"))
-    part = given.get("partial_rotary_factor", f.get("partial_rotary_factor", 1.0))
+    name = "rope_parameters" if f.fields.get("rope_parameters") else "rope_scaling"
+    g = _Fields(f.get(name, {}, "an object"), f"{f.file}: {name}")
+    theta = g.get("rope_theta", f.get("rope_theta", 10_000.0, "a number"), "a number")
+    kind = g.get("rope_type", g.get("type", "default", "a text"), "a text")
+    part = g.get(
+        "partial_rotary_factor", f.get("partial_rotary_factor", 1.0, "a number"), "a number"
+    )
     if part != 1.0:
         raise f.refuse("partial_rotary_factor", part, "1.0")
 
     def need(key: str) -> Any:
-        if given.get(key) is None:
+        if g.fields.get(key) is None:
             raise CheckpointError(f"{f.file}: the field {key!r} is missing in {name}.")
-        return given[key]
+        return g.need(key, "a number")
 
     if kind == "default":
         return Rotary(theta)

@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.losses import Apply
 from metajax.types import Params
 
@@ -160,8 +160,9 @@ def init(
     """
     rank = _checks.positive_int("rank", rank)
     scale = _checks.positive_float("alpha", rank if alpha is None else alpha) / rank
-    if not (math.isfinite(b_std) and b_std >= 0):
-        raise ArgumentError(f"b_std must be at least 0 and finite, got {b_std!r}.")
+    b_std = _checks.non_negative_float("b_std", b_std)
+    _checks.key("key", key)
+    _checks.arrays("params", params, some=True)
     paths = trees.leaf_paths(params)
     leaves = dict(zip(paths, jax.tree.leaves(params), strict=True))
     chosen = _chosen(targets, paths)
@@ -182,6 +183,8 @@ def init(
 
 
 def _chosen(targets: str | Sequence[str], paths: list[str]) -> list[str]:
+    if not isinstance(targets, Sequence):
+        raise ArgumentTypeError(f"targets must be regular expressions, got {targets!r}.")
     patterns = [targets] if isinstance(targets, str) else list(targets)
     if not patterns:
         raise ArgumentError(f"targets must have at least one pattern, got {targets!r}.")
@@ -286,7 +289,7 @@ def _add(params: Params, lora: Mapping[str, Any], sign: float) -> Params:
 
 
 def _updated(kernel: Any, factors: Factors, sign: float, path: str) -> jax.Array:
-    a, b = factors.a, factors.b
+    a, b = (_checks.array("lora", side) for side in (factors.a, factors.b))
     if isinstance(kernel, Mapping):
         raise ArgumentError(f"lora has factors at {path!r}, where params has {sorted(kernel)}.")
     shape, dtype = jnp.shape(kernel), jnp.result_type(kernel)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
 
@@ -30,6 +31,44 @@ _REFUSED = (
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_pattern(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        re.compile(rf"(.*\.)?({value})$")
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _names_modules(value: Any) -> bool:
+    texts = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return texts or _is_pattern(value)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_pattern, value))
+
+
+def _is_layers(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, list) and all(map(_is_integer, value)))
+
+
+_MODULES = "a regular expression or a list of names"
+_TABLE = "an object from regular expressions to numbers"
+_KINDS = {
+    "target_modules": (_names_modules, _MODULES),
+    "exclude_modules": (_names_modules, _MODULES),
+    "layers_to_transform": (_is_layers, "an integer or a list of them"),
+    "rank_pattern": (_is_table, _TABLE),
+    "alpha_pattern": (_is_table, _TABLE),
+}
+
+
 class AdapterConfig:
     """The content of one adapter_config.json.
 
@@ -45,6 +84,10 @@ class AdapterConfig:
         self._must_be_one_of("peft_type", ("LORA",), None)
         self._must_be_one_of("bias", ("none",), "none")
         self._must_be_one_of("init_lora_weights", _INITIALISATIONS, True)
+        for name, (is_right, kind) in _KINDS.items():
+            value = self.fields.get(name)
+            if value is not None and not is_right(value):
+                raise CheckpointError(f"{file}: {name} must be {kind}, got {value!r}.")
         for name in _REFUSED:
             if self.fields.get(name):
                 raise self._refuse(name)
@@ -70,9 +113,13 @@ class AdapterConfig:
 
         Source of ``use_rslora``: Kalajdzievski 2023 (arXiv 2312.03732), alpha / sqrt(rank).
         """
-        rank = _checks.positive_int(f"{self.file}: r", self._own("rank_pattern", "r", name))
+        rank = self._own("rank_pattern", "r", name)
         alpha = self._own("alpha_pattern", "lora_alpha", name)
-        alpha = _checks.positive_float(f"{self.file}: lora_alpha", alpha)
+        try:
+            rank = _checks.positive_int(f"{self.file}: r", rank)
+            alpha = _checks.positive_float(f"{self.file}: lora_alpha", alpha)
+        except ArgumentError as error:
+            raise CheckpointError(str(error)) from None
         return rank, alpha / (math.sqrt(rank) if self.fields.get("use_rslora") else rank)
 
     def _own(self, patterns: str, default: str, name: str) -> Any:

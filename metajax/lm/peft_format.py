@@ -185,9 +185,9 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
     adapter = peft_config.AdapterConfig(Path(folder) / CONFIG)
     try:
         with safe_open(file, framework="numpy") as opened:
-            fused = json.loads((opened.metadata() or {}).get(_RANKS, "{}"))
+            fused = _ranks(json.loads((opened.metadata() or {}).get(_RANKS, "{}")))
             stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is missing or damaged: {error}.") from error
     flat: dict[str, Factors] = {}
     for module in _modules(config):
@@ -206,6 +206,14 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
         _check_alike(flat, file, config.n_layers)
     lora = flax.traverse_util.unflatten_dict(flat, sep="/")
     return stack_layers(lora) if config.scan else lora
+
+
+def _ranks(fused: Any) -> Mapping[str, list[int]]:
+    """The ranks noted in a file's metadata; a ValueError where these are something else."""
+    lists = isinstance(fused, dict) and all(isinstance(ranks, list) for ranks in fused.values())
+    if not lists or any(type(rank) is not int or rank < 0 for r in fused.values() for rank in r):
+        raise ValueError(f"its metadata has {_RANKS}={fused!r}, no object of lists of ranks")
+    return fused
 
 
 def _take(stored: dict[str, Any], file: Path, module: _Module, rank: int) -> list[np.ndarray]:

@@ -1,11 +1,14 @@
 """Parameters in the form that decoding reads."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from metajax import devices
+from metajax import _checks, devices
 from metajax.errors import ArgumentError
+from metajax.lm.fitting import check_lora, check_params
+from metajax.models import TransformerConfig
 from metajax.models.transformer import unstack_layers
 from metajax.types import Params
 
@@ -40,15 +43,26 @@ def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = N
         >>> lm.generate(model, ready, [[1, 2, 3]], max_new_tokens=5).tokens.shape
         (1, 1, 5)
     """
+    for name, value in (("params", params), ("lora", {} if lora is None else lora)):
+        _checks.instance(name, value, Mapping, "a dict, of a Transformer")
+        _checks.arrays(name, value)
     collections = {"params": params} if lora is None else {"params": params, "lora": lora}
     variables = {name: unstack_layers(tree) for name, tree in collections.items()}
     return Prepared(devices.replicate(variables, mesh))
 
 
 def variables_of(
-    params: Params | Prepared, lora: Params | None, mesh: Mesh | None
+    config: TransformerConfig, params: Params | Prepared, lora: Params | None, mesh: Mesh | None
 ) -> dict[str, Any]:
-    """The model's collections; raises an ArgumentError for ``lora`` beside what is prepared."""
+    """The model's collections; raises an ArgumentError for ``lora`` beside what is prepared, and
+    for what isn't the model's."""
+    variables = _variables(params, lora, mesh)
+    check_params(config, variables["params"])
+    check_lora(config, variables.get("lora", {}))
+    return variables
+
+
+def _variables(params: Params | Prepared, lora: Params | None, mesh: Mesh | None) -> dict[str, Any]:
     if not isinstance(params, Prepared):
         return prepare(params, lora=lora, mesh=mesh).variables
     if lora is not None:

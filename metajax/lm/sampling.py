@@ -27,7 +27,9 @@ def choice_of(config, temperature, top_k, top_p, stop_tokens, key) -> Choice:
     """``generate``'s arguments, checked."""
     if temperature is not None:
         temperature = _checks.positive_float("temperature", temperature)
-        if key is None:
+        if key is not None:
+            _checks.key("key", key)
+        else:
             raise ArgumentError("key must be given with a temperature: tokens are drawn at random.")
     elif top_k is not None or top_p is not None:
         name, value = ("top_k", top_k) if top_k is not None else ("top_p", top_p)
@@ -40,7 +42,10 @@ def choice_of(config, temperature, top_k, top_p, stop_tokens, key) -> Choice:
         top_p = _checks.positive_float("top_p", top_p)
         if top_p > 1:
             raise ArgumentError(f"top_p must be at most 1, got {top_p}.")
-    stops = tuple(int(token) for token in stop_tokens)
+    listed = _checks.numbers("stop_tokens", stop_tokens, "a list of tokens")
+    if listed.ndim != 1 or (listed.size and listed.dtype.kind not in "iu"):
+        raise ArgumentError(f"stop_tokens must be a list of integers, got {stop_tokens!r}.")
+    stops = tuple(listed.tolist())
     for token in stops:
         if not 0 <= token < config.vocab_size:
             raise ArgumentError(
@@ -53,7 +58,7 @@ def allowed_of(allowed: Any, steps: int, prompts: int, vocabulary: int) -> np.nd
     """Bools ``[steps, 1 or prompts, vocab]``."""
     if allowed is None:
         return None
-    mask = np.asarray(allowed)
+    mask = _checks.numbers("allowed", allowed, "bools")
     shapes = ((vocabulary,), (steps, vocabulary), (steps, prompts, vocabulary))
     if mask.shape not in shapes or mask.dtype != bool:
         raise ArgumentError(

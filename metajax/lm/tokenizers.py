@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from metajax import _checks
 from metajax._files import write_atomically
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.lm import chat_templates, checkpoints
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError
@@ -29,6 +31,13 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], /) -> str:
         """The text of tokens."""
         ...
+
+
+def _numbers(ids: Any) -> list[int]:
+    found = _checks.numbers("ids", ids, "a list of integers")
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise ArgumentError(f"ids must be a list of integers, got {_checks.shown(ids)}.")
+    return found.tolist()
 
 
 def _shown(items: Sequence[str], limit: int = 20) -> str:
@@ -61,9 +70,14 @@ class CharTokenizer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "specials", tuple(self.specials))
+        wrong = [each for each in (self.characters, *self.specials) if not isinstance(each, str)]
+        if wrong:
+            raise ArgumentTypeError(
+                f"characters must be a string and specials strings, got {wrong[0]!r}."
+            )
         for name in ("characters", "specials"):
             values = list(getattr(self, name))
-            twice = sorted({value for value in values if values.count(value) > 1})
+            twice = [value for value, count in Counter(values).items() if count > 1]
             if twice:
                 raise ArgumentError(f"{name} must be distinct, got {_shown(twice)} twice.")
         if "" in self.specials:
@@ -92,6 +106,7 @@ class CharTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; an ArgumentError for characters without one."""
+        _checks.instance("text", text, str, "a string")
         try:
             return [self._numbers[character] for character in text]
         except KeyError:
@@ -104,7 +119,7 @@ class CharTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones; an ArgumentError for unknown tokens."""
         first, pieces = len(self.specials), [*self.specials, *self.characters]
-        numbers = [int(number) for number in ids]
+        numbers = _numbers(ids)
         wrong = [str(number) for number in numbers if not 0 <= number < len(pieces)]
         if wrong:
             raise ArgumentError(f"ids must be from 0 to {len(pieces) - 1}, got {_shown(wrong)}.")
@@ -121,6 +136,8 @@ class CharTokenizer:
         """Reads what ``save`` wrote; an ArgumentError where the file isn't that."""
         try:
             content = read_object(Path(path))
+            if not isinstance(content["specials"], list):
+                raise ValueError("'specials' is no list")
             return cls(content["characters"], tuple(content["specials"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ArgumentError(
@@ -185,13 +202,15 @@ class HFTokenizer:
 
         ``add_special_tokens`` adds those that tokenizer.json puts around every text.
         """
+        _checks.instance("text", text, str, "a string")
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones."""
-        return self.backend.decode(
-            [int(number) for number in ids], skip_special_tokens=skip_special_tokens
-        )
+        numbers = _numbers(ids)
+        if numbers and not (min(numbers) >= 0 and max(numbers) < 2**32):
+            raise ArgumentError(f"ids must be tokens from 0 on, got {_checks.shown(numbers)}.")
+        return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(
         self,

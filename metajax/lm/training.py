@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from metajax import _checks
-from metajax.errors import ArgumentError
+from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner, episode_loss, nothing_learned
 from metajax.losses import Apply
 from metajax.types import Episode, LossFn, Metrics, Params, Sampler
@@ -61,7 +61,10 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         (1.3863, 0.5)
     """
 
+    _checks.function("apply", apply, "apply(params, tokens)")
+
     def loss_fn(params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
+        _checks.instance("batch", batch, TokenBatch, "a TokenBatch")
         tokens, segments, mask = batch
         _check_batch(batch)
         targets = tokens[:, 1:]
@@ -71,7 +74,8 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
             options["segments"] = segments[:, :-1]
             counted &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
         logits = apply(params, tokens[:, :-1], **options)
-        if logits.shape[:-1] != targets.shape:
+        _checks.array("what apply returns", logits, "logits [batch, length, vocab]")
+        if logits.ndim != 3 or logits.shape[:-1] != targets.shape:
             raise ArgumentError(
                 f"apply must return logits [batch, length, vocab] for tokens {targets.shape}, got "
                 f"shape {logits.shape}."
@@ -91,13 +95,16 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
 
 
 def _check_batch(batch: TokenBatch) -> None:
+    _checks.array("tokens", batch.tokens, "integers [batch, length + 1]")
+    if not np.issubdtype(batch.tokens.dtype, np.integer):
+        raise ArgumentError(f"tokens must be integers, got {batch.tokens.dtype}.")
     if batch.tokens.ndim != 2 or batch.tokens.shape[1] < 2:
         raise ArgumentError(
             f"tokens must be [batch, length + 1] with length >= 1, got shape {batch.tokens.shape}."
         )
     for name in ("segments", "mask"):
         value = getattr(batch, name)
-        if value is not None and value.shape != batch.tokens.shape:
+        if value is not None and _checks.array(name, value).shape != batch.tokens.shape:
             raise ArgumentError(
                 f"{name} must have the shape of tokens, {batch.tokens.shape}, got {value.shape}."
             )
@@ -133,6 +140,10 @@ def pack(
                [4, 5, 6, 0, 0]], dtype=int32)
     """
     length = _checks.positive_int("length", length)
+    for name, value in (("documents", documents), ("masks", masks)):
+        if value is not None and (isinstance(value, str) or not hasattr(value, "__len__")):
+            raise ArgumentTypeError(f"{name} must be a list of lists, got {_checks.shown(value)}.")
+    padding = _checks.non_negative_int("padding", padding)
     pieces = list(_pieces(documents, length, masks))
     if not pieces:
         raise ArgumentError(f"documents: none of the {len(documents)} has a target.")
@@ -161,7 +172,7 @@ def _pieces(documents: Sequence[Any], length: int, masks: Sequence[Any] | None):
             f"masks must be as many as documents, {len(documents)}, got {len(masks)}."
         )
     for index, document in enumerate(documents):
-        document = np.asarray(document)
+        document = _checks.numbers(f"documents[{index}]", document, "integers [n]")
         if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
             raise ArgumentError(
                 f"documents[{index}] must be integers [n], got {document.dtype} of shape "
@@ -202,12 +213,15 @@ def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array
         Array([[0, 1, 2, 3, 4]], dtype=int32)
     """
     length, batch = _checks.positive_int("length", length), _checks.positive_int("batch", batch)
-    text = jnp.asarray(tokens)
-    if text.ndim != 1 or not jnp.issubdtype(text.dtype, jnp.integer) or len(text) <= length:
+    text = tokens
+    if not isinstance(tokens, jax.Array):
+        text = _checks.numbers("tokens", tokens, "integers [n]")
+    if text.ndim != 1 or not np.issubdtype(text.dtype, np.integer) or len(text) <= length:
         raise ArgumentError(
             f"tokens must be integers [n] with n > length={length}, got {text.dtype} of shape "
             f"{text.shape}."
         )
+    text = jnp.asarray(text)
 
     def draw(key: jax.Array) -> TokenBatch:
         starts = jax.random.randint(key, (batch, 1), 0, len(text) - length)
@@ -236,7 +250,9 @@ def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenB
         [[1, 2, 3], [1, 2, 3]]
     """
     batch = _checks.positive_int("batch", batch)
-    _check_batch(rows)
+    _check_batch(_checks.instance("rows", rows, TokenBatch, "a TokenBatch"))
+    if not len(rows.tokens):
+        raise ArgumentError("rows must hold at least one row, got none.")
     on_device = jax.tree.map(jnp.asarray, rows)
 
     def draw(key: jax.Array) -> TokenBatch:
@@ -255,7 +271,8 @@ def as_episodes(draw: Callable[[jax.Array], Any]) -> Sampler:
         >>> episode.support is None, episode.query.tokens.shape
         (True, (2, 5))
     """
-    return lambda key, /: Episode(None, draw(key))
+    _checks.function("draw", draw, "draw(key)")
+    return lambda key, /: Episode(None, draw(_checks.key("key", key)))
 
 
 def supervised(loss_fn: LossFn) -> Learner:

@@ -90,6 +90,16 @@ def _product(columns: jax.Array, matrix: jax.Array) -> jax.Array:
     return outputs.reshape(*columns.shape[:-1], features)
 
 
+def _two(name: str, value: Any) -> tuple[int, ...]:
+    """A positive integer for each of the two dimensions."""
+    both = (
+        tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * 2
+    )
+    if len(both) != 2:
+        raise ArgumentError(f"{name} must be of two dimensions, got {value!r}.")
+    return tuple(_checks.positive_int(name, each) for each in both)
+
+
 class Conv(nn.Module):
     """A 2-D convolution as patches times weights, or in Winograd's form.
 
@@ -138,12 +148,15 @@ class Conv(nn.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Convolves images ``[examples, height, width, channels]``."""
         _checks.positive_int("features", self.features)
-        if inputs.ndim != 4:
+        if _checks.array("inputs", inputs, "images").ndim != 4:
             raise ArgumentError(
                 "inputs must be images [examples, height, width, channels], got shape "
                 f"{inputs.shape}."
             )
-        strides = (self.strides,) * 2 if isinstance(self.strides, int) else tuple(self.strides)
+        strides = _two("strides", self.strides)
+        _two("kernel_size", self.kernel_size)
+        if isinstance(self.padding, str):
+            _checks.one_of("padding", self.padding, ("SAME", "VALID"))
         channels = inputs.shape[-1]
         kernel = self.param(
             "kernel",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.models.conv import Algorithm, Conv
 from metajax.models.normalization import Normalization, Policy
 
@@ -35,6 +36,11 @@ def max_pool(inputs: jax.Array) -> jax.Array:
         >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel()
         Array([ 5.,  7., 13., 15.], dtype=float32)
     """
+    if inputs.ndim != 4 or min(inputs.shape[1:3]) < 2:
+        raise ArgumentError(
+            "inputs of a pooling must be images [examples, height, width, channels] of at least "
+            f"2 × 2 pixels, got shape {inputs.shape}: the images are too small for the network."
+        )
     examples, height, width, channels = inputs.shape
     rows, columns = height // 2, width // 2
     pairs = inputs[:, : 2 * rows, : 2 * columns].reshape(examples, rows, 2, 2 * columns, channels)

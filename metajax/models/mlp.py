@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from metajax import _checks
+from metajax.errors import ArgumentError
+
 
 class MLP(nn.Module):
     """Fully connected layers with ReLU between, then a linear head.
@@ -29,6 +32,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Outputs ``[examples, n_outputs]`` of inputs ``[examples, ...]``, flattened."""
+        for width in (*self.features, self.n_outputs):
+            _checks.positive_int("features and n_outputs", width)
+        if _checks.array("inputs", inputs, "an array [examples, ...]").ndim < 1:
+            raise ArgumentError("inputs must be [examples, ...], got a scalar.")
         x = inputs.reshape(inputs.shape[0], -1)
         for layer, width in enumerate(self.features):
             x = nn.relu(nn.Dense(width, name=f"dense_{layer}")(x))

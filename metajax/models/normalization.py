@@ -73,6 +73,10 @@ class Normalization(nn.Module):
                 and shift, which then have fewer values to go over.
         """
         _checks.one_of("norm", self.policy, POLICIES)
+        if _checks.array("inputs", inputs).ndim < 2:
+            raise ArgumentError(
+                f"inputs must be [examples, ..., channels], got shape {inputs.shape}."
+            )
         if self.policy == "none":
             return inputs if pool is None else pool(inputs)
         if reference is not None:
@@ -80,6 +84,7 @@ class Normalization(nn.Module):
                 raise ArgumentError(
                     f"reference={reference} needs norm='support', but norm={self.policy!r}."
                 )
+            reference = _checks.positive_int("reference", reference)
             if not 1 <= reference <= inputs.shape[0]:
                 raise ArgumentError(
                     f"reference must be between 1 and the {inputs.shape[0]} examples, got "

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.models.cache import Cache, attend
 from metajax.models.dense import Dense, times_rows
@@ -228,6 +229,7 @@ class Transformer(nn.Module):
 
 
 def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any, cache: Any):
+    _checks.array("tokens", tokens, "integers [batch, length]")
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ArgumentError(
             f"tokens must be integers [batch, length], got {tokens.dtype}{list(tokens.shape)}."
@@ -237,7 +239,7 @@ def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any
             f"tokens must be at most max_length={config.max_length} long, got {tokens.shape[1]}."
         )
     for name, value in (("segments", segments), ("positions", positions)):
-        if value is not None and value.shape != tokens.shape:
+        if value is not None and _checks.array(name, value).shape != tokens.shape:
             raise ArgumentError(
                 f"{name} must have the shape of tokens, {tokens.shape}, got {value.shape}."
             )
@@ -263,7 +265,7 @@ def unstack_layers(params: Params) -> Params:
     if "blocks" not in params:
         return params
     rest = {name: value for name, value in params.items() if name != "blocks"}
-    count = jax.tree.leaves(params["blocks"])[0].shape[0]
+    count = _checks.leading_axis("params['blocks']", params["blocks"], "layer")
     return rest | {
         f"block_{layer}": jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
         for layer in range(count)

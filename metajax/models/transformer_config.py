@@ -79,11 +79,13 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         def fill(name: str, value: int) -> None:
-            object.__setattr__(self, name, getattr(self, name) or value)
+            given = getattr(self, name)
+            unset = given is None or (type(given) is int and given == 0)
+            object.__setattr__(self, name, value if unset else given)
 
         for name in ("vocab_size", "width", "n_layers", "n_heads", "max_length"):
             _checks.positive_int(name, getattr(self, name))
-        if not self.head_dim and self.width % self.n_heads:
+        if self.head_dim in (None, 0) and self.width % self.n_heads:
             raise ArgumentError(
                 f"width must be a multiple of n_heads where head_dim isn't given, got "
                 f"width={self.width}, n_heads={self.n_heads}."
@@ -104,7 +106,11 @@ class TransformerConfig:
         _checks.positive_float("norm_eps", self.norm_eps)
         if self.positions == "rotary" and self.head_dim % 2:
             raise ArgumentError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
-        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        object.__setattr__(self, "dtype", _checks.float_dtype("dtype", self.dtype))
+        _checks.instance("rotary", self.rotary, Rotary, "a Rotary")
+        for field in dataclasses.fields(self):
+            if field.type is bool:
+                _checks.flag(field.name, getattr(self, field.name))
 
     @classmethod
     def gpt2(cls, **options: Any) -> "TransformerConfig":

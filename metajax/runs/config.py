@@ -2,11 +2,14 @@
 
 import dataclasses
 import logging
+import math
 import shlex
 import sys
+import types
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -42,6 +45,7 @@ class RunConfig:
     """The fields that do not change what is computed: a resumed run may set them anew."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_positive(self, "steps", "log_every", "checkpoint_every")
         if not 0 <= self.seed < 2**32:
             raise ArgumentError(f"seed must be between 0 and 2**32 - 1; got {self.seed}")
@@ -54,6 +58,47 @@ class RunConfig:
         return self.steps == steps
 
 
+def check_types(config: Any) -> None:
+    """Raises ``ArgumentError`` for a field of a config that isn't of its declared type.
+
+    A float must be finite, and may be given as an int; a path may not hold a null character.
+
+    >>> check_types(RunConfig(seed=3))
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if name not in config.__dataclass_fields__ or typing.get_origin(hint) is ClassVar:
+            continue
+        value = getattr(config, name)
+        if not _is_of(value, hint):
+            wanted = " or ".join(map(_shown, _alternatives(hint)))
+            raise ArgumentError(f"{name} must be {wanted}; got {value!r}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _shown(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    return {int: "an integer", float: "a finite number", bool: "True or False"}.get(
+        hint, "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+    )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if isinstance(hint, types.UnionType):
+        return any(_is_of(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return any(type(value) is type(each) and value == each for each in typing.get_args(hint))
+    if hint in (int, float):
+        number = isinstance(value, int | hint) and not isinstance(value, bool)
+        return number and abs(value) < math.inf
+    if hint is Path:
+        return isinstance(value, Path) and "\0" not in str(value)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Raises ``ArgumentError`` for a named field that is set and is not above zero.
 
@@ -61,7 +106,8 @@ def check_positive(config: Any, *names: str) -> None:
     """
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value > 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and 0 < value < math.inf):
             raise ArgumentError(f"{name} must be above zero; got {value}")
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import tqdm
 
 from metajax.errors import NonFiniteError
 from metajax.runs.checkpoints import Checkpoints
+from metajax.runs.config import RunError
 from metajax.runs.folder import Run, create
 from metajax.runs.metrics import MetricsLog
 
@@ -79,6 +81,7 @@ def fit(
         step = int(state.step)
         log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
+        _check_seconds(log.records, run.path)
         stop = stack.enter_context(_stop_requests())
         if restored is None:
             checkpoints.save(step, state)
@@ -115,6 +118,16 @@ def fit(
                 raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(143)
         records = log.records
     return Fitted(state, records, sum(record["seconds"] for record in records))
+
+
+def _check_seconds(records: list[dict[str, Any]], folder: Path) -> None:
+    """Raises a RunError for an earlier line without a time, which the end adds up."""
+    for record in records:
+        if not isinstance(record.get("seconds"), int | float):
+            raise RunError(
+                f"resume: the line of step {record['step']} in {folder / 'metrics.jsonl'} has no"
+                " 'seconds'. Remove the line, or start a new run with another --out"
+            )
 
 
 def _passes(before: int, now: int, every: int, last: int) -> bool:

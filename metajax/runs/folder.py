@@ -12,7 +12,7 @@
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metajax._files import write_atomically
 from metajax.runs.config import RunConfig, RunError, identity
@@ -55,7 +55,11 @@ def open_run(name: str, config: RunConfig) -> Run:
         _check_same(name, path, config)
     else:
         path = config.out or _unused(name)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        try:
+            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        except OSError as error:
+            raise RunError(f"out: {path} cannot be used ({error}); name another folder") from error
+        if taken:
             raise RunError(
                 f"out: {path} is already there and not empty. Add --resume to go on with the run"
                 " in it, name another folder with --out, or remove it"
@@ -65,11 +69,16 @@ def open_run(name: str, config: RunConfig) -> Run:
 
 def create(run: Run) -> None:
     """Makes the run folder and writes ``config.json``, unless they are as they should be."""
-    run.path.mkdir(parents=True, exist_ok=True)
     file = run.path / "config.json"
     text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_atomically(file, text)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or file.read_bytes() != text.encode():
+            write_atomically(file, text)
+    except OSError as error:
+        raise RunError(
+            f"out: {run.path} cannot be written to ({error}); name another folder"
+        ) from error
 
 
 def _numbered(name: str) -> dict[int, Path]:
@@ -97,6 +106,10 @@ def _newest(name: str) -> Path:
     return found[max(found)]
 
 
+def _is_count(steps: Any) -> bool:
+    return type(steps) is int
+
+
 def _check_same(name: str, path: Path, config: RunConfig) -> None:
     file = path / "config.json"
     try:
@@ -106,14 +119,14 @@ def _check_same(name: str, path: Path, config: RunConfig) -> None:
         raise RunError(
             f"resume: {path} holds no run (no config.json). Leave --resume out to start one there"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"resume: {file} is not a run's config ({error}); start anew") from error
     now = identity(config)
     differing = [
         f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
         for key in {**before, **now}
         if before.get(key) != now.get(key)
-        and not (key == "steps" and config.goes_on_from(before.get(key)))
+        and not (key == "steps" and _is_count(before.get(key)) and config.goes_on_from(before[key]))
     ]
     if experiment != name and not differing:
         differing = [f"the experiment was {experiment!r} and is now {name!r}"]

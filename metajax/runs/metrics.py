@@ -20,16 +20,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: another line is not JSON with a ``step``.
     """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
+    try:
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}). Restore it, or start a new run with another --out"
+        ) from error
     lines = text.split("\n")[:-1]  # what follows the last line break was never finished
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            int(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
+            if type(record["step"]) is not int:
+                raise TypeError("the step is no integer")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(
                 f"{path}, line {number}, is not a line of metrics. Remove the line, or start a new"
                 " run with another --out"
@@ -91,12 +97,16 @@ class MetricsLog:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    # JSON has no NaN and no infinity
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in record.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN and no infinity, though Python reads and writes both.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list) else value
 
 
 def _tensorboard_writer(folder: Path, step: int) -> Any:

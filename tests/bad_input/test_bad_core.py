@@ -1,0 +1,344 @@
+"""Bad input to the core: adaptation, learners, meta-gradient, training, evaluation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+from table import Row, each, refused
+from toy import embed, init_params, loss_fn, make_sampler
+
+import metajax
+from metajax import losses
+from metajax.learners import multi_step_loss, warm_start
+from metajax.models import MLP
+
+SGD = optax.sgd(0.1)
+PARAMS = init_params()
+SAMPLE = make_sampler()
+EPISODE = SAMPLE(jax.random.key(0))
+KEY = jax.random.key(0)
+LEARNER = metajax.maml(loss_fn, SGD, steps=1)
+CLASSES = metajax.Batch(jnp.ones((4, 3)), jnp.array([0, 1, 0, 1]))
+TASKS = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), EPISODE)
+linear = lambda params, inputs: inputs @ params["body"]
+class_loss = losses.cross_entropy(linear)
+
+
+def adapt(loss_fn=loss_fn, params=PARAMS, support=EPISODE.support, **options):
+    return metajax.adapt(loss_fn, params, support, **{"optimizer": SGD, "steps": 1, **options})
+
+
+def trainer(learner=LEARNER, optimizer=SGD, sample=SAMPLE, **options):
+    return metajax.meta_trainer(learner, optimizer, sample, **{"meta_batch": 2, **options})
+
+
+def evaluate(learner=LEARNER, params=PARAMS, sample=SAMPLE, key=KEY, **options):
+    return metajax.evaluate(learner, params, sample, key, **{"episodes": 2, **options})
+
+
+def of_class(learner, support=CLASSES, query=CLASSES, params=PARAMS):
+    adapted, _ = learner.adapt(params, support)
+    return learner.loss(adapted, metajax.Episode(support, query))
+
+
+def gradient(episodes=TASKS, params=PARAMS, learner=LEARNER, **options):
+    return metajax.meta_gradient(learner, **options)(params, episodes)
+
+
+def spent():
+    own = trainer()
+    state = own.init(PARAMS, KEY)
+    state.step.delete()  # as a call that takes the state does, without its compilation
+    return own.step(state)
+
+
+def other_width():
+    params, apply = metajax.from_linen(MLP(features=(2,)), KEY, jnp.zeros((1, 3)))
+    return apply(params, jnp.zeros((4, 5)))
+
+
+def other_model():
+    _, apply = metajax.from_linen(MLP(features=(2,)), KEY, jnp.zeros((1, 3)))
+    return apply({"kernel": jnp.zeros((3, 2))}, jnp.zeros((4, 3)))
+
+
+PROTO = metajax.prototypical(embed, n_way=2)
+OTHER_MESH = Mesh(np.array(jax.devices()[:1]), ("batch",))
+
+ADAPTATION = [
+    *[
+        Row(f"steps-{value!r}", lambda value=value: adapt(steps=value), ("steps must be", shown))
+        for value, shown in [
+            (0, "got 0"),
+            (-1, "got -1"),
+            (1.5, "1.5"),
+            (True, "True"),
+            (float("nan"), "nan"),
+            (float("inf"), "inf"),
+            ("3", "'3'"),
+            (None, "None"),
+        ]
+    ],
+    Row("mode", lambda: adapt(mode="mixed"), ("mode must be a GradientMode", "'mixed'")),
+    Row("optimizer-rate", lambda: adapt(optimizer=0.1), ("optimizer must be an Optax", "0.1")),
+    Row("optimizer-uncalled", lambda: adapt(optimizer=optax.sgd), ("optax.sgd(0.1)", "function")),
+    Row("loss-none", lambda: adapt(lambda p, b: None), ("loss_fn must return", "NoneType")),
+    Row(
+        "loss-vector",
+        lambda: adapt(lambda p, b: b.inputs @ p["body"][:, 0]),
+        ("loss_fn must return a scalar", "(8,)", "average over the examples"),
+    ),
+    Row("loss-integer", lambda: adapt(lambda p, b: jnp.array(1)), ("loss_fn", "int32")),
+    Row("loss-aux", lambda: adapt(lambda p, b: (0.0, {"a": "b"})), ("loss_fn", "str 'b'", "'a'")),
+    Row("loss-no-function", lambda: adapt(3), ("loss_fn must be a function", "int 3")),
+    Row("params-empty", lambda: adapt(params={}), ("params", "at least one array")),
+    Row("params-text", lambda: adapt(params={"a": "b"}), ("params", "arrays", "'b' at 'a'")),
+    Row("params-integers", lambda: adapt(params={"a": jnp.arange(3)}), ("params", "floating")),
+    Row("support-text", lambda: adapt(support=["a"]), ("support must hold arrays", "'a'")),
+    Row("observe", lambda: adapt(observe=3), ("observe must be a function", "int 3")),
+    Row("observe-text", lambda: adapt(observe=lambda p: "a"), ("observe", "arrays", "'a'")),
+    Row("select", lambda: adapt(select=[1]), ("select must be a function", "list [1]")),
+    Row("trainable", lambda: adapt(trainable=lambda path: False), ("selects no leaf", "body")),
+    Row("trainable-prefix", lambda: adapt(trainable={"a": True}), ("trainable", "prefix")),
+    Row("truncated", lambda: metajax.truncated(2, mode="x"), ("mode must be", "'x'")),
+    Row("levels", lambda: metajax.mixed(checkpoint_levels=-1), ("checkpoint_levels", "-1")),
+]
+
+LEARNERS = [
+    Row("maml-mode", lambda: metajax.maml(loss_fn, SGD, steps=1, mode=1), ("mode must be", "1")),
+    Row("maml-optimizer", lambda: metajax.maml(loss_fn, 1e-3, steps=1), ("optimizer", "0.001")),
+    Row("maml-swapped", lambda: metajax.maml(SGD, loss_fn, steps=1), ("optimizer", "function")),
+    Row("maml-loss", lambda: metajax.maml(None, SGD, steps=1), ("loss_fn", "NoneType")),
+    Row("outer", lambda: metajax.anil(loss_fn, SGD, steps=1, outer_loss=2), ("outer_loss", "2")),
+    Row("reptile", lambda: metajax.reptile(loss_fn, "sgd", steps=1), ("optimizer", "'sgd'")),
+    Row(
+        "reptile-batch",
+        lambda: metajax.reptile(loss_fn, SGD, steps=1, batch_size=0),
+        ("batch_size must be at least 1", "0"),
+    ),
+    Row(
+        "reptile-axes",
+        lambda: metajax.reptile(loss_fn, SGD, steps=1, batch_size=2).adapt(
+            PARAMS, metajax.Batch(jnp.ones((4, 3)), jnp.ones((3, 1)))
+        ),
+        ("support set", "example axis", "(4, 3)", "(3, 1)"),
+    ),
+    Row("rate", lambda: metajax.meta_sgd(loss_fn, learning_rate="0.1", steps=1), ("rate", "'0.1'")),
+    Row("rate-bool", lambda: metajax.meta_sgd(loss_fn, learning_rate=True, steps=1), ("True",)),
+    Row(
+        "rates-params",
+        lambda: metajax.meta_sgd(loss_fn, learning_rate=0.1, steps=1).adapt(
+            PARAMS, EPISODE.support
+        ),
+        ("params must be a MetaSGDParams", "learner.init"),
+    ),
+    Row(
+        "damping",
+        lambda: metajax.imaml(loss_fn, SGD, steps=1, proximal=1.0, damping="a"),
+        ("damping", "'a'"),
+    ),
+    Row(
+        "context",
+        lambda: metajax.cavia(loss_fn, SGD, context="zeros", steps=1),
+        ("context", "'zeros'"),
+    ),
+    Row("n-way", lambda: metajax.prototypical(embed, n_way=1), ("n_way must be at least 2", "1")),
+    Row("n-way-float", lambda: metajax.prototypical(embed, n_way=5.0), ("n_way", "5.0")),
+    Row("embed", lambda: metajax.matching(None, n_way=2), ("embed must be a function", "None")),
+    Row(
+        "embed-list",
+        lambda: of_class(
+            metajax.r2d2(lambda p, x: [1], n_way=2),
+            params=metajax.R2D2Params(PARAMS, *3 * [jnp.ones(())]),
+        ),
+        ("embed", "features", "[1]"),
+    ),
+    Row("r2d2-params", lambda: of_class(metajax.r2d2(embed, n_way=2)), ("R2D2Params",)),
+    Row(
+        "distance",
+        lambda: metajax.prototypical(embed, n_way=2, distance="euclid"),
+        ("distance must be one of 'euclidean', 'cosine'", "'euclid'"),
+    ),
+    Row("relate", lambda: metajax.relation(embed, 1, n_way=2), ("relate must be a function",)),
+    Row(
+        "full-context",
+        lambda: of_class(
+            metajax.matching(embed, n_way=2, full_context=lambda p, s, q: s),
+        ),
+        ("full_context must return a pair",),
+    ),
+    Row("weights", lambda: multi_step_loss(LEARNER, [1.0]), ("weights", "list [1.0]")),
+    Row(
+        "multi-step", lambda: multi_step_loss(loss_fn, jnp.ones(1)), ("learner must be a Learner",)
+    ),
+    Row("warm-start", lambda: warm_start(LEARNER, None, steps=1), ("then must be a Learner",)),
+]
+
+BATCHES = [
+    Row("batch-array", lambda: class_loss(PARAMS, jnp.ones((4, 3))), ("a batch must be a Batch",)),
+    Row("batch-triple", lambda: class_loss(PARAMS, (1, 2, 3)), ("pair (inputs, targets)",)),
+    Row("inputs-list", lambda: class_loss(PARAMS, ([1.0], [1])), ("batch.inputs", "list [1.0]")),
+    Row("inputs-scalar", lambda: class_loss(PARAMS, (jnp.ones(()),) * 2), ("scalar",)),
+    Row(
+        "fewer-targets",
+        lambda: class_loss(PARAMS, (jnp.ones((4, 3)), jnp.zeros(3, int))),
+        ("as many inputs as targets", "(4, 3)", "(3,)"),
+    ),
+    Row(
+        "one-hot-targets",
+        lambda: class_loss(PARAMS, (jnp.ones((4, 3)), jnp.zeros((4, 3), int))),
+        ("targets [examples]", "(4, 3)"),
+    ),
+    Row(
+        "float-targets",
+        lambda: class_loss(PARAMS, (jnp.ones((4, 3)), jnp.zeros(4))),
+        ("targets must be integer class indices", "float32"),
+    ),
+    Row(
+        "mask",
+        lambda: class_loss(PARAMS, metajax.MaskedBatch(*CLASSES, jnp.ones(3))),
+        ("batch.mask must be [examples] = [4]", "(3,)"),
+    ),
+    Row(
+        "classes",
+        lambda: class_loss(PARAMS, metajax.MaskedBatch(*CLASSES, None, jnp.ones(2))),
+        ("batch.classes", "logits' classes, 3", "(2,)"),
+    ),
+    Row("apply", lambda: losses.cross_entropy("model"), ("apply must be a function", "'model'")),
+    Row(
+        "squares",
+        lambda: losses.mean_squared_error(linear)(PARAMS, (jnp.ones((4, 3)), jnp.ones((4, 1)))),
+        ("outputs of the targets' shape (4, 1)", "(4, 3)"),
+    ),
+    Row(
+        "support-targets",
+        lambda: of_class(PROTO, support=metajax.Batch(jnp.ones((4, 3)), jnp.zeros((4, 1), int))),
+        ("support targets", "(4, 1)"),
+    ),
+    Row(
+        "query-width",
+        lambda: of_class(PROTO, query=metajax.Batch(jnp.ones((4, 2)), jnp.zeros(4, int))),
+        ("examples of one shape", "(4, 3)", "(4, 2)"),
+    ),
+    Row(
+        "query-labels",
+        lambda: of_class(PROTO, query=metajax.Batch(jnp.ones((4, 3)), jnp.zeros(5, int))),
+        ("as many inputs as targets", "(5,)"),
+    ),
+    Row("linen-width", other_width, ("params don't fit MLP", "(3, 2)")),
+    Row("linen-model", other_model, ("params don't fit MLP", "dense_0")),
+    Row(
+        "linen-key",
+        lambda: metajax.from_linen(MLP(), 0, jnp.zeros((1, 3))),
+        ("key must be one random key", "jax.random.key(0)", "int 0"),
+    ),
+    Row("linen-class", lambda: metajax.from_linen(MLP, KEY), ("module must be", "type")),
+]
+
+OUTER = [
+    Row("leading-axes", lambda: gradient(TASKS._replace(query=EPISODE.query)), ("task axis",)),
+    Row(
+        "no-tasks", lambda: gradient(jax.tree.map(lambda x: x[:0], TASKS)), ("number of task", "0")
+    ),
+    Row("tuple", lambda: gradient(tuple(TASKS)), ("episodes must be a metajax.Episode",)),
+    Row("gradient-params", lambda: gradient(params={"a": "b"}), ("params", "'b' at 'a'")),
+    Row("gradient-learner", lambda: gradient(learner=loss_fn), ("learner must be a Learner",)),
+    Row("chunk", lambda: gradient(tasks_per_chunk=0), ("tasks_per_chunk must be at least 1", "0")),
+    Row("chunk-name", lambda: gradient(tasks_per_chunk="Auto"), ("'auto' or None", "'Auto'")),
+    Row("budget", lambda: gradient(memory_budget=1e9), ("memory_budget must be", "1000000000.0")),
+    Row("meta-batch", lambda: trainer(meta_batch=0), ("meta_batch must be at least 1", "got 0")),
+    Row("outer-optimizer", lambda: trainer(optimizer=1e-3), ("optimizer must be an Optax",)),
+    Row("sample", lambda: trainer(sample=EPISODE), ("sample must be a function", "Episode")),
+    Row("sample-tuple", lambda: trainer(sample=lambda key: tuple(EPISODE)), ("sample", "Episode(")),
+    Row("sample-none", lambda: trainer(sample=lambda key: None), ("sample returns", "None")),
+    Row(
+        "sample-text",
+        lambda: trainer(sample=lambda key: metajax.Episode("a", "b")),
+        ("sample returns", "str 'a'"),
+    ),
+    Row(
+        "trainer-learner", lambda: trainer(learner="maml"), ("learner must be a function", "'maml'")
+    ),
+    Row("carry", lambda: trainer(carry={}), ("carry must be a function", "dict {}")),
+    Row("mesh", lambda: trainer(mesh=2), ("mesh must be a mesh from metajax.task_mesh", "int 2")),
+    Row("mesh-axes", lambda: trainer(mesh=OTHER_MESH), ("one axis 'tasks'", "('batch',)")),
+    Row("mesh-share", lambda: trainer(meta_batch=3, mesh=metajax.task_mesh(2)), ("3", "2 devices")),
+    Row("no-devices", lambda: metajax.task_mesh(2, devices=[]), ("devices", "none")),
+    Row("devices", lambda: metajax.task_mesh(2, devices=["cpu"]), ("JAX devices", "'cpu'")),
+    Row("data", lambda: trainer(sample=lambda k, d: EPISODE, data={"a": "b"}), ("data", "'b'")),
+    Row("init-key", lambda: trainer().init(PARAMS, 0), ("key must be one random key", "int 0")),
+    Row(
+        "init-keys",
+        lambda: trainer().init(PARAMS, jax.random.split(KEY, 3)),
+        ("key must be one random key", "[3]"),
+    ),
+    Row("init-params", lambda: trainer().init({"a": "b"}, KEY), ("params", "'b' at 'a'")),
+    Row("state", lambda: trainer().step(PARAMS), ("state must be a TrainState",)),
+    Row("state-spent", spent, ("state was consumed", "go on with the one that it returned")),
+    Row("run-steps", lambda: trainer().run(trainer().init(PARAMS, KEY), 0), ("steps", "got 0")),
+    Row("one-episode", lambda: evaluate(episodes=1), ("episodes must be at least 2", "got 1")),
+    Row("episodes-nan", lambda: evaluate(episodes=float("nan")), ("episodes must be", "nan")),
+    Row("evaluate-key", lambda: evaluate(key=0), ("key must be one random key", "int 0")),
+    Row("evaluate-params", lambda: evaluate(params=lambda: 0), ("params", "function")),
+    Row("evaluate-learner", lambda: evaluate(learner=adapt), ("learner must be a Learner",)),
+    Row("evaluate-curve", lambda: evaluate(curve="yes"), ("curve must be True or False", "'yes'")),
+    Row("evaluate-sample", lambda: evaluate(sample=EPISODE), ("sample must be a function",)),
+    Row(
+        "evaluate-list",
+        lambda: metajax.evaluate_episodes(LEARNER, PARAMS, [EPISODE, EPISODE]),
+        ("episodes must be a metajax.Episode", "["),
+    ),
+    Row(
+        "evaluate-one",
+        lambda: metajax.evaluate_episodes(LEARNER, PARAMS, jax.tree.map(lambda x: x[:1], TASKS)),
+        ("at least 2", "got 1"),
+    ),
+    Row(
+        "metrics",
+        lambda: evaluate(LEARNER._replace(loss=lambda a, e: (1.0, {"x": {"y": jnp.ones(2)}}))),
+        ("metrics that are scalars", "'x'"),
+    ),
+    Row(
+        "metrics-list",
+        lambda: evaluate(LEARNER._replace(loss=lambda a, e: (1.0, [1.0]))),
+        ("dict of metrics", "list"),
+    ),
+    Row("carried", lambda: metajax.carry_statistics({}, {"loss": 1}), ("batch_stats", "['loss']")),
+]
+
+
+@each([*ADAPTATION, *LEARNERS, *BATCHES, *OUTER])
+def test_it_is_refused_by_name(row):
+    refused(row.call, row.words)
+
+
+class OwnError(Exception):
+    """A user's."""
+
+
+def fails(*_, **__):
+    raise OwnError("mine")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: adapt(fails),
+        lambda: adapt(observe=fails),
+        lambda: adapt(select=fails),
+        lambda: gradient(learner=metajax.maml(fails, SGD, steps=1)),
+        lambda: trainer(sample=fails),
+        lambda: evaluate(LEARNER._replace(loss=fails)),
+        lambda: of_class(metajax.prototypical(fails, n_way=2)),
+        lambda: metajax.adapt(
+            loss_fn, PARAMS, EPISODE.support,
+            optimizer=optax.GradientTransformation(lambda p: (), fails),
+            steps=2, mode=metajax.first_order(),
+        ),
+    ],
+)  # fmt: skip
+def test_a_users_own_error_reaches_them(call):
+    with pytest.raises(OwnError, match="mine"):
+        call()
