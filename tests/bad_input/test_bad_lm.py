@@ -128,7 +128,7 @@ LANGUAGE = [
     Row(
         "params-of-another",
         lambda: generate(own=shaped(other_params())),
-        ("params don't fit the model", "has shape (4, 4), not (8, 8)"),
+        ("params don't fit the model", "has shape (4, 8), not (8, 8)"),
     ),
     Row(
         "params-missing",
