@@ -3,7 +3,8 @@
 ==================  ========================================================
 ``config.json``     the experiment's name and the config that identifies the run
 ``metrics.jsonl``   one line of JSON an interval
-``checkpoints/``    Orbax checkpoints, named by meta-step
+``checkpoints/``    Orbax checkpoints, named by meta-step; in each the SHA-256 of its files
+``best/``           the best parameters by validation, where ``fit`` was given one
 ``result.json``     the numbers at the end; ``table.md`` shows them
 ``*.png``           pictures
 ==================  ========================================================
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metajax._files import write_atomically
+from metajax.runs._disk import LOCK, locked, writing
 from metajax.runs.config import RunConfig, RunError, identity
 
 ROOT = Path("runs")
@@ -55,7 +57,7 @@ def open_run(name: str, config: RunConfig) -> Run:
         _check_same(name, path, config)
     else:
         path = config.out or _unused(name)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(map(_counts, path.iterdir()))):
             raise RunError(
                 f"out: {path} is already there and not empty. Add --resume to go on with the run"
                 " in it, name another folder with --out, or remove it"
@@ -64,12 +66,27 @@ def open_run(name: str, config: RunConfig) -> Run:
 
 
 def create(run: Run) -> None:
-    """Makes the run folder and writes ``config.json``, unless they are as they should be."""
-    run.path.mkdir(parents=True, exist_ok=True)
+    """Makes the run folder and writes ``config.json``, unless they are as they should be.
+
+    Raises:
+        RunError: it can't be written, or another process has it or has just started a run there.
+    """
     file = run.path / "config.json"
     text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_atomically(file, text)
+    with locked(run.path), writing(file):
+        before = file.read_text(encoding="utf-8") if file.exists() else None
+        if before not in (None, text) and not run.config.resume:
+            raise RunError(
+                f"out: another process has started another run in {run.path} meanwhile. Name"
+                " another folder with --out"
+            )
+        if before != text:
+            write_atomically(file, text)
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file makes a folder a run's: not what a kill before ``config.json`` leaves."""
+    return path.name != LOCK and not path.name.startswith(".config.json.")
 
 
 def _numbered(name: str) -> dict[int, Path]:
@@ -77,7 +94,7 @@ def _numbered(name: str) -> dict[int, Path]:
     found = {}
     for path in ROOT.glob(f"{name}*"):
         match = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(name))
-        if match and path.is_dir() and any(path.iterdir()):
+        if match and path.is_dir() and any(map(_counts, path.iterdir())):
             found[int(match[1] or 1)] = path
     return found
 
