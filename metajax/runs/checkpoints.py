@@ -52,9 +52,10 @@ class Checkpoints:
         if keep < 2:
             raise ArgumentError(f"keep must be at least 2, so that one is left; got {keep}")
         self.folder = folder.absolute()
+        self._keep = keep
         self._damaged: list[int] = []
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=None,  # those that are too many go once the new one is whole
             create=True,
             enable_async_checkpointing=False,
             lightweight_initialize=True,  # damaged metadata is for restore to find
@@ -99,6 +100,8 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.StandardSave(_flatten(state)))
             _digests.write(self.path(step))
+            for old in sorted(self._steps())[: -self._keep]:
+                shutil.rmtree(self.path(old))
         except Exception as error:  # whatever Orbax and TensorStore make of a full disk
             with contextlib.suppress(OSError):
                 shutil.rmtree(self.path(step), ignore_errors=True)
