@@ -1,5 +1,6 @@
 """The best parameters by validation, kept beside the last ones."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,11 @@ class Best:
     def __init__(self, folder: Path, template: Any) -> None:
         # Two are kept, so that a kill between the new one's files and the old one's end loses none.
         self._checkpoints = Checkpoints(folder / FOLDER)
-        found = self._checkpoints.restore(_content(template, 0.0))
+        try:
+            found = self._checkpoints.restore(_content(template, 0.0))
+        except RunError as error:  # no reason not to train on
+            warnings.warn(f"the best parameters until here are lost: {error}", stacklevel=2)
+            found = None
         self._score = -np.inf if found is None else float(found[0]["score"])
 
     def __enter__(self) -> Self:

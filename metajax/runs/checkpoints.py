@@ -139,6 +139,7 @@ class Checkpoints:
                 " trying the one before",
                 stacklevel=2,
             )
+        self._damaged = steps
         raise RunError(
             f"resume: none of the checkpoints in {self.folder} can be read (steps {steps})."
             " Start a new run with another --out"

@@ -216,6 +216,19 @@ def test_a_resumed_run_keeps_the_best_of_its_first_part(tmp_path, monkeypatch):
         runs.best_params(run, toy_state(size=4).params)
 
 
+def test_where_the_best_parameters_are_damaged_training_goes_on(tmp_path):
+    config = ToyConfig(out=tmp_path / "a", steps=60)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, interrupting(signal.SIGINT, at=20), **scored("loss", [3, 1, 2]))
+    for path in (tmp_path / "a" / "best").glob("*/SHA256SUMS"):
+        path.unlink()
+    seen = []
+    with pytest.warns(UserWarning, match="cannot be read|best parameters until here are lost"):
+        fit(ToyConfig(out=tmp_path / "a", steps=60, resume=True), **scored("loss", [2, 1, 2], seen))
+    found = runs.best_params(runs.Run("toy", tmp_path / "a", config), toy_state().params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), seen[1])
+
+
 def test_without_a_validation_there_is_no_best(tmp_path):
     fit(ToyConfig(out=tmp_path / "a", steps=20), **scored("score", [1.0, 2.0]))
     run = runs.Run("toy", tmp_path / "a", ToyConfig())
