@@ -58,7 +58,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-lm clean
+.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -131,9 +131,15 @@ bench-memory: $(INSTALLED) ## memory and time by gradient mode, inner steps and 
 bench-transformer: $(INSTALLED) ## the same for inner Adam steps on a transformer
 	$(RUN) -m experiments.benchmarks.transformer $(if $(OUT),--out '$(OUT)')
 
+bench-checkpoints: $(INSTALLED) ## what checkpoints cost, and how long a long run takes to go on
+	$(RUN) -m experiments.benchmarks.checkpoints $(if $(OUT),--out '$(OUT)')
+
 bench-lm: $(PARITY_INSTALLED) ## generation beside transformers, and LoRA on many tasks beside peft
 	$(RUN) -m experiments.benchmarks.generation $(if $(OUT),--out '$(OUT)')
 	$(RUN) -m experiments.benchmarks.lora $(if $(OUT),--out '$(OUT)')
+
+soak: $(INSTALLED) ## kill a training 100 times (KILLS=), and check that nothing is lost
+	$(RUN) -m experiments.soak $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)') $(if $(OUT),--out '$(OUT)')
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -158,7 +158,8 @@ def follow(
     """Runs the loop in the run's folder ``rounds``, from its last checkpoint if the run resumes.
 
     After each round the state is written, whole or not at all, and a line of metrics with
-    ``scores(params)``; that of round 0 is of the model before.
+    ``scores(params)``; that of round 0 is of the model before. On Ctrl-C or SIGTERM the round is
+    finished and written first.
 
     Args:
         run: whose folder it is.
@@ -172,7 +173,7 @@ def follow(
     """
     folder = run.path / name
     total = len(state.memory.weights)
-    with runs.Checkpoints(folder / "checkpoints") as checkpoints:
+    with runs.locked(folder), runs.Checkpoints(folder / "checkpoints") as checkpoints:
         restored = checkpoints.restore(_without(state, fixed)) if run.config.resume else None
         if restored is not None:
             state = _with_fixed(restored[0], state, fixed)
@@ -180,6 +181,7 @@ def follow(
         with (
             runs.MetricsLog(folder, step=done, tensorboard=run.config.tensorboard) as log,
             runs.progress(name, done, total, unit="round") as bar,
+            runs.stop_requests("round") as stop,
         ):
             if restored is None:
                 log.append(0, dict(scores(state.train.params)))
@@ -190,9 +192,13 @@ def follow(
                 record = flat(report) | dict(scores(state.train.params))
                 record["seconds_test"] = time.perf_counter() - started
                 log.append(report.round, record)
+                log.sync()
                 checkpoints.save(report.round, _without(state, fixed))
                 bar.set_postfix(_shown(report), refresh=False)
                 bar.update(1)
+                if stop.received:
+                    bar.close()
+                    stop.leave(f"round {report.round}", run)
             stopped = log.records[-1].get("stopped") or "the loop had ended before"
             return Followed(state, list(log.records), stopped)
 

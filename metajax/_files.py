@@ -26,3 +26,15 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a text file so that a reader, or a crash, sees the old content or the new."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sync_folder(folder: Path) -> None:
+    """Has a folder's names on the disk when it returns, where the system can do that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

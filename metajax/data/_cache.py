@@ -85,6 +85,8 @@ def write(path: Path, cached: Cached) -> None:
                 fingerprint=np.array(cached.fingerprint),
                 checksum=np.array(_checksum(cached.images)),
             )
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -1,8 +1,10 @@
 """What experiments share: command line, run folder, training loop, pictures and reports."""
 
+from metajax.runs._disk import locked
+from metajax.runs.best import best_params
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.config import RunConfig, RunError, check_positive, command, guard, parse
-from metajax.runs.fit import Fitted, NonFiniteError, fit, progress
+from metajax.runs.fit import Fitted, NonFiniteError, Stop, fit, progress, stop_requests
 from metajax.runs.folder import Run, create, open_run
 from metajax.runs.metrics import MetricsLog, read_metrics
 from metajax.runs.report import Report, Row, environment, format_table, write_report
@@ -17,6 +19,8 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunError",
+    "Stop",
+    "best_params",
     "check_positive",
     "command",
     "create",
@@ -24,9 +28,11 @@ __all__ = [
     "fit",
     "format_table",
     "guard",
+    "locked",
     "open_run",
     "parse",
     "progress",
     "read_metrics",
+    "stop_requests",
     "write_report",
 ]

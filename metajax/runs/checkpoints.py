@@ -1,5 +1,8 @@
 """Checkpoints of a training state, written by Orbax: atomic, checked when they are read."""
 
+import contextlib
+import errno
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from metajax.errors import ArgumentError
+from metajax.runs import _digests
+from metajax.runs._disk import cannot_write, first_line, writing
 from metajax.runs.config import RunError
 
 StateT = TypeVar("StateT")
@@ -20,19 +26,42 @@ class Checkpoints:
     """The checkpoints in one folder, named by meta-step; the newest few are kept.
 
     A state is any pytree of arrays, typed random keys included. It is stored as a flat dictionary
-    from path to array, so a checkpoint can be read without the code that wrote it.
+    from path to array, so a checkpoint can be read without the code that wrote it, and with the
+    SHA-256 of every file: one that isn't byte for byte as it was written is not used.
+
+    One process at a time may write (see ``fit``); reading changes nothing in the folder.
 
     Args:
         folder: where they are, or will be.
-        keep: how many to keep. With two or more, an older one is left if the newest is damaged.
+        keep: how many to keep, two at least: an older one is left if the newest is damaged.
+
+    Raises:
+        ArgumentError: ``keep`` is below two.
+        RunError: the folder can't be made.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name, Checkpoints(Path(name)) as checkpoints:
+        ...     checkpoints.save(10, {"w": jnp.ones(2)})
+        ...     state, step = checkpoints.restore({"w": jnp.zeros(2)})
+        >>> step, state["w"].tolist()
+        (10, [1.0, 1.0])
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        if keep < 2:
+            raise ArgumentError(f"keep must be at least 2, so that one is left; got {keep}")
         self.folder = folder.absolute()
+        self._keep = keep
+        self._damaged: list[int] = []
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=None,  # those that are too many go once the new one is whole
+            create=True,
+            enable_async_checkpointing=False,
+            lightweight_initialize=True,  # damaged metadata is for restore to find
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with writing(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -50,19 +79,39 @@ class Checkpoints:
         return self.folder / str(step)
 
     def latest(self) -> int | None:
-        """The newest checkpoint's meta-step; None where there is none."""
-        return self._manager.latest_step()
+        """The newest checkpoint's meta-step, damaged or not; None where there is none."""
+        return max(self._steps(), default=None)
 
     def save(self, step: int, state: Any) -> None:
-        """Writes a checkpoint; a step that has one already keeps it."""
-        if step not in self._manager.all_steps():
+        """Writes a checkpoint; a step that has one already keeps it.
+
+        It counts from when its ``SHA256SUMS`` is there, the last to be written. Checkpoints that
+        ``restore`` found damaged are set aside first, as ``damaged-...``.
+
+        Raises:
+            RunError: it can't be written. Those before are kept.
+        """
+        if not self.folder.is_dir():  # Orbax would make it again, without the rest of the run
+            raise cannot_write(self.folder, FileNotFoundError(errno.ENOENT, ""))
+        with writing(self.folder):
+            self._tidy()
+        if step in self._steps():
+            return
+        try:
             self._manager.save(step, args=ocp.args.StandardSave(_flatten(state)))
+            _digests.write(self.path(step))
+            for old in sorted(self._steps())[: -self._keep]:
+                shutil.rmtree(self.path(old))
+        except Exception as error:  # whatever Orbax and TensorStore make of a full disk
+            with contextlib.suppress(OSError):
+                shutil.rmtree(self.path(step), ignore_errors=True)
+                self._tidy()
+            raise cannot_write(self.path(step), error) from error
 
     def restore(self, template: StateT) -> tuple[StateT, int] | None:
-        """The newest state that can be read, and its meta-step; None where there is none.
+        """The newest state that is as it was written, and its meta-step; None where there is none.
 
-        A damaged checkpoint is passed over with a warning that names it, for the one before, and
-        set aside as ``damaged-...``.
+        A damaged checkpoint is passed over with a warning that names it, for the one before.
 
         Args:
             template: a state of the same structure, shapes and dtypes.
@@ -70,29 +119,49 @@ class Checkpoints:
         Raises:
             RunError: the checkpoint is of another model or optimizer, or none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._steps(), reverse=True)
         if not steps:
             return None
         for step in steps:
-            try:
-                stored = self._manager.restore(step, args=ocp.args.StandardRestore())
-            except Exception as error:  # whatever Orbax and TensorStore make of damaged files
-                warnings.warn(
-                    f"the checkpoint {self.path(step)} cannot be read ({_first_line(error)});"
-                    " trying the one before",
-                    stacklevel=2,
-                )
-                continue
-            state = self._unflatten(template, stored, step)
-            # Steps past the restored one are damaged, and would be in the way of new ones.
-            for later in steps[: steps.index(step)]:
-                self.path(later).rename(self.folder / f"damaged-{later}")
-            self._manager.reload()
-            return state, step
+            problem = _digests.problem(self.path(step))
+            if problem is None:
+                try:
+                    stored = self._manager.restore(step, args=ocp.args.StandardRestore())
+                except Exception as error:  # of another version of Orbax, say
+                    problem = first_line(error)
+                else:
+                    state = self._unflatten(template, stored, step)
+                    # What comes after it would be in the way of new ones.
+                    self._damaged = [later for later in steps if later > step]
+                    return state, step
+            warnings.warn(
+                f"the checkpoint {self.path(step)} cannot be read ({problem});"
+                " trying the one before",
+                stacklevel=2,
+            )
+        self._damaged = steps
         raise RunError(
             f"resume: none of the checkpoints in {self.folder} can be read (steps {steps})."
             " Start a new run with another --out"
         )
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
+
+    def _tidy(self) -> None:
+        """Removes what a kill left unfinished, and sets aside what is damaged."""
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path)
+        for step in self._damaged:
+            aside = self.folder / f"damaged-{step}"
+            number = 2
+            while aside.exists():
+                aside, number = self.folder / f"damaged-{step}-{number}", number + 1
+            self.path(step).rename(aside)
+        self._damaged = []
+        self._manager.reload()
 
     def _unflatten(self, template: StateT, stored: Mapping[str, Any], step: int) -> StateT:
         paths, structure = jax.tree_util.tree_flatten_with_path(template)
@@ -141,8 +210,3 @@ def _flatten(state: Any) -> dict[str, np.ndarray]:
     # As NumPy arrays: what is stored then names no device, and reads back on any machine.
     paths, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(_plain(leaf)) for path, leaf in paths}
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

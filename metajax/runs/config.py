@@ -1,6 +1,7 @@
 """What every experiment can be told, and how a command line becomes a frozen config."""
 
 import dataclasses
+import errno
 import logging
 import math
 import shlex
@@ -177,5 +178,9 @@ def guard(main: Callable[[], None]) -> None:
         main()
     except MetajaxError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        sys.exit(f"error: {error}. Mend that, then go on with --resume; what was written is kept")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ import numpy as np
 import tqdm
 
 from metajax.errors import NonFiniteError
+from metajax.runs._disk import locked
+from metajax.runs.best import Best
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.config import RunError
 from metajax.runs.folder import Run, create
@@ -56,6 +58,9 @@ def fit(
     numbers of one that was not. On Ctrl-C or SIGTERM the dispatch is finished, a checkpoint
     written, and ``KeyboardInterrupt`` or ``SystemExit`` raised.
 
+    No other process can use the run's folder meanwhile. Of the validated parameters the best are
+    kept too, for ``best_params``.
+
     Args:
         run: from ``open_run``.
         trainer: has ``run(state, n) -> (state, metrics)``, ``metrics`` being a dictionary of
@@ -69,12 +74,19 @@ def fit(
 
     Raises:
         NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite.
-        RunError: a checkpoint cannot be used.
+        RunError: a checkpoint cannot be used, the run's folder cannot be written, or another
+            process is using it.
     """
     config = run.config
     create(run)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(run.path))
         checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
+        if not config.resume and checkpoints.latest() is not None:
+            raise RunError(
+                f"out: another process has trained in {run.path} meanwhile. Name another folder"
+                " with --out"
+            )
         restored = checkpoints.restore(state) if config.resume else None
         if restored is not None:
             state = restored[0]
@@ -82,7 +94,10 @@ def fit(
         log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
         _check_seconds(log.records, run.path)
-        stop = stack.enter_context(_stop_requests())
+        stop = stack.enter_context(stop_requests("dispatch"))
+        best = None
+        if validate is not None:
+            best = stack.enter_context(Best(run.path, state.params))
         if restored is None:
             checkpoints.save(step, state)
 
@@ -100,22 +115,23 @@ def fit(
             shown = {k: f"{values[k]:.4g}" for k in ("loss", "accuracy") if k in values}
             shown |= {name: f"{rate:,.0f}" for name, rate in rates.items()}
             if validate is not None and _passes(before, step, validate_every, steps):
-                scores = {
-                    f"validation_{key}": float(v) for key, v in validate(state.params).items()
-                }
-                values |= scores
+                scores = {key: float(v) for key, v in validate(state.params).items()}
+                values |= {f"validation_{key}": score for key, score in scores.items()}
+                # Before the checkpoint: from that a resumed run doesn't validate again.
+                if best is not None:
+                    best.offer(step, state.params, scores)
             values |= {"seconds": seconds, **rates}
             # Before the checkpoint: after a kill in between, the line is made again, not missing.
             log.append(step, values)
             if _passes(before, step, config.checkpoint_every, steps) or stop.received:
                 _check_parameters(state.params, step, checkpoints)
+                log.sync()
                 checkpoints.save(step, state)
             bar.set_postfix(shown, refresh=False)
             bar.update(count)
-            if stop.received and step < steps:
+            if stop.received:
                 bar.close()
-                _say(f"stopped after step {step}; --resume --out {run.path} goes on from there")
-                raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(143)
+                stop.leave(f"step {step}", run)
         records = log.records
     return Fitted(state, records, sum(record["seconds"] for record in records))
 
@@ -176,19 +192,27 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-class _Stop:
+class Stop:
     """The signal that asked the run to stop; None until one did."""
 
     received: signal.Signals | None = None
 
+    def leave(self, last: str, run: Run) -> NoReturn:
+        """Ends as the signal would have; ``last`` is what was finished."""
+        _say(f"stopped after {last}; --resume --out {run.path} goes on from there")
+        raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(143)
+
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[_Stop]:
+def stop_requests(unit: str) -> Iterator[Stop]:
     """Turns the first Ctrl-C or SIGTERM into a request; the second acts at once.
 
     The state is donated to the running program: an exception in the middle would lose it.
+
+    Args:
+        unit: what the user is told will be finished.
     """
-    stop = _Stop()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
@@ -201,7 +225,7 @@ def _stop_requests() -> Iterator[_Stop]:
     def request(number: int, frame: Any) -> None:
         stop.received = signal.Signals(number)
         restore()
-        _say("stopping after this dispatch, with a checkpoint; again to stop at once")
+        _say(f"stopping after this {unit}, with a checkpoint; again to stop at once")
 
     for number in previous:
         signal.signal(number, request)

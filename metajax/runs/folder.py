@@ -3,7 +3,8 @@
 ==================  ========================================================
 ``config.json``     the experiment's name and the config that identifies the run
 ``metrics.jsonl``   one line of JSON an interval
-``checkpoints/``    Orbax checkpoints, named by meta-step
+``checkpoints/``    Orbax checkpoints, named by meta-step; in each the SHA-256 of its files
+``best/``           the best parameters by validation, where ``fit`` was given one
 ``result.json``     the numbers at the end; ``table.md`` shows them
 ``*.png``           pictures
 ==================  ========================================================
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax._files import write_atomically
+from metajax.runs._disk import LOCK, locked, writing
 from metajax.runs.config import RunConfig, RunError, identity
 
 ROOT = Path("runs")
@@ -56,7 +58,7 @@ def open_run(name: str, config: RunConfig) -> Run:
     else:
         path = config.out or _unused(name)
         try:
-            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            taken = path.exists() and (not path.is_dir() or any(map(_counts, path.iterdir())))
         except OSError as error:
             raise RunError(f"out: {path} cannot be used ({error}); name another folder") from error
         if taken:
@@ -68,17 +70,27 @@ def open_run(name: str, config: RunConfig) -> Run:
 
 
 def create(run: Run) -> None:
-    """Makes the run folder and writes ``config.json``, unless they are as they should be."""
+    """Makes the run folder and writes ``config.json``, unless they are as they should be.
+
+    Raises:
+        RunError: it can't be written, or another process has it or has just started a run there.
+    """
     file = run.path / "config.json"
     text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        if not file.exists() or file.read_bytes() != text.encode():
+    with locked(run.path), writing(file):
+        before = file.read_bytes() if file.exists() else None
+        if before not in (None, text.encode()) and not run.config.resume:
+            raise RunError(
+                f"out: another process has started another run in {run.path} meanwhile. Name"
+                " another folder with --out"
+            )
+        if before != text.encode():
             write_atomically(file, text)
-    except OSError as error:
-        raise RunError(
-            f"out: {run.path} cannot be written to ({error}); name another folder"
-        ) from error
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file makes a folder a run's: not what a kill before ``config.json`` leaves."""
+    return path.name != LOCK and not path.name.startswith(".config.json.")
 
 
 def _numbered(name: str) -> dict[int, Path]:
@@ -86,7 +98,7 @@ def _numbered(name: str) -> dict[int, Path]:
     found = {}
     for path in ROOT.glob(f"{name}*"):
         match = re.fullmatch(r"(?:-(\d+))?", path.name.removeprefix(name))
-        if match and path.is_dir() and any(path.iterdir()):
+        if match and path.is_dir() and any(map(_counts, path.iterdir())):
             found[int(match[1] or 1)] = path
     return found
 

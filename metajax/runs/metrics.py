@@ -1,14 +1,17 @@
 """The metrics file of a run: JSON lines that stay consistent over kills and resumes."""
 
+import errno
 import importlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from metajax._files import write_atomically
+from metajax.runs._disk import writing
 from metajax.runs.config import RunError
 
 
@@ -48,7 +51,8 @@ def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Removes the lines past ``step``, which a resumed run computes again; returns the rest."""
     kept = [record for record in read_metrics(path) if record["step"] <= step]
     if path.exists():
-        write_atomically(path, "".join(_line(record) for record in kept))
+        with writing(path):
+            write_atomically(path, "".join(_line(record) for record in kept))
     return kept
 
 
@@ -61,14 +65,17 @@ class MetricsLog:
         tensorboard: write events into ``folder/tensorboard`` too.
 
     Raises:
-        RunError: TensorBoard is asked for and ``tensorboardX`` is not installed.
+        RunError: TensorBoard is asked for and ``tensorboardX`` is not installed, or the file can't
+            be written.
     """
 
     def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = False) -> None:
         self._writer = _tensorboard_writer(folder, step) if tensorboard else None
-        path = folder / "metrics.jsonl"
-        self.records = drop_after(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / "metrics.jsonl"
+        self.records = drop_after(self._path, step)
+        with writing(self._path):
+            # Without a buffer: what a full disk doesn't take isn't tried again when it is closed.
+            self._file = self._path.open("ab", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -84,16 +91,29 @@ class MetricsLog:
             self._writer.close()
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one line, of numbers and words; it is on its way to the disk when this returns."""
+        """Writes one line, of numbers and words; it is on its way to the disk when this returns.
+
+        Raises:
+            RunError: it can't be written, or the file isn't there any more.
+        """
         record = {"step": step, **values}
         self.records.append(record)
-        self._file.write(_line(record))
-        self._file.flush()
+        line = memoryview(_line(record).encode())
+        with writing(self._path):
+            while line:  # a disk that fills up may take a part
+                line = line[self._file.write(line) :]
+            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self._writer is not None:
             for name, value in values.items():
                 if not isinstance(value, int | float):
                     continue
                 self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Has all lines on the disk when it returns, so that no checkpoint is ahead of them."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -1,5 +1,8 @@
 """The cache is never trusted, and never harmed, when it isn't what was written."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from omniglot_standin import assert_same_drawings, write_zips
@@ -90,3 +93,35 @@ def test_a_cache_that_cannot_be_written_warns_and_goes_on(tmp_path, monkeypatch)
     root = write_zips(tmp_path / "zips")
     with pytest.warns(UserWarning, match="could not be cached"):
         assert_same_drawings(omniglot("all", folder=root).examples)
+
+
+WRITER = """
+import sys, types
+for name in ("metajax", "metajax.data"):  # the cache alone, without what takes seconds to import
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [name.replace(".", "/")]
+from pathlib import Path
+import numpy as np
+from metajax.data import _cache
+value = int(sys.argv[2])
+for _ in range(30):
+    _cache.write(Path(sys.argv[1]), _cache.Cached(np.full([200, 200], value, np.uint8), str(value)))
+"""
+
+
+def test_two_processes_that_fill_the_same_cache_leave_one_of_their_files_at_any_time(tmp_path):
+    target = tmp_path / "a.npz"
+    root = _cache.__file__.removesuffix("/metajax/data/_cache.py")
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(target), str(value)], cwd=root)
+        for value in (1, 2)
+    ]
+    reads = 0
+    while any(writer.poll() is None for writer in writers):
+        found = _cache.read(target, (200, 200))  # raises for anything but a whole file
+        if found is not None:
+            reads += 1
+            assert (found.images == int(found.fingerprint)).all()
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert reads > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

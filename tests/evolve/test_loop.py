@@ -1,6 +1,8 @@
 """The loop: what it learns from, when it goes back, when it stops, and that it can be resumed."""
 
 import itertools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 from toys import COPY, solved
 
+from experiments import evolve_model
 from metajax import evolve as ev
+from metajax import runs
 from metajax.evolve.gates import held_out_marks
 from metajax.evolve.proposers import fingerprints
 from metajax.runs import Checkpoints
@@ -250,3 +254,30 @@ def test_what_tasks_are_about_reaches_the_verifier_row_by_row_and_its_shape_is_c
     few = lambda params, key, levels: propose(params, key, levels)._replace(about=np.zeros(5))
     with pytest.raises(ValueError, match=r"about, 0.*\(5,\)"):
         run(parts_of(propose=few))
+
+
+def test_a_loop_that_gets_a_signal_finishes_its_round_and_goes_on_from_there(tmp_path, capsys):
+    def follow(folder, *, stop_at=None, resume=False):
+        def scores(params):
+            if float(params) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"score": float(params)}
+
+        run = runs.Run("toy", folder, runs.RunConfig(out=folder, resume=resume))
+        parts = parts_of()
+        return evolve_model.follow(run, parts, begin(parts), scores=scores)
+
+    timeless = lambda followed: [
+        {name: value for name, value in record.items() if not name.startswith("seconds")}
+        for record in followed.records
+    ]
+    expected = follow(tmp_path / "whole")
+    with pytest.raises(SystemExit) as left:
+        follow(tmp_path / "halves", stop_at=2.0)
+    assert left.value.code == 143
+    assert "stopped after round 2; --resume" in capsys.readouterr().err
+    lines = runs.read_metrics(tmp_path / "halves" / "rounds" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    resumed = follow(tmp_path / "halves", resume=True)
+    assert timeless(resumed) == timeless(expected)
+    assert float(resumed.state.train.params) == float(expected.state.train.params) == 4.0

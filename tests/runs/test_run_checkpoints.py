@@ -1,12 +1,16 @@
 """Checkpoints: exact, and careful with what they did not write."""
 
+import errno
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_trainer import toy_state, toy_trainer
 
-from metajax import runs
+from metajax import ArgumentError, runs
+from metajax.runs import _digests
 
 
 def leaves(state):
@@ -79,6 +83,146 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
         assert checkpoints.restore(toy_state())[1] == 2
     kept = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert kept == ["1", "2", "damaged-2"]
+
+
+BIG = {"w": np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)}
+"""An array so large that Orbax keeps it in a file of its own, whose bytes it doesn't check."""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def files(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+    folder = checkpoints.path(1)
+    assert _digests.problem(folder) is None
+    assert max(path.stat().st_size for path in files(folder)) > 30_000
+    rng = np.random.default_rng(1)
+    for path in files(folder):
+        content = path.read_bytes()
+        for position in rng.choice(len(content), min(len(content), 40), replace=False):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << rng.integers(8)
+            path.write_bytes(bytes(damaged))
+            assert _digests.problem(folder) is not None, (path, position)
+        path.write_bytes(content)
+    assert _digests.problem(folder) is None
+
+
+def flip(folder):
+    path = max(files(folder), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def truncate(folder):
+    path = max(files(folder), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+HARM = {
+    "a flipped bit": flip,
+    "a truncated file": truncate,
+    "a missing file": lambda folder: (folder / "default" / "_METADATA").unlink(),
+    "a missing list": lambda folder: (folder / "SHA256SUMS").unlink(),
+    "an empty list": lambda folder: (folder / "SHA256SUMS").write_text(""),
+    "a foreign file": lambda folder: (folder / "notes.txt").write_text("mine"),
+    "a missing commit": lambda folder: (folder / "commit_success.txt").unlink(),
+    "an empty folder": lambda folder: [path.unlink() for path in files(folder)],
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_whatever_is_damaged_the_one_before_is_used(tmp_path, harm):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+        checkpoints.save(2, {"w": 2 * BIG["w"]})
+    HARM[harm](checkpoints.path(2))
+    before = files(checkpoints.folder)
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        with pytest.warns(UserWarning, match=str(checkpoints.path(2))):
+            restored, step = checkpoints.restore(BIG)
+        assert step == 1
+        np.testing.assert_array_equal(restored["w"], BIG["w"])
+        assert files(checkpoints.folder) == before  # reading changes nothing
+        checkpoints.save(2, {"w": 2 * BIG["w"]})
+        assert checkpoints.restore(BIG)[1] == 2
+    assert names(tmp_path / "new") == ["1", "2", "damaged-2"]
+
+
+def test_a_second_damaged_checkpoint_of_a_step_is_set_aside_too(tmp_path):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+        for _ in range(2):
+            checkpoints.save(2, BIG)
+            flip(checkpoints.path(2))
+            with pytest.warns(UserWarning, match="cannot be read"):
+                checkpoints.restore(BIG)
+        checkpoints.save(2, BIG)
+    assert names(tmp_path / "new") == ["1", "2", "damaged-2", "damaged-2-2"]
+
+
+def test_what_kills_left_unfinished_goes_with_the_next_checkpoint(tmp_path):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+        checkpoints.save(2, BIG)
+    (checkpoints.folder / "3.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
+    (checkpoints.path(1) / "SHA256SUMS").unlink()  # it was being removed
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(BIG)[1] == 2
+        checkpoints.save(4, BIG)
+    assert names(tmp_path / "new") == ["2", "4"]
+
+
+def test_a_full_disk_is_an_error_in_words_and_costs_no_checkpoint(tmp_path, monkeypatch):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+        checkpoints.save(2, BIG)
+
+        def full(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(_digests, "write", full)
+            with pytest.raises(runs.RunError, match=r"new/3 .*No space left.*Free some.*--resume"):
+                checkpoints.save(3, BIG)
+        assert names(tmp_path / "new") == ["1", "2"]
+        assert checkpoints.restore(BIG)[1] == 2
+        checkpoints.save(3, BIG)
+        assert checkpoints.restore(BIG)[1] == 3
+
+
+def test_a_write_that_the_system_refuses_midway_is_an_error_in_words(tmp_path):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            with pytest.raises(runs.RunError, match=r"new/2 cannot be written: File too large"):
+                checkpoints.save(2, BIG)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert names(tmp_path / "new") == ["1"]
+        checkpoints.save(2, BIG)
+        assert checkpoints.restore(BIG)[1] == 2
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(runs.RunError, match="Not a directory"):
+        runs.Checkpoints(tmp_path / "file" / "new")
+
+
+def test_one_checkpoint_is_not_enough(tmp_path):
+    with pytest.raises(ArgumentError, match=r"keep must be at least 2.*got 1"):
+        runs.Checkpoints(tmp_path, keep=1)
 
 
 def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):

@@ -1,6 +1,7 @@
 """The command line."""
 
 import dataclasses
+import errno
 import logging
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def test_guard_shows_no_traceback_for_what_a_user_can_mend():
     with pytest.raises(SystemExit) as stop:
         runs.guard(main)
     assert stop.value.code == "error: out: not empty"
+
+
+def test_guard_shows_no_traceback_for_a_full_disk():
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/training.png")
+
+    with pytest.raises(SystemExit, match=r"No space left on device.*training\.png.*--resume"):
+        runs.guard(main)
 
 
 def test_guard_leaves_bugs_alone():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,21 +119,123 @@ def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("toy_trainer.py")
     command = [sys.executable, str(script), "--out", str(tmp_path / "killed")]
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
+    resumed = ToyConfig(out=tmp_path / "killed", resume=True)
+
+    def started(*options, lines):
+        process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while len(runs.read_metrics(metrics)) < 5:
+        while len(runs.read_metrics(metrics)) < lines:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        return process
+
+    process = started(lines=3)
+    try:
+        with pytest.raises(
+            runs.RunError, match=f"another process is using .*process {process.pid}"
+        ):
+            fit(resumed)
+        process.terminate()
+        assert process.wait() == 143
     finally:
         process.kill()
         process.wait()
+    last = runs.read_metrics(metrics)[-1]["step"]
+    assert 30 <= last < 200
+    assert (tmp_path / "killed" / "checkpoints" / str(last)).exists(), "it stopped with one"
+    process = started("--resume", lines=last // 10 + 3)
+    process.kill()
+    process.wait()
     assert runs.read_metrics(metrics)[-1]["step"] < 200
-    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
 
     expected = fit(ToyConfig(out=tmp_path / "whole"))
-    assert_same(fit(ToyConfig(out=tmp_path / "killed", resume=True)), expected)
+    assert_same(fit(resumed), expected)
+
+
+def test_of_two_runs_that_found_the_folder_empty_the_second_is_refused(tmp_path):
+    config = ToyConfig(out=tmp_path / "a", steps=20)
+    second = runs.open_run("toy", config)
+    fit(config)
+    before = (tmp_path / "a" / "metrics.jsonl").read_text()
+    with pytest.raises(runs.RunError, match="another process has trained in"):
+        runs.fit(second, toy_trainer(), toy_state(), steps=20)
+    assert (tmp_path / "a" / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_folder_that_is_removed_is_an_error_and_is_not_made_again(tmp_path):
+    trainer = toy_trainer()
+
+    def run(state, steps):
+        if int(state.step) == 30:
+            shutil.rmtree(tmp_path / "a")
+        return trainer.run(state, steps)
+
+    with pytest.raises(runs.RunError, match=r"metrics\.jsonl.*Was the folder removed"):
+        fit(ToyConfig(out=tmp_path / "a"), ToyTrainer(run))
+    assert not (tmp_path / "a").exists()
+
+
+def scored(name, scores, seen=None):
+    """A validation whose n-th scores are given; it notes the parameters."""
+    waiting = iter(scores)
+
+    def validate(params):
+        if seen is not None:
+            seen.append(jax.device_get(params))
+        return {name: next(waiting), "other": 0.0}
+
+    return {"validate": validate, "validate_every": 10}
+
+
+@pytest.mark.parametrize(
+    ("name", "scores", "best"),
+    [
+        ("accuracy", [0.5, 0.7, 0.7, 0.6, float("nan")], 1),  # of equals the first
+        ("loss", [3.0, 2.0, 2.5, 1.0, 1.5], 3),
+        ("loss", [3.0, 2.0, 1.5, 1.2, 1.1], 4),
+    ],
+)
+def test_the_best_parameters_by_validation_are_kept(tmp_path, name, scores, best):
+    config, seen = ToyConfig(out=tmp_path / "a", steps=50), []
+    fit(config, **scored(name, scores, seen))
+    found = runs.best_params(runs.Run("toy", tmp_path / "a", config), toy_state().params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), seen[best])
+
+
+def test_a_resumed_run_keeps_the_best_of_its_first_part(tmp_path, monkeypatch):
+    config, seen = ToyConfig(out=tmp_path / "a", steps=60), []
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, interrupting(signal.SIGINT, at=20), **scored("loss", [3, 1, 2], seen))
+    resumed = ToyConfig(out=tmp_path / "a", steps=60, resume=True)
+    fit(resumed, **scored("loss", [2, 1, 2]))
+    run = runs.open_run("toy", resumed)
+    found = runs.best_params(run, toy_state().params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), seen[1])
+    with pytest.raises(runs.RunError, match="another model"):
+        runs.best_params(run, toy_state(size=4).params)
+
+
+def test_where_the_best_parameters_are_damaged_training_goes_on(tmp_path):
+    config = ToyConfig(out=tmp_path / "a", steps=60)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, interrupting(signal.SIGINT, at=20), **scored("loss", [3, 1, 2]))
+    for path in (tmp_path / "a" / "best").glob("*/SHA256SUMS"):
+        path.unlink()
+    seen = []
+    with pytest.warns(UserWarning, match="cannot be read|best parameters until here are lost"):
+        fit(ToyConfig(out=tmp_path / "a", steps=60, resume=True), **scored("loss", [2, 1, 2], seen))
+    found = runs.best_params(runs.Run("toy", tmp_path / "a", config), toy_state().params)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), seen[1])
+
+
+def test_without_a_validation_there_is_no_best(tmp_path):
+    fit(ToyConfig(out=tmp_path / "a", steps=20), **scored("score", [1.0, 2.0]))
+    run = runs.Run("toy", tmp_path / "a", ToyConfig())
+    with pytest.raises(runs.RunError, match=r"best holds no parameters.*validate"):
+        runs.best_params(run, toy_state().params)
+    with pytest.raises(runs.RunError, match="best holds no parameters"):
+        runs.best_params(run._replace(path=tmp_path), toy_state().params)
 
 
 def test_killed_before_the_first_checkpoint(tmp_path):

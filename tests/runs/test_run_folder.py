@@ -1,13 +1,18 @@
 """Where a run may write."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 from toy_trainer import ToyConfig
 
 from metajax import runs
 from metajax._files import write_atomically
+from metajax.runs import _disk
 
 
 def start(config, name="toy"):
@@ -99,3 +104,84 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path):
         write_atomically(path, "new \ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_before_the_config_leaves_is_not_a_run(tmp_path):
+    for name in (".lock", ".config.json.123"):
+        (tmp_path / name).write_text("")
+    run = start(ToyConfig(out=tmp_path))
+    assert (run.path / "config.json").exists()
+
+
+def test_of_two_that_start_in_the_same_folder_the_second_is_refused(tmp_path):
+    first, second = (
+        runs.open_run("toy", ToyConfig(out=tmp_path / "run", seed=seed)) for seed in (1, 2)
+    )
+    runs.create(first)
+    with pytest.raises(runs.RunError, match="another process has started another run"):
+        runs.create(second)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["seed"] == 1
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "a+")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write("process 4711 on elsewhere")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_uses_is_refused_until_it_dies(tmp_path):
+    run = start(ToyConfig(out=tmp_path / "run"))
+    (run.path / ".lock").write_text("")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run.path / ".lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(runs.RunError, match=r"another process is using .*4711 on elsewhere"):
+            runs.create(run)
+    finally:
+        holder.kill()
+        holder.communicate()
+    runs.create(run)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, missing):
+    def unsupported(descriptor, operation):
+        raise OSError(95, "Operation not supported")
+
+    if missing:
+        monkeypatch.setattr(_disk, "fcntl", None)
+    else:
+        monkeypatch.setattr(_disk.fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match=r"\.lock cannot be locked"), runs.locked(tmp_path):
+        pass
+
+
+def test_of_several_processes_of_one_run_the_first_has_the_lock(tmp_path, monkeypatch):
+    with runs.locked(tmp_path):
+        monkeypatch.setattr(jax, "process_index", lambda: 1)
+        with runs.locked(tmp_path):
+            pass
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(runs.RunError, match=r"file/run.*Not a directory.*--out"):
+        start(ToyConfig(out=tmp_path / "file" / "run"))
+    assert (tmp_path / "file").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(28, "Free some space"), (30, "Make the folder writable"), (5, "Mend that")],
+)
+def test_what_the_system_refuses_comes_with_a_remedy(number, remedy):
+    error = _disk.cannot_write(Path("some/file"), OSError(number, ""))
+    assert re.fullmatch(rf"some/file cannot be written: \w.*\. {remedy}, .*", str(error))

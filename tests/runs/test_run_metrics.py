@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import pytest
 
@@ -78,3 +79,31 @@ def test_tensorboard_missing_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.importlib, "import_module", missing)
     with pytest.raises(runs.RunError, match=r"pip install 'metajax\[tensorboard\]'"):
         runs.MetricsLog(tmp_path, tensorboard=True)
+
+
+def test_a_line_that_the_disk_does_not_take_is_an_error_and_those_before_are_kept(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "metrics.jsonl"
+    with runs.MetricsLog(tmp_path) as log:
+        log.append(10, {"loss": 0.5})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, limits[1]))
+        try:
+            with pytest.raises(runs.RunError, match=r"metrics\.jsonl cannot .*File too large"):
+                log.append(20, {"loss": 0.25})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert runs.read_metrics(path) == [{"step": 10, "loss": 0.5}]
+    write(tmp_path, [1])  # goes on over the half line
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_not_there_any_more_is_an_error(tmp_path, replaced):
+    path = tmp_path / "metrics.jsonl"
+    with runs.MetricsLog(tmp_path) as log:
+        log.append(10, {"loss": 0.5})
+        path.unlink()
+        if replaced:
+            path.write_text("another's\n")
+        with pytest.raises(runs.RunError, match="Was the folder removed or replaced"):
+            log.append(20, {"loss": 0.25})
+    assert not path.exists() or path.read_text() == "another's\n"
