@@ -38,7 +38,11 @@ def use_every_core() -> None:
         >>> use_every_core()
     """
     chosen = getattr(jax.config, "jax_num_cpu_devices", -1) != -1
-    if jax.distributed.is_initialized() or chosen or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if (
+        jax.distributed.is_initialized()
+        or chosen
+        or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    ):
         return
     with contextlib.suppress(RuntimeError):  # raised where the devices are already there
         jax.config.update("jax_num_cpu_devices", _cores())

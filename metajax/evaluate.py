@@ -122,8 +122,8 @@ def evaluate(
         curve: whether to score before and between the inner steps too, which takes a pass over the
             query set each.
         tasks_per_chunk: how many are computed together; if None, one on a CPU and all elsewhere.
-        mesh: the devices that share the episodes, from ``metajax.task_mesh``, whether or not equally;
-            JAX's default device if None.
+        mesh: the devices that share the episodes, equally or not, from ``metajax.task_mesh``; JAX's
+            default device if None.
 
     Returns:
         ``Scores``, on the host; the same on every process of the mesh.

@@ -82,9 +82,7 @@ def _largest_axis(shape: tuple[int, ...], parts: int, min_size: int) -> Partitio
     return PartitionSpec(*[None] * chosen, devices.MODEL_AXIS)
 
 
-def _checked(
-    spec: PartitionSpec, path: str, shape: tuple[int, ...], parts: int
-) -> PartitionSpec:
+def _checked(spec: PartitionSpec, path: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
     """What a rule returned, or an ArgumentError that says why it can't be."""
     wrong = None
     if not isinstance(spec, PartitionSpec):

@@ -5,10 +5,12 @@ from metajax.runs.config import RunConfig, RunError, check_positive, command, gu
 from metajax.runs.fit import Fitted, NonFiniteError, fit, progress
 from metajax.runs.folder import Run, create, open_run
 from metajax.runs.metrics import MetricsLog, read_metrics
+from metajax.runs.processes import DistributedConfig, connect, show
 from metajax.runs.report import Report, Row, environment, format_table, write_report
 
 __all__ = [
     "Checkpoints",
+    "DistributedConfig",
     "Fitted",
     "MetricsLog",
     "NonFiniteError",
@@ -19,6 +21,7 @@ __all__ = [
     "RunError",
     "check_positive",
     "command",
+    "connect",
     "create",
     "environment",
     "fit",
@@ -28,5 +31,6 @@ __all__ = [
     "parse",
     "progress",
     "read_metrics",
+    "show",
     "write_report",
 ]

@@ -29,8 +29,16 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Of this process alone, which waits for no other; see shared.py for runs of several.
+        me = jax.process_index()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=keep,
+            create=False,
+            enable_async_checkpointing=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}
+            ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -15,9 +15,12 @@ import numpy as np
 import tqdm
 
 from metajax.errors import NonFiniteError
+from metajax.runs import processes
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.folder import Run, create
-from metajax.runs.metrics import MetricsLog
+from metajax.runs.shared import SharedCheckpoints, open_checkpoints, open_metrics
+
+AnyCheckpoints = Checkpoints | SharedCheckpoints
 
 Validate = Callable[[Any], Mapping[str, float]]
 """``validate(params)``: named scores; the same parameters must give the same scores."""
@@ -54,6 +57,9 @@ def fit(
     numbers of one that was not. On Ctrl-C or SIGTERM the dispatch is finished, a checkpoint
     written, and ``KeyboardInterrupt`` or ``SystemExit`` raised.
 
+    Where several processes run, all of them call it; the first writes and reads the files, and a
+    signal to any of them stops all after the same dispatch.
+
     Args:
         run: from ``open_run``.
         trainer: has ``run(state, n) -> (state, metrics)``, ``metrics`` being a dictionary of
@@ -72,12 +78,12 @@ def fit(
     config = run.config
     create(run)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
+        checkpoints = stack.enter_context(open_checkpoints(run.path / "checkpoints"))
         restored = checkpoints.restore(state) if config.resume else None
         if restored is not None:
             state = restored[0]
         step = int(state.step)
-        log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
+        log = stack.enter_context(open_metrics(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
         stop = stack.enter_context(_stop_requests())
         if restored is None:
@@ -104,16 +110,17 @@ def fit(
             values |= {"seconds": seconds, **rates}
             # Before the checkpoint: after a kill in between, the line is made again, not missing.
             log.append(step, values)
-            if _passes(before, step, config.checkpoint_every, steps) or stop.received:
+            received = processes.any_of(int(stop.received or 0))
+            if _passes(before, step, config.checkpoint_every, steps) or received:
                 _check_parameters(state.params, step, checkpoints)
                 checkpoints.save(step, state)
             bar.set_postfix(shown, refresh=False)
             bar.update(count)
-            if stop.received and step < steps:
+            if received and step < steps:
                 bar.close()
                 _say(f"stopped after step {step}; --resume --out {run.path} goes on from there")
-                raise KeyboardInterrupt if stop.received == signal.SIGINT else SystemExit(143)
-        records = log.records
+                raise KeyboardInterrupt if received == signal.SIGINT else SystemExit(143)
+        records = processes.from_first(log.records)
     return Fitted(state, records, sum(record["seconds"] for record in records))
 
 
@@ -121,21 +128,21 @@ def _passes(before: int, now: int, every: int, last: int) -> bool:
     return now // every > before // every or now == last
 
 
-def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: Checkpoints) -> None:
+def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: AnyCheckpoints) -> None:
     for name in ("loss", "grad_norm"):
         if name in history and not np.isfinite(history[name]).all():
             index = int(np.argmin(np.isfinite(history[name])))
             _stop_for(f"{name} is {history[name][index]}", before + index + 1, checkpoints)
 
 
-def _check_parameters(params: Any, step: int, checkpoints: Checkpoints) -> None:
+def _check_parameters(params: Any, step: int, checkpoints: AnyCheckpoints) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
             name = jax.tree_util.keystr(path)
             _stop_for(f"the parameter {name} is no longer finite", step, checkpoints)
 
 
-def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
+def _stop_for(problem: str, step: int, checkpoints: AnyCheckpoints) -> None:
     good = checkpoints.latest()
     kept = "there is no checkpoint" if good is None else f"kept: {checkpoints.path(good)}"
     raise NonFiniteError(
@@ -155,12 +162,13 @@ def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
     interval = 0.1 if sys.stderr.isatty() else 30.0
     width = min(shutil.get_terminal_size().columns, 110)
     return tqdm.tqdm(
-        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width
-    )
+        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width,
+        disable=not processes.first(),
+    )  # fmt: skip
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    processes.show(message, file=sys.stderr)
 
 
 class _Stop:
