@@ -150,7 +150,18 @@ def equal_share(name: str, n_tasks: int, mesh: Mesh | None) -> int:
 
 def first_task(own: int, mesh: Mesh | None) -> jax.Array | int:
     """Within ``share``, the index of this device's first task, where each has ``own`` of them."""
-    return 0 if mesh is None else own * jax.lax.axis_index(AXIS)
+    return own * jax.lax.axis_index(AXIS) if tasks_are_shared(mesh) else 0
+
+
+def mean(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """Within ``share``, the means over those that share the tasks."""
+    return jax.lax.pmean(tree, AXIS) if tasks_are_shared(mesh) else tree
+
+
+def tasks_are_shared(mesh: Mesh | None) -> bool:
+    """Whether a program is one for each part of the tasks. Where all devices compute the same tasks
+    it isn't: XLA has no sums over an axis of one device beside another axis."""
+    return mesh is not None and (mesh.axis_names == (AXIS,) or mesh.shape[AXIS] > 1)
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -213,7 +224,7 @@ def share(fn: Callable, mesh: Mesh | None, *, in_specs: PyTree, out_specs: PyTre
 
     Along a model axis XLA finds out who computes what, from where the parameters are.
     """
-    if mesh is None:
+    if not tasks_are_shared(mesh):
         return fn
     # Gradients are taken, and their means over devices, inside fn: there is nothing for the types
     # of varying values to find.

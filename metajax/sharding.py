@@ -129,13 +129,15 @@ def placement_of(tree: PyTree, mesh: Mesh | None) -> Placement:
     return tuple(leaf.sharding for leaf in leaves)
 
 
-def keep(tree: PyTree, placement: Placement) -> PyTree:
+def keep(tree: PyTree, placement: Placement, mesh: Mesh | None) -> PyTree:
     """Within ``devices.share``: has XLA keep the leaves where they are."""
     if placement is None:
         return tree
+    # Within a part of the mesh, a placement is one on the rest of its axes.
+    part = devices.tasks_are_shared(mesh)
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten(
-        jax.lax.with_sharding_constraint(leaf, own.spec)
+        jax.lax.with_sharding_constraint(leaf, own.spec if part else own)
         for leaf, own in zip(leaves, placement, strict=True)
     )
 

@@ -222,11 +222,9 @@ def _one_program(means_of_step: Callable, update: Callable, mesh: Mesh | None):
     @functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
     def program(state, constants, steps, placement):
         def outer_step(state, constants):
-            means = means_of_step(state, constants)
-            if mesh is not None:
-                means = jax.lax.pmean(means, devices.AXIS)
+            means = devices.mean(means_of_step(state, constants), mesh)
             state, metrics = update(state, means)
-            return sharding.keep(state, placement), metrics
+            return sharding.keep(state, placement, mesh), metrics
 
         def steps_of(state, constants):
             if steps is None:
