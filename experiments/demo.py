@@ -15,7 +15,6 @@ from typing import ClassVar
 import jax
 import optax
 
-import metajax
 from metajax import runs
 from metajax.data import episode_sampler, glyphs
 from metajax.errors import ArgumentError
@@ -25,7 +24,7 @@ N_WAY, K_SHOT = 5, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(runs.DistributedConfig):
     """Options of the demo."""
 
     steps: int = 800
@@ -33,7 +32,7 @@ class Config(runs.RunConfig):
     test_episodes: int = 600
     """Test tasks in each row of the table."""
 
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"test_episodes"}
+    may_differ: ClassVar[frozenset[str]] = runs.DistributedConfig.may_differ | {"test_episodes"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +42,8 @@ class Config(runs.RunConfig):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the characters, meta-trains, tests, and leaves everything in the run folder."""
-    metajax.use_every_core()
     config = runs.parse(Config, arguments, __doc__ or "")
+    runs.connect(config)
     schedule = fewshot.Schedule(
         description="Adam with warm-up and cosine decay",
         steps=config.steps,
@@ -59,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     run = runs.open_run("demo", config)
 
-    print("Drawing the characters (the first time; they are kept) ...", flush=True)
+    runs.show("Drawing the characters (the first time; they are kept) ...")
     data = {split: glyphs(split) for split in ("train", "validation", "test")}
     sizes = ", ".join(f"{len(part.counts)} for {split}" for split, part in data.items())
-    print(f"Classes: {sizes}. A task is {N_WAY} of them, {K_SHOT} image each.", flush=True)
+    runs.show(f"Classes: {sizes}. A task is {N_WAY} of them, {K_SHOT} image each.")
 
     network = fewshot.conv4(N_WAY, jax.random.key(config.seed), head_std=schedule.head_std)
     test_tasks = lambda query: episode_sampler(
@@ -107,11 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training={"seed": config.seed},
         module="experiments.demo",
     )
-    print(f"\n{table}")
-    print(f"Look at {run.path / 'episode.png'}: a task, its five images, and what MAML made of it.")
-    print(f"Also in {run.path}: training.png, inner_steps.png, metrics.jsonl, checkpoints/.")
-    print("Go on with: make omniglot (the paper's data and numbers), make sinusoid, or your own")
-    print(
+    runs.show(f"\n{table}")
+    runs.show(
+        f"Look at {run.path / 'episode.png'}: a task, its five images, and what MAML made of it."
+    )
+    runs.show(f"Also in {run.path}: training.png, inner_steps.png, metrics.jsonl, checkpoints/.")
+    runs.show(
+        "Go on with: make omniglot (the paper's data and numbers), make sinusoid, or your own"
+    )
+    runs.show(
         "data: metajax.data.from_folder takes a folder with a subfolder of images for each class."
     )
 

@@ -35,7 +35,7 @@ HONEST_QUERY = 15
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(runs.DistributedConfig):
     """Options of the Omniglot experiment."""
 
     protocol: Protocol = "fast"
@@ -63,7 +63,10 @@ class Config(runs.RunConfig):
     """Folder with Omniglot's zip files (images_background.zip, images_evaluation.zip) or with
     them unpacked; without it: the cache, tensorflow-datasets, or a download."""
 
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"data", "test_episodes"}
+    may_differ: ClassVar[frozenset[str]] = runs.DistributedConfig.may_differ | {
+        "data",
+        "test_episodes",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,8 +131,8 @@ def evaluations(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, evaluates, and leaves everything in the run folder."""
-    metajax.use_every_core()
     config = runs.parse(Config, arguments, __doc__ or "")
+    runs.connect(config)
     schedule = schedule_of(
         config.method,
         config.protocol,
@@ -182,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         module="experiments.omniglot",
     )
-    print(f"\n{table}\nEverything is in {run.path}.")
+    runs.show(f"\n{table}\nEverything is in {run.path}.")
 
 
 if __name__ == "__main__":

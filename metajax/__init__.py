@@ -40,6 +40,7 @@ from metajax.modes import (
     truncated,
     unrolled,
 )
+from metajax.sharding import shard_params
 from metajax.train import Trainer, TrainState, meta_trainer
 from metajax.trees import combine, partition
 from metajax.types import Batch, Episode, MaskedBatch, Sampler
@@ -96,6 +97,7 @@ __all__ = [
     "relation",
     "rematerialised",
     "reptile",
+    "shard_params",
     "task_mesh",
     "truncated",
     "unrolled",

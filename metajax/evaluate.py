@@ -100,7 +100,7 @@ def _evaluator(
 
     def all_values(params, key):
         params, key = devices.replicate((params, key), mesh)
-        found = jax.device_get(shared(params, key, constants))
+        found = devices.to_host(shared(params, key, constants))
         return {name: rows[:episodes] for name, rows in found.items()}
 
     return all_values
@@ -129,11 +129,11 @@ def evaluate(
         curve: whether to score before and between the inner steps too, which takes a pass over the
             query set each.
         tasks_per_chunk: how many are computed together; if None, one on a CPU and all elsewhere.
-        mesh: the devices that share the episodes, from ``metajax.task_mesh``; JAX's default device
-            if None.
+        mesh: the devices that share the episodes, equally or not, from ``metajax.task_mesh``; JAX's
+            default device if None.
 
     Returns:
-        ``Scores``, on the host.
+        ``Scores``, on the host; the same on every process of the mesh.
 
     Raises:
         ArgumentError: if ``episodes`` is less than 2 or ``tasks_per_chunk`` isn't a positive
@@ -212,7 +212,7 @@ def evaluate_episodes(
         _checks.positive_int("tasks_per_chunk", tasks_per_chunk)
     params, episodes = devices.replicate((params, episodes), mesh)
     values = _scorer(learner, curve, tasks_per_chunk, mesh)(params, episodes)
-    return summarise(jax.device_get(values))
+    return summarise(devices.to_host(values))
 
 
 def _check_enough(episodes: int) -> None:

@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, chunks, devices
+from metajax import _checks, chunks, devices, sharding
 from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, check_episode, check_learner
@@ -133,7 +133,9 @@ def meta_trainer(
         mesh: the devices that share the tasks, from ``metajax.task_mesh``; JAX's default device if
             None. Each draws and computes its own tasks, and all take the same update. Where they
             are a CPU's cores, the gradients meet on the host after each step, and ``run`` is as
-            many dispatches as steps.
+            many dispatches as steps. With a model axis, parameters that ``metajax.shard_params``
+            placed stay split along it, and the optimizer's state with them. Over several processes,
+            all of them call the same functions with the same values.
 
     Returns:
         A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
@@ -187,7 +189,8 @@ def meta_trainer(
         # Steps donate their state: what the caller passed must not be what they consume.
         params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
         params = learner_at(jnp.zeros((), jnp.int32)).init(params)
-        state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+        optimizer_state = sharding.placed_like(optimizer.init, params, mesh)
+        state = TrainState(params, optimizer_state, key, jnp.zeros((), jnp.int32))
         return devices.replicate(state, mesh)
 
     def means_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
@@ -208,7 +211,7 @@ def meta_trainer(
         metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
 
-    if mesh is not None and devices.on_cpu(mesh):
+    if mesh is not None and devices.meets_on_host(mesh):
         step, run = _a_program_a_device(means_of_step, update, mesh)
     else:
         step, run = _one_program(means_of_step, update, mesh)
@@ -245,22 +248,31 @@ def _unspent(state: Any) -> TrainState:
 
 def _one_program(means_of_step: Callable, update: Callable, mesh: Mesh | None):
     """``step`` and ``run`` as one program each, on all devices of the mesh."""
+    everywhere = PartitionSpec()
+    waits = mesh is not None and devices.on_cpu(mesh)
 
-    def outer_step(state, constants):
-        means = means_of_step(state, constants)
-        return update(state, means if mesh is None else jax.lax.pmean(means, devices.AXIS))
+    @functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
+    def program(state, constants, steps, placement):
+        def outer_step(state, constants):
+            means = devices.mean(means_of_step(state, constants), mesh)
+            state, metrics = update(state, means)
+            return sharding.keep(state, placement, mesh), metrics
 
-    def share(fn):
-        return devices.share(fn, mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
-
-    @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
-    def run(state, constants, steps):
         def steps_of(state, constants):
+            if steps is None:
+                return outer_step(state, constants)
             return jax.lax.scan(lambda s, _: outer_step(s, constants), state, length=steps)
 
-        return share(steps_of)(state, constants)
+        shared = devices.share(steps_of, mesh, in_specs=everywhere, out_specs=everywhere)
+        return sharding.kept_by_program(shared(state, constants), placement, mesh)
 
-    return jax.jit(share(outer_step), donate_argnums=0), run
+    def call(state, constants, steps=None):
+        outcome = program(state, constants, steps, sharding.placement_of(state, mesh))
+        # CPU devices wait for one another in XLA's few threads: with many calls in flight these
+        # were seen to run out, and the program to hang.
+        return jax.block_until_ready(outcome) if waits else outcome
+
+    return call, call
 
 
 def _a_program_a_device(means_of_step: Callable, update: Callable, mesh: Mesh):

@@ -7,10 +7,12 @@ from metajax.runs.config import RunConfig, RunError, check_positive, command, gu
 from metajax.runs.fit import Fitted, NonFiniteError, Stop, fit, progress, stop_requests
 from metajax.runs.folder import Run, create, open_run
 from metajax.runs.metrics import MetricsLog, read_metrics
+from metajax.runs.processes import DistributedConfig, connect, show
 from metajax.runs.report import Report, Row, environment, format_table, write_report
 
 __all__ = [
     "Checkpoints",
+    "DistributedConfig",
     "Fitted",
     "MetricsLog",
     "NonFiniteError",
@@ -23,6 +25,7 @@ __all__ = [
     "best_params",
     "check_positive",
     "command",
+    "connect",
     "create",
     "environment",
     "fit",
@@ -33,6 +36,7 @@ __all__ = [
     "parse",
     "progress",
     "read_metrics",
+    "show",
     "stop_requests",
     "write_report",
 ]

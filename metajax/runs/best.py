@@ -11,6 +11,7 @@ import numpy as np
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.config import RunError
 from metajax.runs.folder import Run
+from metajax.runs.shared import open_checkpoints
 
 ParamsT = TypeVar("ParamsT")
 FOLDER = "best"
@@ -29,7 +30,7 @@ class Best:
 
     def __init__(self, folder: Path, template: Any) -> None:
         # Two are kept, so that a kill between the new one's files and the old one's end loses none.
-        self._checkpoints = Checkpoints(folder / FOLDER)
+        self._checkpoints = open_checkpoints(folder / FOLDER)
         try:
             found = self._checkpoints.restore(_content(template, 0.0))
         except RunError as error:  # no reason not to train on

@@ -54,13 +54,19 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep = keep
         self._damaged: list[int] = []
+        # Of this process alone, which waits for no other; see shared.py for runs of several.
+        me = jax.process_index()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None,  # those that are too many go once the new one is whole
-            create=True,
+            create=False,
             enable_async_checkpointing=False,
             lightweight_initialize=True,  # damaged metadata is for restore to find
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}
+            ),
         )
         with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ import tyro
 from metajax.errors import ArgumentError, MetajaxError
 
 _ON_THE_SIDE = frozenset({"out", "resume", "tensorboard"})
+_PLACE = frozenset({"distributed", "coordinator", "processes", "process_id"})
 
 
 class RunError(MetajaxError, ValueError):
@@ -151,7 +152,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
 
 
 def command(module: str, config: RunConfig) -> str:
-    """The command that makes this run again, without the options that name a machine's folders.
+    """The command that makes this run again, without the options that name a machine's folders or
+    the processes that shared it.
 
     >>> command("experiments.demo", RunConfig(seed=3))
     'python -m experiments.demo --seed 3'
@@ -159,7 +161,9 @@ def command(module: str, config: RunConfig) -> str:
     words = ["python", "-m", module]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == field.default or isinstance(value, Path) or field.name in _ON_THE_SIDE:
+        if value == field.default or isinstance(value, Path):
+            continue
+        if field.name in _ON_THE_SIDE | _PLACE:
             continue
         words.append("--" + field.name.replace("_", "-"))
         if value is not True:
@@ -174,8 +178,11 @@ def guard(main: Callable[[], None]) -> None:
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("metajax").setLevel(logging.INFO)
+    from metajax.runs.processes import ending_together  # which knows this module
+
     try:
-        main()
+        with ending_together():
+            main()
     except MetajaxError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

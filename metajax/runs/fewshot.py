@@ -18,7 +18,7 @@ from metajax.data.augment import random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.learners import Learner
 from metajax.modes import GradientMode
-from metajax.runs import plots
+from metajax.runs import plots, processes
 from metajax.runs.config import command
 from metajax.runs.fit import Fitted, fit
 from metajax.runs.folder import Run
@@ -241,7 +241,7 @@ def train(
             key_validation,
             episodes=VALIDATION_EPISODES,
             curve=False,
-            mesh=metajax.task_mesh(VALIDATION_EPISODES),
+            mesh=metajax.task_mesh(jax.device_count()),
         ).mean
 
     return fit(
@@ -294,7 +294,7 @@ def measure(
             key,
             episodes=episodes,
             curve=evaluation.curve,
-            mesh=metajax.task_mesh(episodes),
+            mesh=metajax.task_mesh(jax.device_count()),  # equally or not
         )
         mean, ci95 = 100 * scores.curve["accuracy"], 100 * scores.curve_ci95["accuracy"]
         at = evaluation.inner_steps if evaluation.curve else -1
@@ -330,7 +330,8 @@ def publish(
     training: Mapping[str, Any],
     module: str,
 ) -> str:
-    """Evaluates, and writes the table, ``result.json`` and the pictures; returns the table.
+    """Evaluates, and writes the table, ``result.json`` and the pictures; returns the table (where
+    several processes run, the first writes it; the others return nothing).
 
     Args:
         run: the run.
@@ -348,6 +349,8 @@ def publish(
     started = time.perf_counter()
     params = fitted.state.params
     rows, curves = measure(params, evaluations, episodes=episodes)
+    if not processes.first():
+        return ""
     report = Report(
         title=title,
         metric="accuracy in % ± 95 % CI",

@@ -16,12 +16,15 @@ import numpy as np
 import tqdm
 
 from metajax.errors import NonFiniteError
+from metajax.runs import processes
 from metajax.runs._disk import locked
 from metajax.runs.best import Best
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.config import RunError
 from metajax.runs.folder import Run, create
-from metajax.runs.metrics import MetricsLog
+from metajax.runs.shared import SharedCheckpoints, open_checkpoints, open_metrics
+
+AnyCheckpoints = Checkpoints | SharedCheckpoints
 
 Validate = Callable[[Any], Mapping[str, float]]
 """``validate(params)``: named scores; the same parameters must give the same scores."""
@@ -61,6 +64,9 @@ def fit(
     No other process can use the run's folder meanwhile. Of the validated parameters the best are
     kept too, for ``best_params``.
 
+    Where several processes run, all of them call it; the first writes and reads the files, and a
+    signal to any of them stops all after the same dispatch.
+
     Args:
         run: from ``open_run``.
         trainer: has ``run(state, n) -> (state, metrics)``, ``metrics`` being a dictionary of
@@ -81,7 +87,7 @@ def fit(
     create(run)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(run.path))
-        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
+        checkpoints = stack.enter_context(open_checkpoints(run.path / "checkpoints"))
         if not config.resume and checkpoints.latest() is not None:
             raise RunError(
                 f"out: another process has trained in {run.path} meanwhile. Name another folder"
@@ -91,7 +97,7 @@ def fit(
         if restored is not None:
             state = restored[0]
         step = int(state.step)
-        log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
+        log = stack.enter_context(open_metrics(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
         _check_seconds(log.records, run.path)
         stop = stack.enter_context(stop_requests("dispatch"))
@@ -123,16 +129,18 @@ def fit(
             values |= {"seconds": seconds, **rates}
             # Before the checkpoint: after a kill in between, the line is made again, not missing.
             log.append(step, values)
-            if _passes(before, step, config.checkpoint_every, steps) or stop.received:
+            received = processes.any_of(int(stop.received or 0))
+            if _passes(before, step, config.checkpoint_every, steps) or received:
                 _check_parameters(state.params, step, checkpoints)
                 log.sync()
                 checkpoints.save(step, state)
             bar.set_postfix(shown, refresh=False)
             bar.update(count)
-            if stop.received:
+            if received:
                 bar.close()
+                stop.received = signal.Signals(received)
                 stop.leave(f"step {step}", run)
-        records = log.records
+        records = processes.from_first(log.records)
     return Fitted(state, records, sum(record["seconds"] for record in records))
 
 
@@ -150,21 +158,21 @@ def _passes(before: int, now: int, every: int, last: int) -> bool:
     return now // every > before // every or now == last
 
 
-def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: Checkpoints) -> None:
+def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: AnyCheckpoints) -> None:
     for name in ("loss", "grad_norm"):
         if name in history and not np.isfinite(history[name]).all():
             index = int(np.argmin(np.isfinite(history[name])))
             _stop_for(f"{name} is {history[name][index]}", before + index + 1, checkpoints)
 
 
-def _check_parameters(params: Any, step: int, checkpoints: Checkpoints) -> None:
+def _check_parameters(params: Any, step: int, checkpoints: AnyCheckpoints) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
             name = jax.tree_util.keystr(path)
             _stop_for(f"the parameter {name} is no longer finite", step, checkpoints)
 
 
-def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
+def _stop_for(problem: str, step: int, checkpoints: AnyCheckpoints) -> None:
     good = checkpoints.latest()
     kept = "there is no checkpoint" if good is None else f"kept: {checkpoints.path(good)}"
     raise NonFiniteError(
@@ -184,12 +192,13 @@ def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
     interval = 0.1 if sys.stderr.isatty() else 30.0
     width = min(shutil.get_terminal_size().columns, 110)
     return tqdm.tqdm(
-        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width
-    )
+        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width,
+        disable=not processes.first(),
+    )  # fmt: skip
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    processes.show(message, file=sys.stderr)
 
 
 class Stop:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metajax._files import write_atomically
+from metajax.runs import processes
 from metajax.runs._disk import LOCK, locked, writing
 from metajax.runs.config import RunConfig, RunError, identity
 
@@ -49,9 +50,14 @@ def open_run(name: str, config: RunConfig) -> Run:
         config: the run's config.
 
     Raises:
-        RunError: a new run in a folder that holds something, a resume of nothing, or a resume
-            with another config.
+        RunError: a new run in a folder that holds something, a resume of nothing, a resume with
+            another config, or processes with different ones.
     """
+    processes.check_alike(name, identity(config) | {"resume": config.resume})
+    return Run(name, Path(processes.on_first(lambda: str(_path(name, config)))), config)
+
+
+def _path(name: str, config: RunConfig) -> Path:
     if config.resume:
         path = config.out or _newest(name)
         _check_same(name, path, config)
@@ -66,7 +72,7 @@ def open_run(name: str, config: RunConfig) -> Run:
                 f"out: {path} is already there and not empty. Add --resume to go on with the run"
                 " in it, name another folder with --out, or remove it"
             )
-    return Run(name, path, config)
+    return path
 
 
 def create(run: Run) -> None:
@@ -75,6 +81,10 @@ def create(run: Run) -> None:
     Raises:
         RunError: it can't be written, or another process has it or has just started a run there.
     """
+    processes.on_first(lambda: _create(run))
+
+
+def _create(run: Run) -> None:
     file = run.path / "config.json"
     text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
     with locked(run.path), writing(file):
