@@ -24,7 +24,7 @@ N_WAY, K_SHOT = 5, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(runs.TrainingConfig):
     """Options of the demo."""
 
     steps: int = 800
@@ -32,7 +32,7 @@ class Config(runs.RunConfig):
     test_episodes: int = 600
     """Test tasks in each row of the table."""
 
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"test_episodes"}
+    may_differ: ClassVar[frozenset[str]] = runs.TrainingConfig.may_differ | {"test_episodes"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         n_way=N_WAY,
         k_shot=K_SHOT,
         validate_every=400,
+        non_finite=config.non_finite,
     )
     table = fewshot.publish(
         run,

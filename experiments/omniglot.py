@@ -34,7 +34,7 @@ HONEST_QUERY = 15
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(runs.TrainingConfig):
     """Options of the Omniglot experiment."""
 
     protocol: Protocol = "fast"
@@ -62,7 +62,10 @@ class Config(runs.RunConfig):
     """Folder with Omniglot's zip files (images_background.zip, images_evaluation.zip) or with
     them unpacked; without it: the cache, tensorflow-datasets, or a download."""
 
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"data", "test_episodes"}
+    may_differ: ClassVar[frozenset[str]] = runs.TrainingConfig.may_differ | {
+        "data",
+        "test_episodes",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         validate_every=config.validate_every,
         transductive=config.norm == "batch",
         tasks_per_chunk=config.tasks_per_chunk,
+        non_finite=config.non_finite,
     )
     table = fewshot.publish(
         run,

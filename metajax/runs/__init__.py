@@ -1,7 +1,15 @@
 """What experiments share: command line, run folder, training loop, pictures and reports."""
 
 from metajax.runs.checkpoints import Checkpoints
-from metajax.runs.config import RunConfig, RunError, check_positive, command, guard, parse
+from metajax.runs.config import (
+    RunConfig,
+    RunError,
+    TrainingConfig,
+    check_positive,
+    command,
+    guard,
+    parse,
+)
 from metajax.runs.fit import Fitted, NonFiniteError, fit, progress
 from metajax.runs.folder import Run, create, open_run
 from metajax.runs.metrics import MetricsLog, read_metrics
@@ -17,6 +25,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunError",
+    "TrainingConfig",
     "check_positive",
     "command",
     "create",
