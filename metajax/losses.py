@@ -25,7 +25,12 @@ def as_masked(batch: PyTree) -> MaskedBatch:
 
 
 def lowest(dtype: Any) -> float:
-    """A logit of what can't be chosen: finite, so that no product or difference with it is NaN."""
+    """A logit of what can't be chosen: finite, so that no product or difference with it is NaN.
+
+    Example:
+        >>> lowest(jnp.float32) < -1e37
+        True
+    """
     return float(jnp.finfo(dtype).min) / 8
 
 
