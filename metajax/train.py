@@ -12,7 +12,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, chunks, devices
+from metajax import _checks, chunks, devices, trees
 from metajax import non_finite as _non_finite
 from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
@@ -183,7 +183,7 @@ def meta_trainer(
             key = jax.random.wrap_key_data(key)
         # Steps donate their state: what the caller passed must not be what they consume.
         params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
-        params = learner_at(jnp.zeros((), jnp.int32)).init(params)
+        params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
         state = TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
         return devices.replicate(state, mesh)
 

@@ -1,6 +1,7 @@
 """The same command gives the same bits, in a process of its own each time."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -20,7 +21,12 @@ def twice(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
     root = pathlib.Path(determinism.__file__).parents[2]
     processes = [
-        subprocess.Popen([*COMMAND, *SIZE, "--out", str(out)], cwd=root, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [*COMMAND, *SIZE, "--out", str(out)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"},
+        )
         for out in folders
     ]
     said = [process.communicate(timeout=300)[0] for process in processes]

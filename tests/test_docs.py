@@ -30,7 +30,7 @@ RUN_FUNCTIONS = {
 }
 """What experiments are made of needs a run folder: their example is every experiment."""
 UPDATES = {"meta_step", "policy_gradient"}
-"""Of a language model that evolves: in place of ``fine_tune``, which the program of the docs shows."""
+"""Of a language model that evolves; the program of the docs shows ``fine_tune`` in their place."""
 
 
 def text(file):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from metajax.check.perturb import changed
 from metajax.learners.base import Learner
 from metajax.metagrad import meta_gradient
+from metajax.trees import strongly_typed
 from metajax.types import Episode, Params
 
 Seen = tuple[bool | None, str]
@@ -32,8 +33,10 @@ class Subject:
 
     @functools.cached_property
     def params(self) -> Params:
-        """The meta-parameters."""
-        return self.learner.init(jax.tree.map(jnp.asarray, self.model_params))
+        """The meta-parameters, as ``meta_trainer`` starts from them."""
+        given = self.learner.init(jax.tree.map(jnp.asarray, self.model_params))
+        arrays = all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(given))
+        return strongly_typed(given) if arrays else given
 
     @functools.cached_property
     def near(self) -> Params:

@@ -72,7 +72,7 @@ def accelerated(
         mastered: as for ``one_harder``.
 
     Raises:
-        ArgumentError: if ``first`` or ``most`` isn't a positive integer, or a share isn't in [0, 1].
+        ArgumentError: if ``first`` or ``most`` isn't a positive integer, or a share not in [0, 1].
 
     Example:
         >>> accelerated(9).next(Levels(9, 9), lambda level: 1.0 if level < 12 else 0.5)
