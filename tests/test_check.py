@@ -198,7 +198,7 @@ BROKEN = {
     "a gradient of another shape": (
         lambda: GOOD._replace(gradient=in_another_shape),
         {"gradient", "retrace"},
-        "were traced 2 times",
+        "were traced 3 times",
     ),
 }
 

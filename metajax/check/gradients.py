@@ -178,8 +178,8 @@ def _compare(loss_fn, params, batch, gradient, rtol, elements, seed) -> tuple[Sl
         direction = random.normal(size=leaf.shape)
         rows.append(compared(index, direction / np.linalg.norm(direction), "a random direction"))
         largest = int(np.nanargmax(np.abs(np.nan_to_num(slopes[index]))))
-        others = random.choice(leaf.size, size=min(elements - 1, leaf.size), replace=False)
-        for flat in dict.fromkeys([largest, *map(int, others)]):
+        others = random.choice(leaf.size, size=min(elements, leaf.size), replace=False).tolist()
+        for flat in [largest, *(other for other in others if other != largest)][:elements]:
             one = np.zeros(leaf.size)
             one[flat] = 1.0
             where = tuple(int(i) for i in np.unravel_index(flat, leaf.shape))
