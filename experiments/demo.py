@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         n_way=N_WAY,
         k_shot=K_SHOT,
         validate_every=400,
+        non_finite=config.non_finite,
     )
     table = fewshot.publish(
         run,

@@ -167,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         validate_every=config.validate_every,
         transductive=config.norm == "batch",
         tasks_per_chunk=config.tasks_per_chunk,
+        non_finite=config.non_finite,
     )
     table = fewshot.publish(
         run,

@@ -69,7 +69,7 @@ TEST_WAYS = (5, 20)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.RunConfig):
+class Config(runs.TrainingConfig):
     """Options of the experiment."""
 
     method: Method = "prototypical"
@@ -87,7 +87,10 @@ class Config(runs.RunConfig):
     data: Path | None = None
     """Folder with Omniglot's zip files, or with them unpacked; as for experiments.omniglot."""
 
-    may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"data", "test_episodes"}
+    may_differ: ClassVar[frozenset[str]] = runs.TrainingConfig.may_differ | {
+        "data",
+        "test_episodes",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sampler(data["train"], config.train_way, config.k_shot, QUERY_IN_TRAINING),
         meta_batch=1,
         carry=metajax.carry_statistics,
+        non_finite=config.non_finite,
     )
 
     @functools.cache  # evaluate compiles a learner and a sampler once, if they are the same objects

@@ -2,8 +2,15 @@
 
 from metajax import losses
 from metajax.adapt import AdaptInfo, adapt
+from metajax.check import Check, LearnerReport, Slope, check_gradient, check_learner
 from metajax.devices import task_mesh, use_every_core
-from metajax.errors import ArgumentError, ArgumentTypeError, MetajaxError, NonFiniteError
+from metajax.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckError,
+    MetajaxError,
+    NonFiniteError,
+)
 from metajax.evaluate import Scores, evaluate, evaluate_episodes
 from metajax.interop import from_linen, from_nnx
 from metajax.learners import (
@@ -53,9 +60,12 @@ __all__ = [
     "ArgumentTypeError",
     "Batch",
     "CAVIAParams",
+    "Check",
+    "CheckError",
     "Episode",
     "GradientMode",
     "Learner",
+    "LearnerReport",
     "MAMLPlusPlusParams",
     "MaskedBatch",
     "MetaCurvatureParams",
@@ -66,6 +76,7 @@ __all__ = [
     "R2D2Params",
     "Sampler",
     "Scores",
+    "Slope",
     "TrainState",
     "Trainer",
     "adapt",
@@ -73,6 +84,8 @@ __all__ = [
     "boil",
     "carry_statistics",
     "cavia",
+    "check_gradient",
+    "check_learner",
     "combine",
     "evaluate",
     "evaluate_episodes",

@@ -1,5 +1,7 @@
 """The errors that metajax raises for what a user can mend."""
 
+from typing import Any
+
 
 class MetajaxError(Exception):
     """Any of them: the message names what was given, its value, and what to do.
@@ -23,4 +25,18 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 
 class NonFiniteError(MetajaxError, FloatingPointError):
-    """Training produced a NaN or an infinity."""
+    """Training produced a NaN or an infinity.
+
+    Attributes:
+        state: the last good training state, where the error has it; otherwise None.
+        step: the outer step that was bad, counted from 1; None where it isn't known.
+    """
+
+    def __init__(self, message: str = "", *, state: Any = None, step: int | None = None) -> None:
+        super().__init__(message)
+        self.state = state
+        self.step = step
+
+
+class CheckError(MetajaxError, AssertionError):
+    """A check of a user's own functions failed: the message says which, and how."""

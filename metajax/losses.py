@@ -56,7 +56,12 @@ def _pair(batch: PyTree) -> tuple[Any, Any]:
 
 
 def lowest(dtype: Any) -> float:
-    """A logit of what can't be chosen: finite, so that no product or difference with it is NaN."""
+    """A logit of what can't be chosen: finite, so that no product or difference with it is NaN.
+
+    Example:
+        >>> lowest(jnp.float32) < -1e37
+        True
+    """
     return float(jnp.finfo(dtype).min) / 8
 
 

@@ -12,7 +12,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, chunks, devices, sharding
+from metajax import _checks, chunks, devices, sharding, trees
+from metajax import non_finite as _non_finite
 from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, check_episode, check_learner
@@ -110,6 +111,7 @@ def meta_trainer(
     memory_budget: int | None = None,
     carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
     mesh: Mesh | None = None,
+    non_finite: _non_finite.NonFinite = None,
 ) -> Trainer:
     """Builds the outer loop of a learner.
 
@@ -136,17 +138,31 @@ def meta_trainer(
             many dispatches as steps. With a model axis, parameters that ``metajax.shard_params``
             placed stay split along it, and the optimizer's state with them. Over several processes,
             all of them call the same functions with the same values.
+        non_finite: what a step does whose loss or meta-gradient, means over its tasks, has a NaN or
+            an infinity. None: nothing, it is applied as it is. ``"skip"``: parameters and
+            optimizer state stay, the step is counted, the next draws other tasks. ``"clip"``:
+            elements of the gradient are replaced, NaN by 0, an infinity by the largest finite
+            element of its leaf with the infinity's sign, and the update is applied; of a loss that
+            isn't finite while its gradient is, nothing but the metric tells. ``"raise"``: the state
+            stays at that before the step, later steps of the call change nothing, and
+            ``NonFiniteError`` is raised after it; each call waits for its end. Under each of them
+            an update that would make finite parameters or optimizer state NaN or infinite isn't
+            applied either.
 
     Returns:
         A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
-        ``"grad_norm"``, the meta-gradient's global norm.
+        ``"grad_norm"``, the meta-gradient's global norm (after ``"clip"``). With ``non_finite``
+        also ``"non_finite"``, int32: 1 for a bad step, 0 for another; with ``"clip"``, how many
+        numbers were not finite.
 
     Raises:
         ArgumentError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer,
             or the devices can't share ``meta_batch`` equally, or ``data`` of a call has other
-            shapes, or its state was consumed before.
+            shapes, or its state was consumed before, or ``non_finite`` is another word.
         ArgumentTypeError: if ``optimizer`` isn't an Optax transformation, ``sample`` doesn't return
             an ``Episode``, or another argument is of a wrong type.
+        NonFiniteError: from ``step`` and ``run``, with ``non_finite="raise"``; its ``state`` is
+            that before the bad step.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -168,6 +184,7 @@ def meta_trainer(
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
     own = devices.equal_share("meta_batch", meta_batch, mesh)
     chunks.check(tasks_per_chunk, memory_budget)
+    _non_finite.check(non_finite)
 
     def learner_at(step) -> Learner:
         if isinstance(learner, Learner):
@@ -188,7 +205,7 @@ def meta_trainer(
             key = jax.random.wrap_key_data(key)
         # Steps donate their state: what the caller passed must not be what they consume.
         params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
-        params = learner_at(jnp.zeros((), jnp.int32)).init(params)
+        params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
         optimizer_state = sharding.placed_like(optimizer.init, params, mesh)
         state = TrainState(params, optimizer_state, key, jnp.zeros((), jnp.int32))
         return devices.replicate(state, mesh)
@@ -211,10 +228,13 @@ def meta_trainer(
         metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
 
+    halves = _non_finite.guard(non_finite, means_of_step, update)
     if mesh is not None and devices.meets_on_host(mesh):
-        step, run = _a_program_a_device(means_of_step, update, mesh)
+        step, run = _a_program_a_device(*halves, mesh)
     else:
-        step, run = _one_program(means_of_step, update, mesh)
+        step, run = _one_program(*halves, mesh)
+    place = functools.partial(devices.replicate, mesh=mesh)
+    step, run = (_non_finite.watch(non_finite, program, place) for program in (step, run))
 
     def with_data(data: PyTree) -> PyTree:
         if data is None:

@@ -119,3 +119,16 @@ def combine(adapted: Params, frozen: Params) -> Params:
     return jax.tree.map(
         lambda a, f: f if a is None else a, adapted, frozen, is_leaf=lambda leaf: leaf is None
     )
+
+
+def strongly_typed(params: Params) -> Params:
+    """The parameters with the types that they have after an update.
+
+    ``jnp.array(0.1)`` is of a weak type, as Python's numbers are, and its first update isn't: the
+    second call would be compiled again.
+
+    Example:
+        >>> strongly_typed(jnp.array(0.1)).weak_type
+        False
+    """
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)

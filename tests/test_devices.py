@@ -57,10 +57,13 @@ def test_programs_that_sum_over_devices_compute_what_one_device_does():
     # What accelerators run. CPU devices that wait for one another need spare threads not to hang.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "NPROC": "8"}
     code = (
-        "import test_devices, metajax.devices; metajax.devices.on_cpu = lambda mesh: False; "
+        "import test_devices, test_non_finite, metajax; "
+        "metajax.devices.on_cpu = lambda mesh: False; "
         "test_devices.check_the_meta_gradient_of_sharded_episodes(); "
         "test_devices.test_training_is_that_of_one_device(); "
-        "test_devices.test_shared_training_compiles_once_and_moves_nothing()"
+        "test_devices.test_shared_training_compiles_once_and_moves_nothing(); "
+        "test_non_finite.check_skip(metajax.task_mesh(4), 'both'); "
+        "test_non_finite.check_raise(metajax.task_mesh(4), 'both', '')"
     )
     folder = pathlib.Path(__file__).parent
     subprocess.run(

@@ -93,6 +93,20 @@ def test_nothing_moves_between_host_and_device():
     assert np.isfinite(jax.device_get(metrics["loss"])).all()
 
 
+def test_parameters_of_a_weak_type_compile_once_too():
+    loss_fn = lambda params, centre: (params - centre) ** 2
+    trainer = metajax.meta_trainer(
+        metajax.reptile(loss_fn, optax.sgd(0.1), steps=1),
+        optax.adam(1e-2),
+        lambda key: metajax.Episode(jax.random.normal(key), None),
+        meta_batch=2,
+    )
+    assert jnp.array(0.1).weak_type
+    state, _ = trainer.run(trainer.init(jnp.array(0.1), jax.random.key(0)), 2)
+    with no_compilation():
+        trainer.run(state, 2)
+
+
 def test_training_leaves_the_callers_parameters_alone():
     params, trainer = toy.init_params(), make_trainer()
     key = jax.random.key(0)

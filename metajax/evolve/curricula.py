@@ -34,6 +34,9 @@ def one_harder(first: int, *, mastered: float = 0.5) -> Curriculum:
         mastered: the yield that the last level must have for a harder one to come, in [0, 1]; at 0
             one comes in any case, as published.
 
+    Raises:
+        ArgumentError: if ``first`` isn't a positive integer, or ``mastered`` isn't in [0, 1].
+
     Example:
         >>> one_harder(9).next(Levels(9, 9), lambda level: 1.0)
         Levels(first=10, last=10)
@@ -67,6 +70,9 @@ def accelerated(
         most: levels in a round.
         mastered: as for ``one_harder``.
 
+    Raises:
+        ArgumentError: if ``first`` or ``most`` isn't a positive integer, or a share not in [0, 1].
+
     Example:
         >>> accelerated(9).next(Levels(9, 9), lambda level: 1.0 if level < 12 else 0.5)
         Levels(first=10, last=11)
@@ -96,6 +102,9 @@ def most_learnable(first: int, *, reach: int = 3) -> Curriculum:
     Args:
         first: the first round's level.
         reach: how many levels above the last round's are looked at.
+
+    Raises:
+        ArgumentError: if ``first`` or ``reach`` isn't a positive integer.
 
     Example:
         >>> most_learnable(9).next(Levels(9, 9), lambda level: {10: 1.0, 11: 0.6, 12: 0.1}[level])

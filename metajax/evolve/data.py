@@ -134,6 +134,9 @@ def published_shares(base_levels: int, floor: float = 0.0):
         ``shares(kept) -> [2 + rounds]``: of real data, of each past round and of the new one; none
         of a round of which nothing was kept (``kept``, bools of each past one and the new one).
 
+    Raises:
+        ArgumentError: if ``floor`` isn't in [0, 1].
+
     Example:
         >>> published_shares(8)([True, False, True]).round(3).tolist()
         [0.444, 0.056, 0.0, 0.5]

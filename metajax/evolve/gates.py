@@ -154,6 +154,9 @@ def held_out_of(
         frontier: levels of the newest rounds.
         each: tasks of a frontier level, and of all known levels together.
 
+    Raises:
+        ArgumentError: if ``each`` isn't a positive integer.
+
     Example:
         >>> from metajax.evolve import digits
         >>> held_out = held_out_of(digits("copy"), jax.random.key(0), known=range(1, 5),

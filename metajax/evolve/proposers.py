@@ -20,6 +20,9 @@ def drawn_by_program(problem: Problem, *, count: int) -> Proposer:
         problem: what draws them.
         count: tasks a round.
 
+    Raises:
+        ArgumentError: if ``count`` isn't a positive integer.
+
     Example:
         >>> from metajax.evolve import digits
         >>> propose = drawn_by_program(digits("copy"), count=4)

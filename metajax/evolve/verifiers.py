@@ -77,6 +77,9 @@ def band(low: float, high: float) -> Verifier:
         low: the least agreement, in (0, 1].
         high: the greatest one.
 
+    Raises:
+        ArgumentError: if a bound isn't in (0, 1], or ``low`` is above ``high``.
+
     Example:
         >>> band(0.3, 0.8).name
         'agreement from 30% to 80%'
@@ -103,6 +106,9 @@ def confident(at_least: float = 0.98, *, of: Literal["minimum", "mean"] = "minim
     Args:
         at_least: in (0, 1].
         of: ``"minimum"``, the least likely token; ``"mean"``, the geometric mean of all.
+
+    Raises:
+        ArgumentError: if ``at_least`` isn't in (0, 1], or ``of`` is another word.
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[[0.9, 0.5]], [[0.9, 0.8]]]))
@@ -230,6 +236,9 @@ def learnable(verifier: Verifier, *, power: Literal["p(1-p)", "1-p"] = "p(1-p)")
         verifier: whose agreement is p, such as ``majority_vote`` or ``exact``.
         power: ``"p(1-p)"``, scaled to at most 1; or ``"1-p"`` where p > 0, Absolute Zero's reward
             of a proposer.
+
+    Raises:
+        ArgumentError: if ``power`` is another.
 
     Example:
         >>> learnable(majority_vote(0.2)).name

@@ -72,6 +72,9 @@ def annealed_weights(step: jax.Array | int, *, steps: int, over: int) -> jax.Arr
     Returns:
         ``[steps]``, which sum to 1.
 
+    Raises:
+        ArgumentError: if ``steps`` or ``over`` isn't a positive integer.
+
     Example:
         >>> [annealed_weights(step, steps=2, over=100).tolist() for step in (0, 50)]
         [[0.5, 0.5], [0.25, 0.75]]
@@ -93,6 +96,9 @@ def warm_start(first: Learner, then: Learner, *, steps: int) -> Callable[[jax.Ar
         first: the first learner; with meta-parameters of the same structure.
         then: the other, by which the trainer initialises.
         steps: meta-steps of the first.
+
+    Raises:
+        ArgumentError: if ``steps`` isn't a positive integer.
 
     Example:
         >>> import optax, metajax

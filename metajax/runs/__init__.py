@@ -3,7 +3,15 @@
 from metajax.runs._disk import locked
 from metajax.runs.best import best_params
 from metajax.runs.checkpoints import Checkpoints
-from metajax.runs.config import RunConfig, RunError, check_positive, command, guard, parse
+from metajax.runs.config import (
+    RunConfig,
+    RunError,
+    TrainingConfig,
+    check_positive,
+    command,
+    guard,
+    parse,
+)
 from metajax.runs.fit import Fitted, NonFiniteError, Stop, fit, progress, stop_requests
 from metajax.runs.folder import Run, create, open_run
 from metajax.runs.metrics import MetricsLog, read_metrics
@@ -22,6 +30,7 @@ __all__ = [
     "RunConfig",
     "RunError",
     "Stop",
+    "TrainingConfig",
     "best_params",
     "check_positive",
     "command",

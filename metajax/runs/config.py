@@ -60,6 +60,19 @@ class RunConfig:
         return self.steps == steps
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(RunConfig):
+    """These, and one for experiments whose trainer has a policy for NaNs and infinities."""
+
+    non_finite: Literal["raise", "skip", "clip"] | None = None
+    """What a meta-step does whose loss or meta-gradient is NaN or infinite: "skip" passes over it,
+    "clip" replaces the gradient's bad elements, "raise" stops with a checkpoint of the state before
+    it. Without it the run stops after the dispatch, and its last checkpoint is older."""
+
+    # Where no meta-step is bad all compute the same; after a bad one a run may try another.
+    may_differ: ClassVar[frozenset[str]] = RunConfig.may_differ | {"non_finite"}
+
+
 def check_types(config: Any) -> None:
     """Raises ``ArgumentError`` for a field of a config that isn't of its declared type.
 

@@ -18,6 +18,7 @@ from metajax.data.augment import random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.learners import Learner
 from metajax.modes import GradientMode
+from metajax.non_finite import NonFinite
 from metajax.runs import plots, processes
 from metajax.runs.config import command
 from metajax.runs.fit import Fitted, fit
@@ -211,6 +212,7 @@ def train(
     validate_every: int,
     transductive: bool = True,
     tasks_per_chunk: TasksPerChunk = None,
+    non_finite: NonFinite = None,
 ) -> Fitted:
     """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
     key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
@@ -227,6 +229,7 @@ def train(
         meta_batch=schedule.meta_batch,
         tasks_per_chunk=tasks_per_chunk,
         mesh=metajax.task_mesh(schedule.meta_batch),
+        non_finite=non_finite,
     )
     test_learner = schedule.learner(network, schedule.test_steps, transductive=transductive)
     # As at test: the paper turns each class of a test task too.

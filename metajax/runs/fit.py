@@ -29,6 +29,9 @@ AnyCheckpoints = Checkpoints | SharedCheckpoints
 Validate = Callable[[Any], Mapping[str, float]]
 """``validate(params)``: named scores; the same parameters must give the same scores."""
 
+BAD_IN_A_ROW = 100
+"""A run ends where so many meta-steps in a row were passed over or clipped: it learns nothing."""
+
 
 class Fitted(NamedTuple):
     """What a finished training run leaves.
@@ -67,6 +70,10 @@ def fit(
     Where several processes run, all of them call it; the first writes and reads the files, and a
     signal to any of them stops all after the same dispatch.
 
+    Where the trainer has a policy for what isn't finite (``non_finite`` of ``meta_trainer``), its
+    count is shown and written as a sum over the dispatch, and the other metrics are means over the
+    meta-steps where they are finite. Under "raise" the last good state becomes a checkpoint.
+
     Args:
         run: from ``open_run``.
         trainer: has ``run(state, n) -> (state, metrics)``, ``metrics`` being a dictionary of
@@ -79,7 +86,8 @@ def fit(
             ``tokens_per_second``. The first includes the compilation.
 
     Raises:
-        NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite.
+        NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite; where the
+            trainer passes over such meta-steps, or clips, after ``BAD_IN_A_ROW`` of them.
         RunError: a checkpoint cannot be used, the run's folder cannot be written, or another
             process is using it.
     """
@@ -107,19 +115,29 @@ def fit(
         if restored is None:
             checkpoints.save(step, state)
 
+        bad_in_a_row = 0
         while step < steps:
             before, started = step, time.perf_counter()
             count = min(config.log_every - step % config.log_every, steps - step)
-            state, history = trainer.run(state, count)
+            with _kept_if_not_finite(checkpoints):
+                state, history = trainer.run(state, count)
             history = {name: np.asarray(value) for name, value in jax.device_get(history).items()}
             seconds = time.perf_counter() - started
-            _check_finite(history, before, checkpoints)
+            bad = history.pop("non_finite", None)
+            if bad is None:
+                _check_finite(history, before, checkpoints)
+            else:
+                bad_in_a_row = _in_a_row(bad, bad_in_a_row, before, checkpoints)
             step += count
 
-            values = {name: float(value.mean()) for name, value in history.items()}
+            means = np.mean if bad is None else _finite_mean
+            values = {name: float(means(value)) for name, value in history.items()}
             rates = {f"{k}_per_second": v * count / seconds for k, v in (per_step or {}).items()}
             shown = {k: f"{values[k]:.4g}" for k in ("loss", "accuracy") if k in values}
             shown |= {name: f"{rate:,.0f}" for name, rate in rates.items()}
+            if bad is not None:
+                values["non_finite"] = int(bad.sum())
+                shown |= {"non_finite": values["non_finite"]} if bad.any() else {}
             if validate is not None and _passes(before, step, validate_every, steps):
                 scores = {key: float(v) for key, v in validate(state.params).items()}
                 values |= {f"validation_{key}": score for key, score in scores.items()}
@@ -163,6 +181,34 @@ def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: AnyC
         if name in history and not np.isfinite(history[name]).all():
             index = int(np.argmin(np.isfinite(history[name])))
             _stop_for(f"{name} is {history[name][index]}", before + index + 1, checkpoints)
+
+
+def _finite_mean(value: np.ndarray) -> float:
+    finite = value[np.isfinite(value)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: AnyCheckpoints) -> int:
+    """How many meta-steps up to the last were bad one after another; too many end the run."""
+    for index, count in enumerate(bad):
+        so_far = so_far + 1 if count else 0
+        if so_far >= BAD_IN_A_ROW:
+            problem = f"so many meta-steps in a row were not finite: {so_far}"
+            _stop_for(problem, before + index + 1, checkpoints)
+    return so_far
+
+
+@contextlib.contextmanager
+def _kept_if_not_finite(checkpoints: AnyCheckpoints) -> Iterator[None]:
+    """Makes a checkpoint of the last good state that a NonFiniteError of the trainer brings."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if error.state is not None:
+            checkpoints.save(int(error.state.step), error.state)
+        good = checkpoints.latest()
+        kept = "" if good is None else f" A checkpoint of step {good}: {checkpoints.path(good)}."
+        raise NonFiniteError(f"{error}{kept}", state=error.state, step=error.step) from error
 
 
 def _check_parameters(params: Any, step: int, checkpoints: AnyCheckpoints) -> None:

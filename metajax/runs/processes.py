@@ -21,11 +21,11 @@ from jax.experimental import multihost_utils
 
 from metajax import devices
 from metajax.errors import ArgumentError, MetajaxError
-from metajax.runs.config import RunConfig, RunError
+from metajax.runs.config import RunError, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class DistributedConfig(RunConfig):
+class DistributedConfig(TrainingConfig):
     """The options of an experiment that several processes can run together."""
 
     distributed: bool = False
@@ -38,7 +38,7 @@ class DistributedConfig(RunConfig):
     process_id: int | None = None
     """Which of them this is, from 0."""
 
-    may_differ: ClassVar[frozenset[str]] = RunConfig.may_differ | {
+    may_differ: ClassVar[frozenset[str]] = TrainingConfig.may_differ | {
         "distributed",
         "coordinator",
         "processes",

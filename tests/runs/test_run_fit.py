@@ -1,5 +1,6 @@
 """The training loop: metrics, stopping, and going on bit for bit."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,10 +11,13 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toy_trainer import ToyConfig, ToyTrainer, toy_state, toy_trainer
 
+import metajax
 from metajax import runs
 
 
@@ -292,3 +296,56 @@ def test_resume_from_another_models_checkpoint(tmp_path):
     with pytest.raises(runs.RunError, match="another model or optimizer"):
         runs.fit(runs.open_run("toy", config), toy_trainer(), toy_state(size=9), steps=20)
     assert (tmp_path / "a" / "metrics.jsonl").read_text() == before
+
+
+def make_trainer(policy, bad):
+    """One of metajax's own; the meta-steps of ``bad``, counted from 0, have a loss of NaN."""
+
+    def learner(step):
+        reptile = metajax.reptile(lambda p, c: (p["w"] - c) ** 2, optax.sgd(0.1), steps=1)
+
+        def gradient(params, episode):
+            update, metrics = reptile.gradient(params, episode)
+            poison = jnp.where(jnp.isin(step, jnp.array(bad)), jnp.nan, 0)
+            return update, {"loss": metrics["loss"] + poison}
+
+        return reptile._replace(gradient=gradient)
+
+    sample = lambda key: metajax.Episode(jax.random.normal(key), None)
+    return metajax.meta_trainer(learner, optax.adam(0.1), sample, meta_batch=2, non_finite=policy)
+
+
+def fit_own(config, trainer):
+    run = runs.open_run("toy", config)
+    state = trainer.init({"w": jnp.ones(())}, jax.random.key(0))
+    return runs.fit(run, trainer, state, steps=config.steps)
+
+
+@pytest.mark.parametrize("policy", ["skip", "clip"])
+def test_steps_that_are_not_finite_are_counted_where_the_trainer_has_a_policy(tmp_path, policy):
+    fitted = fit_own(ToyConfig(out=tmp_path / "a", steps=30), make_trainer(policy, [3, 11, 12]))
+    assert [line["non_finite"] for line in fitted.metrics] == [1, 2, 0]
+    assert all(np.isfinite(line["loss"]) for line in fitted.metrics)
+    assert runs.read_metrics(tmp_path / "a" / "metrics.jsonl") == fitted.metrics
+
+
+def test_a_policy_that_passes_over_everything_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("metajax.runs.fit.BAD_IN_A_ROW", 12)
+    trainer = make_trainer("skip", [*range(5, 9), *range(15, 40)])
+    with pytest.raises(runs.NonFiniteError, match=r"step 27: so many meta-steps in a row.*: 12"):
+        fit_own(ToyConfig(out=tmp_path / "a", steps=40), trainer)
+
+
+def test_the_last_good_state_becomes_a_checkpoint(tmp_path):
+    config = ToyConfig(out=tmp_path / "a", steps=40)
+    with pytest.raises(
+        runs.NonFiniteError, match=r"step 27: .*checkpoint of step 26: .*26"
+    ) as error:
+        fit_own(config, make_trainer("raise", [26]))
+    assert int(error.value.state.step) == 26
+    resumed = fit_own(dataclasses.replace(config, resume=True), make_trainer("skip", [26]))
+    expected = fit_own(ToyConfig(out=tmp_path / "b", steps=40), make_trainer("skip", [26]))
+    for ours, theirs in zip(
+        jax.tree.leaves(resumed.state[:2]), jax.tree.leaves(expected.state[:2]), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)

@@ -1,0 +1,215 @@
+"""The checks of ``metajax.check_learner``, each a function of a subject that says what it saw: what
+a learner returns, and what that depends on."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import trees
+from metajax.check import invariances
+from metajax.check.gradients import check_gradient
+from metajax.check.labels import labels
+from metajax.check.perturb import alike, changed, parts
+from metajax.check.subject import Seen, Subject
+from metajax.errors import CheckError
+from metajax.learners.base import task_outcome
+from metajax.types import Episode
+
+
+def init(subject: Subject) -> Seen:
+    params = subject.params
+    for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            return False, f"init returns a {type(leaf).__name__} as leaf {path!r}, not an array"
+        if not trees.is_floating(leaf):
+            return False, (
+                f"leaf {path!r} is {leaf.dtype}, which has no gradient; let the loss close over it"
+            )
+        if not bool(jnp.isfinite(leaf).all()):
+            return False, f"leaf {path!r} has a NaN or an infinity"
+    count = len(jax.tree.leaves(params))
+    return (True, f"leaves: {count}") if count else (False, "there is no parameter to learn")
+
+
+def adapt(subject: Subject) -> Seen:
+    support = subject.tasks[0].support
+    found = jax.eval_shape(lambda p, s: subject.learner.adapt(p, s), subject.params, support)
+    if not (isinstance(found, tuple) and len(found) == 2 and hasattr(found[1], "loss")):
+        return False, "adapt must return (adapted, info) with an info like metajax.AdaptInfo"
+    adapted, info = found
+    if jax.tree.structure(adapted) == jax.tree.structure(subject.params):
+        like = zip(jax.tree.leaves(adapted), jax.tree.leaves(subject.params), strict=True)
+        for path, (new, old) in zip(trees.leaf_paths(adapted), like, strict=True):
+            if (new.shape, new.dtype) != (old.shape, old.dtype):
+                return False, (
+                    f"leaf {path!r} becomes {new.dtype}{list(new.shape)} by adaptation and was "
+                    f"{old.dtype}{list(old.shape)}"
+                )
+    observed = jax.eval_shape(
+        lambda p, s: subject.learner.adapt(p, s, observe=lambda adapted: jnp.zeros(())),
+        subject.params,
+        support,
+    )[1].observed
+    if getattr(observed, "shape", None) != (len(info.loss) + 1,):
+        return False, (
+            "with observe=, info.observed must have a row before the first and after every step, "
+            f"{len(info.loss) + 1} in all, for evaluate's curve; it is {observed}"
+        )
+    return True, f"inner steps: {len(info.loss)}"
+
+
+def loss(subject: Subject) -> Seen:
+    def of(params, episode):
+        adapted, _ = subject.learner.adapt(params, episode.support)
+        return subject.learner.loss(adapted, episode)
+
+    found = jax.eval_shape(of, subject.params, subject.tasks[0])
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        return False, (
+            "loss must return (loss, metrics) with a dict, which may be empty; got "
+            f"{type(found).__name__}"
+        )
+    value, metrics = found
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        return (
+            False,
+            f"loss must be a floating-point scalar, got {value}; average over the examples",
+        )
+    return True, f"metrics beside it: {', '.join(metrics) or 'none'}"
+
+
+def finite(subject: Subject) -> Seen:
+    gradient, _ = subject.first_gradient
+    losses = [float(subject.compiled(subject.params, task)[1]) for task in subject.tasks]
+    if not np.isfinite(losses).all():
+        return False, f"the loss after adaptation is {losses} on three tasks"
+    for path, leaf in zip(trees.leaf_paths(gradient), jax.tree.leaves(gradient), strict=True):
+        bad = int((~jnp.isfinite(leaf)).sum())
+        if bad:
+            return False, (
+                f"the loss is finite, and its meta-gradient isn't: {bad} of {leaf.size} elements "
+                f"of leaf {path!r}; look for a square root, norm, logarithm or division at zero"
+            )
+    return True, f"mean loss {np.mean(losses):.4g}"
+
+
+def _depends(subject: Subject, episode: Episode, *, on_adapted: bool) -> tuple[bool, bool, str]:
+    """Whether another episode gives other adapted parameters, and another loss; and a remark."""
+    for params, remark in (
+        (subject.params, ""),
+        (subject.near, ", though not just at these parameters (zeros among them?)"),
+    ):
+        before, after = (subject.compiled(params, e) for e in (subject.tasks[0], episode))
+        adapts, counts = not alike(before[0], after[0]), not alike(before[1], after[1])
+        if counts and (adapts or not on_adapted):
+            return adapts, counts, remark
+    return adapts, counts, ""
+
+
+def support(subject: Subject, part: str = "all") -> Seen:
+    task = subject.tasks[0]
+    other = parts(task.support, subject.key(4)).get(part)
+    what = "another support set" if part == "all" else f"other {part} in the support set"
+    if other is None:
+        return None, f"the support set has no {part} that can be told apart and changed"
+    adapts, counts, remark = _depends(subject, Episode(other, task.query), on_adapted=True)
+    if not adapts:
+        return False, (
+            f"{what} leave{'s' if part == 'all' else ''} the adapted parameters as they are: the "
+            "loss of the inner loop ignores "
+            + ("its batch, or no step is taken" if part == "all" else f"the {part}")
+        )
+    if not counts:
+        return False, f"{what} changes what is adapted, but not the query loss, which ignores it"
+    return True, f"{what}: another loss{remark}"
+
+
+def query(subject: Subject, part: str = "all") -> Seen:
+    task = subject.tasks[0]
+    other = parts(task.query, subject.key(5)).get(part)
+    what = "another query set" if part == "all" else f"other {part} in the query set"
+    if other is None:
+        return None, f"the query set has no {part} that can be told apart and changed"
+    _, counts, remark = _depends(subject, Episode(task.support, other), on_adapted=False)
+    if not counts:
+        return False, f"{what}: the loss stays as it is, so it doesn't score the query set" + (
+            "" if part == "all" else f" by its {part}"
+        )
+    return True, f"{what}: another loss{remark}"
+
+
+def adapted_matters(subject: Subject) -> Seen:
+    task = subject.tasks[0]
+    adapted, before = subject.compiled(subject.params, task)
+    other = changed(adapted, subject.key(6), 0.1, integers=False)
+    if alike(subject.loss(adapted, task), subject.loss(other, task)):
+        return False, (
+            "the query loss is the same for other adapted parameters: it uses others, such as the "
+            f"initial ones, that it closes over (it is {float(before):.4g})"
+        )
+    return True, "other adapted parameters: another loss"
+
+
+def gradient(subject: Subject) -> Seen:
+    found, _ = subject.first_gradient
+    leaves = dict(zip(trees.leaf_paths(found), jax.tree.leaves(found), strict=True))
+    for (path, leaf), like in zip(leaves.items(), jax.tree.leaves(subject.params), strict=True):
+        if leaf.shape != like.shape:
+            return False, f"leaf {path!r} has a gradient of shape {leaf.shape}, not {like.shape}"
+    zero = [path for path, leaf in leaves.items() if not bool(jnp.any(leaf != 0))]
+    if len(zero) == len(leaves):
+        return False, (
+            "the meta-gradient is exactly zero everywhere: a stop_gradient, a rounding or an "
+            "argmax lies between the parameters and the loss"
+        )
+    if zero:
+        return True, f"exactly zero in {', '.join(map(repr, zero))}: the loss doesn't use them here"
+    return True, "no leaf's is all zero"
+
+
+def finite_differences(subject: Subject) -> Seen:
+    if subject.learner.gradient is not None:
+        return None, "the learner has a gradient of its own, which need not be its loss's"
+    outcome = task_outcome(subject.learner)
+    try:
+        slopes = check_gradient(
+            lambda params, episode: outcome(params, episode)[0],
+            subject.near,
+            subject.tasks[0],
+            seed=subject.seed,
+        )
+    except CheckError as error:
+        return False, (
+            f"{error} (A first-order learner's do: skip=('finite differences',) leaves this out.)"
+        )
+    return True, f"in float64, {len(slopes)} comparisons agree"
+
+
+CHECKS: dict[str, Callable[[Subject], Seen]] = {
+    "init": init,
+    "adapt": adapt,
+    "loss": loss,
+    "labels": labels,
+    "finite": finite,
+    "support": support,
+    "support targets": functools.partial(support, part="targets"),
+    "query": query,
+    "query targets": functools.partial(query, part="targets"),
+    "adapted": adapted_matters,
+    "gradient": gradient,
+    "jit": invariances.jit,
+    "vmap": invariances.vmap,
+    "chunks": invariances.chunks,
+    "float32": invariances.float32,
+    "bfloat16": invariances.bfloat16,
+    "retrace": invariances.retrace,
+    "determinism": invariances.determinism,
+    "improvement": invariances.improvement,
+    "finite differences": finite_differences,
+}
+
+ESSENTIAL = frozenset({"init", "adapt", "loss"})
+"""Where one of these fails, the others have nothing to run."""

@@ -1,0 +1,135 @@
+"""Checks of what must not change a learner's numbers: compilation, batching, types, another run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metajax import trees
+from metajax.check.perturb import alike, parting
+from metajax.check.subject import N_TASKS, Seen, Subject
+from metajax.metagrad import meta_gradient
+from metajax.types import Episode, Params, PyTree
+
+
+def jit(subject: Subject) -> Seen:
+    compiled = subject.compiled(subject.params, subject.tasks[0])
+    apart = parting(subject.uncompiled, compiled, subject.rtol)
+    if apart:
+        return False, (
+            f"compiled, the numbers are others ({apart}): Python state, or NumPy's random "
+            "numbers, would be frozen into the program"
+        )
+    return True, "compiled or not, the same numbers"
+
+
+def vmap(subject: Subject) -> Seen:
+    together = jax.jit(jax.vmap(subject.outcome, in_axes=(None, 0)))
+    rows = together(subject.params, subject.stacked)
+    for index, task in enumerate(subject.tasks):
+        row = jax.tree.map(lambda leaf, i=index: leaf[i], rows)
+        apart = parting(row, subject.compiled(subject.params, task), subject.rtol)
+        if apart:
+            return False, f"task {index} comes out otherwise among {N_TASKS} than alone: {apart}"
+    return True, f"{N_TASKS} tasks at once, the same numbers as one by one"
+
+
+def chunks(subject: Subject) -> Seen:
+    by_two = jax.jit(meta_gradient(subject.learner, tasks_per_chunk=2))
+    one, two = subject.first_gradient, by_two(subject.params, subject.stacked)
+    apart = parting(one, two, subject.rtol)
+    if apart:
+        return False, f"tasks_per_chunk=1 and 2 give other meta-gradients: {apart}"
+    return True, "tasks_per_chunk=1 and 2 give one meta-gradient"
+
+
+def _in_type(subject: Subject, dtype: Any) -> tuple[Callable, tuple[Params, Episode]]:
+    cast = lambda tree: jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if trees.is_floating(leaf) else leaf, tree
+    )
+    inner = meta_gradient(subject.learner, tasks_per_chunk=1)
+
+    def both(params, episodes):
+        adapted, _ = subject.learner.adapt(params, jax.tree.map(lambda x: x[0], episodes.support))
+        return adapted, inner(params, episodes)[0]
+
+    return both, (cast(subject.params), cast(subject.stacked))
+
+
+def _other_types(found: PyTree, params: Params, dtype: Any) -> list[str]:
+    names = ("adapted parameters", "meta-gradient")
+    return [
+        f"leaf {path!r} of the {name} is {leaf.dtype}"
+        for name, tree in zip(names, found, strict=True)
+        if jax.tree.structure(tree) == jax.tree.structure(params)
+        for path, leaf in zip(trees.leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+        if leaf.dtype != dtype
+    ]
+
+
+def float32(subject: Subject) -> Seen:
+    both, arguments = _in_type(subject, jnp.float32)
+    others = _other_types(jax.eval_shape(both, *arguments), arguments[0], jnp.float32)
+    return (not others, others[0] if others else "float32 in, float32 out")
+
+
+def bfloat16(subject: Subject) -> Seen:
+    both, arguments = _in_type(subject, jnp.bfloat16)
+    try:
+        found = jax.jit(both)(*arguments)
+    except Exception as error:  # whatever a user's function makes of it
+        line = (str(error).strip().splitlines() or [""])[0]
+        return None, f"doesn't work: {type(error).__name__}: {line}"
+    others = _other_types(found, arguments[0], jnp.bfloat16)
+    if others:
+        return None, f"works, but {others[0]}"
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found[1])):
+        return None, "runs, but its meta-gradient isn't finite"
+    return True, "bfloat16 in, bfloat16 out, and finite"
+
+
+def retrace(subject: Subject) -> Seen:
+    found, _ = subject.first_gradient
+    params = subject.params
+    for _ in range(2):
+        params = optax.apply_updates(params, jax.tree.map(lambda leaf: -1e-3 * leaf, found))
+        found, _ = subject.gradient(params, subject.stacked)
+    if len(subject.traces) > 1:
+        return False, (
+            f"three meta-steps were traced {len(subject.traces)} times: the parameters change "
+            "their type or structure, so every step may compile anew"
+        )
+    return True, "three meta-steps, traced once"
+
+
+def determinism(subject: Subject) -> Seen:
+    again = subject.outcome(subject.params, subject.tasks[0])
+    if not alike(subject.uncompiled, again):
+        return False, (
+            "called twice with the same arguments, adapt and loss give other numbers: let them "
+            "keep no Python state and draw no random number but from a fixed jax.random.key"
+        )
+    pair = [subject.compiled(subject.params, subject.tasks[0]) for _ in range(2)]
+    if not alike(*pair):
+        return False, "the compiled program, run twice, gives other bits"
+    return True, "twice the same bits"
+
+
+def improvement(subject: Subject) -> Seen:
+    def curve(params, support):
+        score = lambda adapted: subject.learner.loss(adapted, Episode(support, support))[0]
+        return subject.learner.adapt(params, support, observe=score)[1].observed
+
+    program = jax.jit(curve)
+    rows = np.mean([program(subject.params, task.support) for task in subject.tasks], axis=0)
+    if len(rows) < 2:
+        return None, "it takes no inner steps"
+    if not rows[-1] < rows[0]:
+        return False, (
+            f"the loss on the support set goes from {rows[0]:.4g} to {rows[-1]:.4g} by adaptation: "
+            "the inner learning rate is too large, or the steps go uphill"
+        )
+    return True, f"the loss on the support set goes from {rows[0]:.4g} to {rows[-1]:.4g}"

@@ -1,0 +1,185 @@
+"""What an outer step does when its loss or its gradient has a NaN or an infinity."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metajax import _checks, trees
+from metajax.errors import NonFiniteError
+from metajax.types import PyTree
+
+NonFinite = Literal["raise", "skip", "clip"] | None
+"""A policy, as ``meta_trainer(non_finite=...)`` explains them; None for no check at all."""
+
+Update = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+"""``update(state, (gradient, metrics)) -> (state, metrics)``: an outer step's second half."""
+
+
+class Guarded(NamedTuple):
+    """What the programs carry under the policy "raise".
+
+    Attributes:
+        state: the trainer's state.
+        found: of the first bad step, how many elements of what ``_names`` lists were not finite,
+            int32 ``[names]``; zeros as long as there was none.
+    """
+
+    state: Any
+    found: jax.Array
+
+
+def check(policy: Any) -> None:
+    """Raises an ArgumentError unless it is one of ``NonFinite``."""
+    if policy is not None:
+        _checks.one_of("non_finite", policy, ("raise", "skip", "clip"))
+
+
+def count(tree: PyTree, before: PyTree | None = None) -> PyTree:
+    """How many elements of each leaf are NaN or infinite, int32 scalars.
+
+    Args:
+        tree: any pytree of arrays; leaves that aren't floating-point have none.
+        before: the same before an update; elements that were not finite there don't count, such as
+            the infinity from which an optimizer's best loss so far starts.
+
+    Example:
+        >>> count({"a": jnp.array([1.0, jnp.nan, jnp.inf]), "b": jnp.array(3)})
+        {'a': Array(2, dtype=int32), 'b': Array(0, dtype=int32)}
+    """
+
+    def of(leaf: Any, before: Any = None) -> jax.Array:
+        if not trees.is_floating(leaf):
+            return jnp.zeros((), jnp.int32)
+        bad = ~jnp.isfinite(leaf)
+        return jnp.sum(bad if before is None else bad & jnp.isfinite(before), dtype=jnp.int32)
+
+    return jax.tree.map(of, tree) if before is None else jax.tree.map(of, tree, before)
+
+
+def clip(gradient: PyTree) -> PyTree:
+    """Replaces what is not finite, leaf by leaf.
+
+    A NaN says nothing of a direction: it becomes 0. An infinity does: it keeps its sign and becomes
+    as large as the largest finite element of its leaf, and no larger, so that it can't be all that
+    an optimizer sees, nor overflow when it is squared; 0 where the leaf has no finite element.
+
+    Example:
+        >>> clip(jnp.array([1.0, -3.0, jnp.nan, jnp.inf, -jnp.inf])).tolist()
+        [1.0, -3.0, 0.0, 3.0, -3.0]
+    """
+
+    def of(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return leaf
+        largest = jnp.max(jnp.where(jnp.isfinite(leaf), jnp.abs(leaf), 0), initial=0)
+        return jnp.nan_to_num(leaf, nan=0.0, posinf=largest, neginf=-largest)
+
+    return jax.tree.map(of, gradient)
+
+
+_MAY_OVERFLOW = ("params", "optimizer_state")
+
+
+def guard(policy: NonFinite, means_of_step: Callable, update: Update) -> tuple[Callable, Update]:
+    """The two halves of an outer step under a policy; as they are without one.
+
+    Every device decides by the same means over tasks, so all decide alike. Under "raise" both take
+    a ``Guarded`` in place of the state, which ``watch`` makes and takes apart.
+
+    Args:
+        policy: which.
+        means_of_step: ``means_of_step(state, constants) -> (gradient, metrics)``.
+        update: ``update(state, (gradient, metrics)) -> (state, metrics)``.
+    """
+    if policy is None:
+        return means_of_step, update
+
+    def guarded(state, means, stopped: jax.Array | bool = False):
+        gradient, metrics = means
+        entered = count((metrics.get("loss", 0.0), gradient))
+        after, reported = update(state, (clip(gradient), metrics) if policy == "clip" else means)
+        # A finite gradient may overflow all the same, in Adam's squares, say.
+        fields = [(getattr(after, name), getattr(state, name)) for name in _MAY_OVERFLOW]
+        left = [count(now, before) for now, before in fields]
+        found = jnp.stack(jax.tree.leaves((entered, left)))
+        bad = found.sum()
+        undo = stopped | (_any(left) if policy == "clip" else bad > 0)
+        kept = [
+            jax.tree.map(lambda now, before: jnp.where(undo, before, now), *field)
+            for field in fields
+        ]
+        after = after._replace(**dict(zip(_MAY_OVERFLOW, kept, strict=True)))
+        bad = bad if policy == "clip" else (bad > 0).astype(jnp.int32)
+        reported = {**reported, "non_finite": bad}
+        return after, reported, found, undo
+
+    if policy != "raise":
+        return means_of_step, lambda state, means: guarded(state, means)[:2]
+
+    def update_or_stop(carried: Guarded, means):
+        stopped = carried.found.any()
+        after, reported, found, undo = guarded(carried.state, means, stopped)
+        after = after._replace(step=jnp.where(undo, carried.state.step, after.step))
+        return Guarded(after, jnp.where(stopped, carried.found, found)), reported
+
+    return lambda carried, constants: means_of_step(carried.state, constants), update_or_stop
+
+
+def _any(counts: PyTree) -> jax.Array:
+    return jnp.stack(jax.tree.leaves(counts)).any()
+
+
+def watch(policy: NonFinite, program: Callable, place: Callable[[PyTree], PyTree]) -> Callable:
+    """``program(state, ...) -> (state, metrics)`` that raises under the policy "raise".
+
+    Args:
+        policy: which; under any other, the program is returned as it is.
+        program: made of what ``guard`` returned.
+        place: puts arrays on the program's devices.
+
+    Raises:
+        NonFiniteError: when run; it waits for the program's end, to see.
+    """
+    if policy != "raise":
+        return program
+
+    def watched(state, *arguments):
+        names = _names(state)
+        carried = Guarded(state, place(np.zeros(len(names), np.int32)))
+        (state, found), metrics = program(carried, *arguments)
+        found = np.asarray(found)
+        if found.any():
+            raise _error(state, found, names)
+        return state, metrics
+
+    return watched
+
+
+def _names(state: Any) -> list[str]:
+    """What ``Guarded.found`` counts, in words."""
+    paths = [repr(path) for path in trees.leaf_paths(state.params)]
+    inner = [repr(path) for path in trees.leaf_paths(state.optimizer_state)]
+    return [
+        "the loss",
+        *(f"the gradient of {path}" for path in paths),
+        *(f"the parameter {path} after the update" for path in paths),
+        *(f"the optimizer's state {path} after the update" for path in inner),
+    ]
+
+
+def _error(state: Any, found: np.ndarray, names: list[str]) -> NonFiniteError:
+    step = int(state.step) + 1
+    bad = [f"{name} (elements: {n})" for name, n in zip(names, found, strict=True) if n]
+    # What came of a loss or a gradient that wasn't finite is no news.
+    bad = [words for words in bad if " after the update " not in words] or bad
+    listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    return NonFiniteError(
+        f"step {step}: not finite: {listed}. The error's .state is the last good one, after step "
+        f"{step - 1}. Lower the inner or the outer learning rate, clip the meta-gradient, or pass "
+        "over such steps with non_finite='skip'.",
+        state=state,
+        step=step,
+    )
