@@ -119,6 +119,7 @@ def test_a_finished_run_may_be_given_more_steps_where_the_config_says_so(tmp_pat
         fit(Growing(out=tmp_path / "parts", steps=40, resume=True))
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint .* its writing was cut short")
 def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("toy_trainer.py")
     command = [sys.executable, str(script), "--out", str(tmp_path / "killed")]
