@@ -18,6 +18,7 @@ def test_shares_are_of_the_time_from_checkpoint_to_checkpoint(tmp_path):
 
 
 def test_the_long_run_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoints, "few_shot", checkpoints.regression)  # quick to set up
     checkpoints.prepare(tmp_path / "long")
     with pytest.raises(SystemExit):
         checkpoints.go_on(tmp_path / "long")

