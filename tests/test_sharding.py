@@ -25,7 +25,7 @@ def test_on_many_devices_as_on_one():
     # CPU devices that wait for one another need threads to do so: more than this machine's cores.
     own = environment(JAX_NUM_CPU_DEVICES="8", NPROC="16")
     script = str(HERE / "many_devices.py")
-    subprocess.run([sys.executable, script], check=True, env=own, timeout=400)
+    subprocess.run([sys.executable, script], check=True, env=own, timeout=1200)
 
 
 def test_the_largest_axis_that_divides_is_split_and_small_leaves_are_not():
@@ -60,19 +60,6 @@ def test_what_an_optimizer_keeps_of_a_parameter_is_placed_as_it_is():
     split = [leaf.shape for leaf in jax.tree.leaves(state) if not leaf.is_fully_replicated]
     assert split == [(6, 4, 4), (6, 4, 4)]
     assert sharding.placement_of(PARAMS, mesh) is None
-
-
-def test_generated_text_does_not_depend_on_where_parameters_are():
-    from metajax import lm
-    from metajax.models import Transformer, TransformerConfig
-
-    model = Transformer(TransformerConfig(vocab_size=9, width=8, n_layers=1, n_heads=2))
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
-    mesh = metajax.task_mesh(4, model=2)
-    placed = metajax.shard_params(params, mesh, min_size=0)
-    one = lm.generate(model, params, [[1, 2]], max_new_tokens=4)
-    split = lm.generate(model, placed, [[1, 2]], max_new_tokens=4, mesh=mesh)
-    np.testing.assert_array_equal(one.tokens, split.tokens)
 
 
 @pytest.mark.parametrize(
