@@ -16,7 +16,7 @@ Rule = Callable[[str, Any], PartitionSpec]
 """``rule(path, leaf) -> PartitionSpec``: which axis of a leaf is split along ``"model"``, if any; a
 path is as ``"params/head/kernel"``."""
 
-Placement = tuple[Sharding, ...] | None
+Placement = tuple[NamedSharding, ...] | None
 """Where the leaves of a tree are; None where nothing is split."""
 
 
@@ -131,7 +131,7 @@ def placement_of(tree: PyTree, mesh: Mesh | None) -> Placement:
 
 def keep(tree: PyTree, placement: Placement, mesh: Mesh | None) -> PyTree:
     """Within ``devices.share``: has XLA keep the leaves where they are."""
-    if placement is None:
+    if placement is None or mesh is None:
         return tree
     # Within a part of the mesh, a placement is one on the rest of its axes.
     part = devices.tasks_are_shared(mesh)
@@ -146,7 +146,7 @@ def kept_by_program(
     outcome: tuple[PyTree, PyTree], placement: Placement, mesh: Mesh | None
 ) -> tuple[PyTree, PyTree]:
     """Of a program's state and metrics: the state where it was, the metrics on every device."""
-    if placement is None:
+    if placement is None or mesh is None:
         return outcome
     state, metrics = outcome
     leaves, structure = jax.tree.flatten(state)

@@ -28,7 +28,10 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def run_together(
-    commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]], *, timeout: int = 400
+    commands: Sequence[Sequence[str]],
+    environments: Sequence[dict[str, str]],
+    *,
+    timeout: int = 1200,
 ) -> list[subprocess.CompletedProcess]:
     """Runs Python with each command's words at the same time; what each wrote, and its status."""
     started = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import signal
@@ -15,6 +16,7 @@ import toy
 
 import metajax
 from metajax import devices, lm, runs
+from metajax.runs import processes
 
 
 @functools.cache
@@ -42,23 +44,20 @@ class Config(runs.DistributedConfig):
 
 
 def train(mesh, dtype=jnp.float32):
-    """Parameters and losses of 100 meta-steps, and further scores."""
+    """Parameters and losses of 100 meta-steps, and in float32 further scores."""
     sample, key = toy.make_sampler(dtype), jax.random.key(3)
     trainer = metajax.meta_trainer(learner(), optax.sgd(0.05), sample, meta_batch=6, mesh=mesh)
-    state, metrics = trainer.run(trainer.init(toy.init_params(dtype), key), 99)
+    state, metrics = trainer.run(trainer.init(toy.init_params(dtype), key), 100)
+    found = {"params": state.params, "metrics": metrics}
+    if dtype == jnp.float64:
+        return found
     state, last = trainer.step(state)
     # Seven can't be shared equally.
     drawn = metajax.evaluate(learner(), state.params, sample, key, episodes=7, mesh=mesh)
     given = metajax.evaluate_episodes(
         learner(), state.params, jax.vmap(sample)(jax.random.split(key, 6)), mesh=mesh
     )
-    return {
-        "params": state.params,
-        "loss": metrics["loss"],
-        "last": last,
-        "drawn": drawn.values,
-        "given": given.values,
-    }
+    return found | {"last": last, "drawn": drawn.values, "given": given.values}
 
 
 def split_trainer(mesh):
@@ -75,6 +74,21 @@ def split_trainer(mesh):
     if mesh is not None:
         params = metajax.shard_params(params, mesh, min_size=0)
     return trainer, trainer.init(params, jax.random.key(6))
+
+
+def errors_of_one():
+    """What a process is told of another's options, and of another's error."""
+    index = jax.process_index()
+    found = []
+    for work in (
+        lambda: processes.check_alike("toy", {"seed": index}),
+        lambda: processes.on_first(lambda: 1 / 0),
+    ):
+        try:
+            work()
+        except Exception as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
 
 
 def fit(config, mesh):
@@ -104,6 +118,7 @@ def main():
     with jax.enable_x64(True):
         found |= flat({"double": train(mesh, jnp.float64)})
     np.savez(config.results / f"{jax.process_index()}.npz", **found)
+    (config.results / f"errors-{jax.process_index()}.json").write_text(json.dumps(errors_of_one()))
     runs.show("trained")
     split = metajax.task_mesh(4, model=2)
     own = split_trainer(split)[1].params["in"].addressable_shards

@@ -1,5 +1,6 @@
 """Two processes on this machine compute what one does, and share a run."""
 
+import json
 import signal
 
 import jax
@@ -57,6 +58,15 @@ def test_each_process_holds_a_part_of_the_parameters(outcome):
     folder, _ = outcome
     for index in range(2):
         assert np.load(folder / f"shard-{index}.npy").tolist() == [[8, 4]]
+
+
+def test_all_learn_of_different_options_and_of_an_error_of_the_first(outcome):
+    folder, _ = outcome
+    first, second = (json.loads((folder / f"errors-{i}.json").read_text()) for i in range(2))
+    assert first[0].startswith("RunError: distributed: the processes were started with different")
+    assert "different options (here: seed). Start all of them with the same" in second[0]
+    assert first[1:] == ["ZeroDivisionError: division by zero"]
+    assert second[1:] == ["RunError: division by zero"]
 
 
 def test_a_signal_to_one_stops_both_and_the_first_alone_writes_and_speaks(outcome):

@@ -192,7 +192,7 @@ def check_alike(name: str, identity: dict[str, Any]) -> None:
     theirs = from_first(mine)
     differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     if any_of(bool(differing)):
-        found = f": its {', '.join(differing)} differ" if differing else ""
+        found = f" (here: {', '.join(differing)})" if differing else ""
         raise RunError(
             f"distributed: the processes were started with different options{found}. Start all"
             " of them with the same, but for --process-id"
