@@ -97,32 +97,18 @@ def assert_close(a, b, **tolerances):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerances), a, b)
 
 
-# First-order gradients aren't meant to be derivatives, and a context of float32 stays that.
-NOT_DERIVATIVES = {"fomaml", "cavia"}
+@every_learner
+def test_jit_and_vmap_change_nothing(name):
+    learner, episodes = build(name), tasks(name, 3)
+    params = learner.init(toy.init_params())
+    adapt = lambda episode: learner.adapt(params, episode.support)[0]
+    one = adapt(row(episodes, 0))
+    assert_close(jax.jit(adapt)(row(episodes, 0)), one, rtol=1e-5, atol=1e-6)
+    assert_close(row(jax.jit(jax.vmap(adapt))(episodes), 0), one, rtol=1e-5, atol=1e-6)
 
 
 @every_learner
-def test_it_passes_every_check_for_a_users_own(name):
-    """Of what it returns, depends on, and mustn't change with: jit, vmap, chunks, types."""
-    report = metajax.check_learner(
-        build(name),
-        toy.init_params(),
-        sampler(name),
-        n_way=toy.WAYS if name in CLASSIFIERS else None,
-        skip={"finite differences"} if name in NOT_DERIVATIVES else (),
-        rtol=1e-4,
-    )
-    assert report.passed, str(report)
-    seen = {check.name: check for check in report.checks}
-    # A context is of the type that it was given in, here float32.
-    assert seen["bfloat16"].passed or name == "cavia", seen["bfloat16"].sentence
-    own = name in NOT_DERIVATIVES or build(name).gradient is not None
-    assert (seen["finite differences"].passed is None) == own
-    assert (seen["labels"].passed is None) == (name in LEARNERS)
-
-
-@every_learner
-@pytest.mark.parametrize("tasks_per_chunk", [3, 100])
+@pytest.mark.parametrize("tasks_per_chunk", [1, 3, 100])
 def test_chunking_changes_nothing(name, tasks_per_chunk):
     learner, episodes = build(name), tasks(name, 7)
     params = learner.init(toy.init_params())
@@ -140,6 +126,22 @@ def test_meta_gradient_is_the_mean_of_the_tasks_gradients(name):
     each = [single(params, row(episodes, slice(i, i + 1))) for i in range(4)]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 4, *(gradient for gradient, _ in each))
     assert_close(whole, mean, rtol=1e-4, atol=1e-6)
+
+
+@every_learner
+@pytest.mark.parametrize(("dtype", "tasks_per_chunk"), [(jnp.float32, 3), (jnp.bfloat16, 1)])
+def test_types_are_kept(name, dtype, tasks_per_chunk):
+    learner, episodes = build(name), tasks(name, 3, dtype)
+    params = learner.init(toy.init_params(dtype))
+    adapted, _ = jax.jit(learner.adapt)(params, row(episodes, 0).support)
+    gradient, _ = compiled_gradient(learner, tasks_per_chunk=tasks_per_chunk)(params, episodes)
+    jax.tree.map(
+        lambda leaf, like: np.testing.assert_equal(leaf.dtype, like.dtype), gradient, params
+    )
+    for leaf in jax.tree.leaves((adapted, gradient)):
+        # A context is of the type that it was given in, here float32; targets are integers.
+        assert leaf.dtype == dtype or name == "cavia" or jnp.issubdtype(leaf.dtype, jnp.integer)
+        assert bool(jnp.isfinite(leaf).all())
 
 
 @every_learner
@@ -168,6 +170,36 @@ def test_observation_ends_with_the_adapted_parameters(name):
     np.testing.assert_allclose(info.observed[-1], loss(adapted), rtol=1e-6)
     if jax.tree.structure(adapted) == jax.tree.structure(params):
         np.testing.assert_allclose(info.observed[0], loss(params), rtol=1e-6)
+
+
+# One of each kind is put to all checks of a user's own; of the others other tests here say the rest.
+IN_FULL = {"maml", "reptile", "prototypical"}
+ELSEWHERE = {
+    *("finite", "gradient", "jit", "vmap", "chunks", "float32", "bfloat16"),
+    *("retrace", "determinism", "improvement", "finite differences"),
+}
+
+
+@every_learner
+def test_it_passes_the_checks_for_a_users_own(name):
+    report = metajax.check_learner(
+        build(name),
+        toy.init_params(),
+        sampler(name),
+        n_way=toy.WAYS if name in CLASSIFIERS else None,
+        skip=() if name in IN_FULL else ELSEWHERE,
+        rtol=1e-4,
+    )
+    assert report.passed, str(report)
+    unmade = {check.name for check in report.checks if check.passed is None}
+    expected = set() if name in CLASSIFIERS else {"labels"}
+    if name not in IN_FULL:
+        expected |= ELSEWHERE
+    elif name == "reptile":
+        expected |= {"finite differences"}  # its gradient is no derivative
+    elif name == "prototypical":
+        expected |= {"improvement"}  # it takes no inner steps
+    assert unmade == expected, str(report)
 
 
 @pytest.mark.parametrize(
