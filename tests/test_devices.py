@@ -117,7 +117,7 @@ def test_a_mesh_has_as_many_devices_as_can_share_the_tasks(n_tasks, count):
         ),
         (
             lambda: make_trainer(Mesh(np.array(jax.devices()), ("data",))),
-            r"mesh must have the one axis 'tasks', got \('data',\)",
+            r"mesh must have the one axis 'tasks', or 'model' after it, got \('data',\)",
         ),
     ],
 )

@@ -99,6 +99,9 @@ def connect(config: DistributedConfig) -> None:
             f"coordinator: process {config.process_id} of {config.processes} found no others at"
             f" {config.coordinator} ({reason})"
         ) from error
+    # Gloo, between CPUs, gives up where processes are half a minute apart at their first exchange:
+    # they have it now, while all are here.
+    any_of(0)
     if not first():
         logging.getLogger("metajax").setLevel(logging.WARNING)
 
