@@ -172,7 +172,7 @@ def test_observation_ends_with_the_adapted_parameters(name):
         np.testing.assert_allclose(info.observed[0], loss(params), rtol=1e-6)
 
 
-# One of each kind is put to all checks of a user's own; of the others other tests here say the rest.
+# One of each kind is put to all checks of a user's own; of the others, tests here say the rest.
 IN_FULL = {"maml", "reptile", "prototypical"}
 ELSEWHERE = {
     *("finite", "gradient", "jit", "vmap", "chunks", "float32", "bfloat16"),
