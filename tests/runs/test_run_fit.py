@@ -331,7 +331,8 @@ def test_steps_that_are_not_finite_are_counted_where_the_trainer_has_a_policy(tm
 
 
 def test_a_policy_that_passes_over_everything_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("metajax.runs.fit.BAD_IN_A_ROW", 12)
+    # By its module: metajax.runs.fit is the function of that name.
+    monkeypatch.setattr(sys.modules["metajax.runs.fit"], "BAD_IN_A_ROW", 12)
     trainer = make_trainer("skip", [*range(5, 9), *range(15, 40)])
     with pytest.raises(runs.NonFiniteError, match=r"step 27: so many meta-steps in a row.*: 12"):
         fit_own(ToyConfig(out=tmp_path / "a", steps=40), trainer)
