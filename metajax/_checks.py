@@ -216,9 +216,9 @@ def numbers(name: str, value: Any, wanted: str) -> np.ndarray:
 def levels(name: str, value: Any) -> np.ndarray:
     """Levels of difficulty ``[n]``, integers from 1 on, or an ArgumentError that names them."""
     found = numbers(name, value, "integers [n]")
-    if found.ndim != 1 or not found.size or found.dtype.kind not in "iu":
+    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise ArgumentError(f"{name} must be integers [n], got {shown(value)}.")
-    if found.min() < 1:
+    if not found.size or found.min() < 1:
         raise ArgumentError(f"{name} must be at least 1, got {shown(value)}.")
     return found
 

@@ -245,12 +245,12 @@ def meta_trainer(
             raise ArgumentError(f"data must be arrays like {shapes[0]}, got {shapes[1]}.")
         return constants[0], devices.replicate(arrays, mesh)
 
+    def run_steps(state, steps, *, data=None):
+        steps = _checks.positive_int("steps", steps)
+        return run(_unspent(state), with_data(data), steps)
+
     return Trainer(
-        init,
-        lambda state, *, data=None: step(_unspent(state), with_data(data)),
-        lambda state, steps, *, data=None: run(
-            _unspent(state), with_data(data), _checks.positive_int("steps", steps)
-        ),
+        init, lambda state, *, data=None: step(_unspent(state), with_data(data)), run_steps
     )
 
 
