@@ -10,7 +10,8 @@ operations; θ_{t+1} is taken only if held-out tasks say that it isn't worse. It
 programs written by hand that neither it nor its control ever saw; the control trains as many steps
 on the real data alone.
 
-No run of the present settings has been measured yet; docs/self-evolution.md says what was tried.
+Expected, in about an hour of one core: held-out deduction from 12 to 26 %, the control at 12 to 13
+(docs/self-evolution.md).
 
 Source: Zhao et al. 2025, "Absolute Zero: Reinforced Self-play Reasoning with Zero Data" (arXiv
 2505.03335), in miniature. There a large model writes Python and is trained by policy gradient; here
