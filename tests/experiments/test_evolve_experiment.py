@@ -12,7 +12,7 @@ from metajax.evolve.proposers import fingerprints
 TINY = (
     "--steps", "40", "--rounds", "3", "--round-steps", "4", "--proposals", "16", "--rows", "6",
     "--base-levels", "2", "--test-prompts", "8", "--confidence", "0.05", "--row-length", "32",
-    "--log-every", "20",
+    "--log-every", "20", "--views", "0",
 )  # fmt: skip
 
 
@@ -125,10 +125,27 @@ def test_evaluation_prompts_are_not_those_of_the_gate_nor_of_the_proposer(task):
     assert not np.isin(tests, proposed).any()
 
 
+def test_each_task_is_asked_in_other_words_and_only_what_agrees_is_kept():
+    setting = evolve.setting_of(evolve.Config(proposals=16, views=2))
+    parts = evolve.parts_of(setting)
+    tasks = parts.propose(None, evolve.jax.random.key(0), ev.Levels(9, 9))
+    attempts = parts.solve(setting.params, evolve.jax.random.key(1), tasks)
+    assert attempts.tokens.shape[:2] == (16, 3)
+    alike = (attempts.tokens == attempts.tokens[:, :1]).all(axis=(1, 2))
+    kept = np.asarray(parts.verifier.verify(tasks, attempts).weight) > 0
+    assert not kept[~alike].any()
+    assert "100% of the samples agree" in parts.verifier.name
+    once = evolve.parts_of(setting._replace(config=evolve.Config(**{
+        **vars(setting.config), "views": 0,
+    })))  # fmt: skip
+    assert once.solve(setting.params, evolve.jax.random.key(1), tasks).tokens.shape[1] == 1
+
+
 def test_bad_options_are_named():
     for options, message in (
         ({"rows": 5}, "rows must be a multiple of 6; got 5"),
         ({"confidence": 0.0}, "confidence must be above 0 and at most 1; got 0.0"),
+        ({"views": -1}, "views must be at least 0; got -1"),
         ({"rounds": 0}, "rounds must be above zero; got 0"),
         ({"test_prompts": 2}, "test_prompts must be at least 8; got 2"),
     ):
