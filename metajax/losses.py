@@ -91,6 +91,9 @@ def classification_outcome(
     With a mask ``[examples]`` the means are over the examples where it is true; with ``classes``
     ``[classes]``, only those where it is true take part.
 
+    Raises:
+        ArgumentError: shapes or types that don't fit each other.
+
     Example:
         >>> loss, metrics = classification_outcome(jnp.zeros((2, 4)), jnp.array([0, 3]))
         >>> round(float(loss), 4), float(metrics["accuracy"])  # ln 4, and ties go to class 0
@@ -115,7 +118,11 @@ def classification_outcome(
 
 
 def same_shape(support_inputs: jax.Array, query_inputs: jax.Array) -> None:
-    """Raises an ArgumentError unless the two sets' examples have one shape."""
+    """Raises an ArgumentError unless the two sets' examples have one shape.
+
+    Example:
+        >>> same_shape(jnp.zeros((5, 28, 28)), jnp.zeros((75, 28, 28)))
+    """
     if support_inputs.shape[1:] != query_inputs.shape[1:]:
         raise ArgumentError(
             "support and query inputs must have examples of one shape, got "
@@ -166,6 +173,9 @@ def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tup
     Returns:
         ``outer_loss(params, episode) -> (loss, {"accuracy": ...})``, for ``outer_loss=`` of a
         learner.
+
+    Raises:
+        ArgumentError: at trace time, if the shapes of the two sets, or of the logits, don't fit.
 
     Example:
         >>> centred = lambda params, x, reference: (x - x[:reference].mean(0)) @ params

@@ -121,7 +121,7 @@ def fields_of(module):
             for name in names:
                 found |= fields_of(name)
         elif isinstance(node, ast.ImportFrom) and "runs" in {each.name for each in node.names}:
-            found |= fields_of("metajax.runs.config")
+            found |= fields_of("metajax.runs.config") | fields_of("metajax.runs.processes")
     return found
 
 

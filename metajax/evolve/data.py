@@ -106,6 +106,9 @@ def examples_of(made: Round) -> Examples:
 def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count: int) -> Examples:
     """Random prompts with right answers, each of the levels as likely as another.
 
+    Raises:
+        ArgumentError: ``count`` isn't a positive integer, or there are no ``levels``.
+
     Example:
         >>> from metajax.evolve import digits
         >>> real_examples(digits("copy"), jax.random.key(0), [1, 2], 5).lengths.max()

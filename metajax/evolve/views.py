@@ -89,6 +89,9 @@ def renamed(first: int, count: int) -> View:
 def operands_exchanged() -> View:
     """The second operand of ``digits("addition")`` first; the answer is the same.
 
+    Raises:
+        ArgumentError: from ``ask``, tasks that aren't sums.
+
     Example:
         >>> from metajax.evolve import digits
         >>> addition = digits("addition")

@@ -212,6 +212,9 @@ def carry_statistics(params: Params, metrics: Metrics) -> tuple[Params, Metrics]
     loss that reports ``batch_stats`` among its metrics, where the trainer has averaged them over
     the tasks.
 
+    Raises:
+        ArgumentError: parameters or metrics without such collections.
+
     Example:
         >>> carry_statistics({"params": 1, "batch_stats": 0}, {"loss": 0.5, "batch_stats": 2})
         ({'params': 1, 'batch_stats': 2}, {'loss': 0.5})

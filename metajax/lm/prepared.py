@@ -33,6 +33,9 @@ def prepare(params: Params, *, lora: Params | None = None, mesh: Mesh | None = N
         lora: low-rank factors beside them.
         mesh: the devices that ``generate`` will share the prompts between.
 
+    Raises:
+        ArgumentTypeError: ``params`` or ``lora`` isn't a dict of arrays.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from metajax import lm

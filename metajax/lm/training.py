@@ -265,6 +265,9 @@ def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenB
 def as_episodes(draw: Callable[[jax.Array], Any]) -> Sampler:
     """Batches as tasks with nothing to learn from: the batch is the query, the support None.
 
+    Raises:
+        ArgumentTypeError: ``draw`` isn't a function.
+
     Example:
         >>> sample = as_episodes(text_sampler(jnp.arange(9), length=4, batch=2))
         >>> episode = sample(jax.random.key(0))

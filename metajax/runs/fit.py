@@ -266,6 +266,10 @@ def stop_requests(unit: str) -> Iterator[Stop]:
 
     Args:
         unit: what the user is told will be finished.
+
+    >>> with stop_requests("round") as stop:
+    ...     print(stop.received)
+    None
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -76,6 +76,8 @@ def connect(config: DistributedConfig) -> None:
 
     Raises:
         RunError: the processes don't find one another; the message names the option.
+
+    >>> connect(DistributedConfig())
     """
     if not config.distributed:
         devices.use_every_core()

@@ -105,6 +105,6 @@ def test_a_config_is_checked_where_it_is_made(row):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("content")
     config = runs.RunConfig(out=tmp_path / "file" / "below")
-    refused(lambda: runs.create(runs.open_run("toy", config)), ("out:", "file", "cannot be"))
+    refused(lambda: runs.create(runs.open_run("toy", config)), ("file", "cannot be", "--out"))
     config = runs.RunConfig(out=tmp_path / ("long" * 100))
     refused(lambda: runs.open_run("toy", config), ("out:", "too long"))
