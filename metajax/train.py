@@ -258,7 +258,8 @@ def _unspent(state: Any) -> TrainState:
     """The state, if it is one, and no earlier call has consumed it."""
     wanted = "a TrainState, from trainer.init or an earlier call"
     _checks.instance("state", state, TrainState, wanted)
-    if isinstance(state.step, jax.Array) and state.step.is_deleted():
+    step = state.step
+    if isinstance(step, jax.Array) and not isinstance(step, jax.core.Tracer) and step.is_deleted():
         raise ArgumentError(
             "state was consumed by an earlier call of step or run: go on with the one that it "
             "returned, or copy a state before it is passed."
