@@ -48,7 +48,9 @@ def train(mesh, dtype=jnp.float32):
     sample, key = toy.make_sampler(dtype), jax.random.key(3)
     trainer = metajax.meta_trainer(learner(), optax.sgd(0.05), sample, meta_batch=6, mesh=mesh)
     state, metrics = trainer.run(trainer.init(toy.init_params(dtype), key), 100)
-    found = {"params": state.params, "metrics": metrics}
+    # Copies: the next step donates its state.
+    params = jax.tree.map(np.array, devices.to_host(state.params))
+    found = {"params": params, "metrics": metrics}
     if dtype == jnp.float64:
         return found
     state, last = trainer.step(state)
