@@ -67,7 +67,10 @@ def test_what_an_optimizer_keeps_of_a_parameter_is_placed_as_it_is():
     [
         (lambda: metajax.task_mesh(4, model=3), "model, 3, needs at least as many devices, but"),
         (lambda: metajax.task_mesh(4, model=0), "model must be at least 1, got 0"),
-        (lambda: metajax.task_mesh(4, devices=[]), "devices must hold at least one device, got none"),
+        (
+            lambda: metajax.task_mesh(4, devices=[]),
+            "devices must hold at least one device, got none",
+        ),
         (
             lambda: metajax.shard_params(PARAMS, metajax.task_mesh(2)),
             "mesh must have an axis 'model'",
