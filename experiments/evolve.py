@@ -186,12 +186,14 @@ def control_of(setting: Setting, base: Trained, rounds: int) -> Trained:
     )
 
 
-def examples_text(setting: Setting, params: Any, records: Sequence[dict[str, Any]]) -> str:
+def examples_text(
+    setting: Setting, parts: ev.Parts, params: Any, records: Sequence[dict[str, Any]]
+) -> str:
     """Some of the model's own tasks and answers, from the easiest to the hardest."""
     assert setting.config.base_levels is not None
     last = int(records[-1].get("last_level", setting.config.base_levels))
     levels = sorted({1, setting.config.base_levels, last, last + 4})
-    return evolve_report.examples_text(setting.problem, parts_of(setting), params, levels)
+    return evolve_report.examples_text(setting.problem, parts, params, levels)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -247,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tested = {"round 0": final(base.params), "last round": final(followed.state.train.params)}
     if control is not None:
         tested["control"] = final(control.params)
-    samples = examples_text(setting, followed.state.train.params, followed.records)
+    samples = examples_text(setting, parts, followed.state.train.params, followed.records)
     write_atomically(run.path / "tasks.txt", samples)
     evolve_report.draw_levels(run, followed.records, tested.get("control"), config.base_levels or 0)
     table = write_results(run, setting, followed, base, control, tested, parts.verifier)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks, chunks, devices
 from metajax.errors import ArgumentError, ArgumentTypeError
-from metajax.learners.base import Learner, check_episode, check_learner, reported
+from metajax.learners.base import Learner, checked_episode, checked_learner, reported
 from metajax.train import episode_keys, hoist_constants
 from metajax.types import Episode, Params, PyTree, Sampler
 
@@ -149,7 +149,7 @@ def evaluate(
         >>> scores.episodes, round(float(scores.curve["loss"][0] / scores.curve["loss"][1]), 3)
         (600, 4.0)
     """
-    check_learner("learner", learner)
+    checked_learner("learner", learner)
     _checks.arrays("params", params)
     _checks.key("key", key)
     _checks.function("sample", sample, "sample(key)")
@@ -202,10 +202,10 @@ def evaluate_episodes(
         >>> scores.values["loss"].tolist()
         [[4.0, 1.0], [16.0, 4.0]]
     """
-    check_learner("learner", learner)
+    checked_learner("learner", learner)
     _checks.arrays("params", params)
     _checks.flag("curve", curve)
-    count = chunks.count_tasks(check_episode("episodes", episodes))
+    count = chunks.count_tasks(checked_episode("episodes", episodes))
     _check_enough(count)
     devices.equal_share("episodes", count, mesh)
     if tasks_per_chunk is not None:

@@ -11,8 +11,8 @@ from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
 from metajax.learners.base import (
     Learner,
-    check_episode,
-    check_learner,
+    checked_episode,
+    checked_learner,
     task_gradient,
     task_outcome,
 )
@@ -59,7 +59,7 @@ def meta_gradient(
         >>> metrics["loss"]
         Array(0.25, dtype=float32)
     """
-    check_learner("learner", learner)
+    checked_learner("learner", learner)
     chunks.check(tasks_per_chunk, memory_budget)
 
     outcome, one_gradient = task_outcome(learner), task_gradient(learner)
@@ -86,7 +86,7 @@ def meta_gradient(
 
     def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
         _check_floating(params)
-        check_episode("episodes", episodes)
+        checked_episode("episodes", episodes)
         n_tasks = chunks.count_tasks(episodes)
         chunk = resolve(params, episodes, n_tasks)
         if n_tasks == 1:

@@ -16,7 +16,7 @@ from metajax import _checks, chunks, devices, sharding, trees
 from metajax import non_finite as _non_finite
 from metajax.chunks import TasksPerChunk
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, check_episode, check_learner
+from metajax.learners.base import Learner, checked_episode, checked_learner
 from metajax.metagrad import meta_gradient
 from metajax.types import Episode, Metrics, Params, PyTree, Sampler
 
@@ -77,7 +77,7 @@ def hoist_constants(
     """
 
     def checked(key, *data):
-        return check_episode("what sample returns", sample(key, *data))
+        return checked_episode("what sample returns", sample(key, *data))
 
     jaxpr, shape = jax.make_jaxpr(checked, return_shape=True)(jax.random.key(0), *data)
     treedef = jax.tree.structure(shape)
@@ -189,7 +189,7 @@ def meta_trainer(
     def learner_at(step) -> Learner:
         if isinstance(learner, Learner):
             return learner
-        return check_learner("what learner(step) returns", learner(step))
+        return checked_learner("what learner(step) returns", learner(step))
 
     def as_arrays(data: PyTree) -> PyTree:
         return jax.tree.map(jnp.asarray, _checks.arrays("data", data))

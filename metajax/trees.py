@@ -24,6 +24,11 @@ def is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed random key, or an array of them."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def leaf_paths(tree: PyTree) -> list[str]:
     """The path of every leaf, its keys joined by slashes.
 

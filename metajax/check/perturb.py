@@ -92,7 +92,7 @@ def _equal(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def _host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if trees.is_key(leaf):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)
 

@@ -46,7 +46,7 @@ def one_harder(first: int, *, mastered: float = 0.5) -> Curriculum:
     Source: Lee et al. 2025 (arXiv 2502.01612).
     """
     first = _checks.positive_int("first", first)
-    _share("mastered", mastered)
+    _checks.between("mastered", mastered, 0, 1)
 
     def next_levels(levels: Levels, yield_at: Yield) -> Levels:
         if mastered and yield_at(levels.last) < mastered:
@@ -80,8 +80,8 @@ def accelerated(
     Source: Lee et al. 2025 (arXiv 2502.01612), section 5, samples several difficulties at once.
     """
     first, most = _checks.positive_int("first", first), _checks.positive_int("most", most)
-    _share("at_least", at_least)
-    _share("mastered", mastered)
+    _checks.between("at_least", at_least, 0, 1)
+    _checks.between("mastered", mastered, 0, 1)
 
     def next_levels(levels: Levels, yield_at: Yield) -> Levels:
         if mastered and yield_at(levels.last) < mastered:
@@ -122,7 +122,3 @@ def most_learnable(first: int, *, reach: int = 3) -> Curriculum:
         return Levels(best, best)
 
     return Curriculum("the most learnable level", Levels(first, first), next_levels)
-
-
-def _share(name: str, value: float) -> None:
-    _checks.between(name, value, 0, 1)

@@ -143,20 +143,24 @@ def in_views(solve: Solver, views: Sequence[View]) -> Solver:
     if not views:
         raise ArgumentError("views must have at least one view, got none.")
 
+    def single(params: Params, key: jax.Array, tasks: Tasks) -> Attempts:
+        found = solve(params, key, tasks)
+        if found.tokens.shape[1] != 1:
+            raise ArgumentError(
+                f"solve must give one attempt for each task, got {found.tokens.shape[1]}."
+            )
+        return found
+
     def answer(params: Params, key: jax.Array, tasks: Tasks, /) -> Attempts:
-        found = [solve(params, jax.random.fold_in(key, 0), tasks)]
+        found = [single(params, jax.random.fold_in(key, 0), tasks)]
         for number, view in enumerate(views, 1):
             ask_key, solve_key = jax.random.split(jax.random.fold_in(key, number))
             other, memo = view.ask(ask_key, tasks)
-            own = solve(params, solve_key, other)
+            own = single(params, solve_key, other)
             tokens = np.array(view.back(memo, jnp.asarray(own.tokens)))
             behind = np.arange(tokens.shape[-1]) >= np.asarray(own.lengths)[..., None]
             tokens[behind] = 0
             found.append(own._replace(tokens=tokens))
-        if any(own.tokens.shape[1] != 1 for own in found):
-            raise ArgumentError(
-                f"solve must give one attempt for each task, got {found[0].tokens.shape[1]}."
-            )
         return Attempts(*(np.concatenate(leaves, axis=1) for leaves in zip(*found, strict=True)))
 
     return answer

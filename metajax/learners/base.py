@@ -73,13 +73,13 @@ def reported(learner: Learner, adapted: Params, episode: Episode) -> tuple[jax.A
     return loss, {"loss": loss, **(metrics or {})}
 
 
-def check_learner(name: str, learner: Any) -> Learner:
+def checked_learner(name: str, learner: Any) -> Learner:
     """Returns a learner, or raises an ArgumentTypeError that names it."""
     wanted = "a Learner such as metajax.maml(...)"
     return _checks.instance(name, learner, Learner, wanted)
 
 
-def check_episode(name: str, episode: Any) -> Episode:
+def checked_episode(name: str, episode: Any) -> Episode:
     """Returns what has a support and a query set, of arrays, or raises an ArgumentTypeError."""
     if not (hasattr(episode, "support") and hasattr(episode, "query")):
         raise ArgumentTypeError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, check_learner, task_gradient
+from metajax.learners.base import Learner, checked_learner, task_gradient
 
 
 def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
@@ -34,7 +34,7 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
 
     Source: Antoniou et al. 2019, "How to train your MAML" (arXiv 1810.09502), section 4.
     """
-    check_learner("learner", learner)
+    checked_learner("learner", learner)
     _checks.array("weights", weights, "an array [steps]")
     if learner.gradient is not None:
         raise ArgumentError("learner has a gradient of its own, which is not that of a loss.")
@@ -112,8 +112,8 @@ def warm_start(first: Learner, then: Learner, *, steps: int) -> Callable[[jax.Ar
     Source: Antoniou et al. 2019 (arXiv 1810.09502), section 4.
     """
     steps = _checks.positive_int("steps", steps)
-    check_learner("first", first)
-    check_learner("then", then)
+    checked_learner("first", first)
+    checked_learner("then", then)
 
     def at(step: jax.Array) -> Learner:
         def gradient(params, episode):

@@ -3,11 +3,11 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from metajax.runs._closing import Closing
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.config import RunError
 from metajax.runs.folder import Run
@@ -17,7 +17,7 @@ ParamsT = TypeVar("ParamsT")
 FOLDER = "best"
 
 
-class Best:
+class Best(Closing):
     """Keeps the parameters with the highest ``accuracy`` or, where there is none, the lowest
     ``loss``, of those that ``offer`` is given; of equals the first.
 
@@ -38,16 +38,9 @@ class Best:
             found = None
         self._score = -np.inf if found is None else float(found[0]["score"])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._checkpoints.__exit__(kind, error, traceback)
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._checkpoints.close()
 
     def offer(self, step: int, params: Any, scores: Mapping[str, float]) -> None:
         """Writes the parameters of a meta-step if they are better than all before.

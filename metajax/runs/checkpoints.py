@@ -6,23 +6,24 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from metajax import trees
 from metajax.errors import ArgumentError
 from metajax.runs import _digests
+from metajax.runs._closing import Closing
 from metajax.runs._disk import cannot_write, first_line, writing
 from metajax.runs.config import RunError
 
 StateT = TypeVar("StateT")
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """The checkpoints in one folder, named by meta-step; the newest few are kept.
 
     A state is any pytree of arrays, typed random keys included. It is stored as a flat dictionary
@@ -69,15 +70,8 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Lets go of the folder."""
         self._manager.close()
 
     def path(self, step: int) -> Path:
@@ -195,17 +189,13 @@ class Checkpoints:
         return jax.tree.unflatten(structure, leaves)
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _plain(leaf: Any) -> Any:
     """An array that can be stored: a typed key's data, anything else as it is."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+    return jax.random.key_data(leaf) if trees.is_key(leaf) else jnp.asarray(leaf)
 
 
 def _like(leaf: Any, value: np.ndarray) -> jax.Array:
-    if _is_key(leaf):
+    if trees.is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
     return (
         jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(value)

@@ -7,10 +7,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from metajax._files import write_atomically
+from metajax.runs._closing import Closing
 from metajax.runs._disk import writing
 from metajax.runs.config import RunError
 
@@ -56,7 +56,7 @@ def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
-class MetricsLog:
+class MetricsLog(Closing):
     """Appends to ``metrics.jsonl`` and, where asked, writes the same numbers for TensorBoard.
 
     Args:
@@ -77,15 +77,8 @@ class MetricsLog:
             # Without a buffer: what a full disk doesn't take isn't tried again when it is closed.
             self._file = self._path.open("ab", buffering=0)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Closes the file."""
         self._file.close()
         if self._writer is not None:
             self._writer.close()

@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import devices
+from metajax import devices, trees
 from metajax.runs import processes
+from metajax.runs._closing import Closing
 from metajax.runs.checkpoints import Checkpoints
 from metajax.runs.metrics import MetricsLog
 
@@ -31,7 +31,7 @@ def open_metrics(folder: Path, *, step: int, tensorboard: bool) -> "MetricsLog |
     return opened[0] if opened else Unwritten()
 
 
-class Unwritten:
+class Unwritten(Closing):
     """What a ``MetricsLog`` is on further processes.
 
     >>> with Unwritten() as log:
@@ -43,16 +43,8 @@ class Unwritten:
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
+    def close(self) -> None:
+        """There is nothing to close."""
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         """Keeps what the first process writes."""
@@ -62,7 +54,7 @@ class Unwritten:
         """Nothing is on its way to the disk here."""
 
 
-class SharedCheckpoints:
+class SharedCheckpoints(Closing):
     """``Checkpoints`` of several processes, all of which call the same methods.
 
     Args:
@@ -74,17 +66,10 @@ class SharedCheckpoints:
         self._opened: list[Checkpoints] = []  # none on further processes
         processes.on_first(lambda: self._opened.append(Checkpoints(folder)))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Lets go of the folder."""
         for own in self._opened:
-            own.__exit__(kind, error, traceback)
+            own.close()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a meta-step is."""
@@ -121,13 +106,9 @@ class SharedCheckpoints:
         return jax.tree.map(_from_first, state, template), step
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _local(leaf: Any) -> Any:
     """The whole of a leaf, of this process alone."""
-    if _is_key(leaf):
+    if trees.is_key(leaf):
         data = jnp.asarray(devices.to_host(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     return devices.to_host(leaf)
@@ -135,7 +116,7 @@ def _local(leaf: Any) -> Any:
 
 def _blank(leaf: Any) -> Any:
     """Zeros of a leaf's shape, of this process alone."""
-    if _is_key(leaf):
+    if trees.is_key(leaf):
         shape = jax.eval_shape(jax.random.key_data, leaf)
         return jax.random.wrap_key_data(
             jnp.zeros(shape.shape, shape.dtype), impl=jax.random.key_impl(leaf)
@@ -145,7 +126,7 @@ def _blank(leaf: Any) -> Any:
 
 def _from_first(leaf: Any, template: Any) -> Any:
     """The first process's leaf, placed as the template is."""
-    if _is_key(leaf):
+    if trees.is_key(leaf):
         data = np.asarray(jax.random.key_data(leaf))
         shared = jnp.asarray(_array_from_first(data))
         leaf = jax.random.wrap_key_data(shared, impl=jax.random.key_impl(leaf))
