@@ -85,7 +85,7 @@ class Normalization(nn.Module):
                     f"reference={reference} needs norm='support', but norm={self.policy!r}."
                 )
             reference = _checks.positive_int("reference", reference)
-            if not 1 <= reference <= inputs.shape[0]:
+            if reference > inputs.shape[0]:
                 raise ArgumentError(
                     f"reference must be between 1 and the {inputs.shape[0]} examples, got "
                     f"{reference}."

@@ -222,7 +222,7 @@ def test_episodes_of_the_meta_step_are_of_one_group_and_without_repetitions():
         (lambda: fine_tune(rows=5), "rows must be a multiple of micro_batches=2, got 5"),
         (lambda: fine_tune(start="zero"), "start must be one of 'current', 'base'"),
         (lambda: policy_gradient(batch=7), "batch must be a multiple of micro_batches=2, got 7"),
-        (lambda: policy_gradient(kl=-1.0), "kl must be at least 0, got -1.0"),
+        (lambda: policy_gradient(kl=-1.0), "kl must be at least 0 and finite, got -1.0"),
         (lambda: policy_gradient(real_share=0.0), "real_share must lie between 0 and 1, got 0.0"),
         (lambda: meta_step(real_share=1.0), "real_share must lie between 0 and 1, got 1.0"),
         (lambda: meta_step(support=0), "support must be at least 1, got 0"),
