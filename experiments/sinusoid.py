@@ -49,7 +49,7 @@ class Config(runs.RunConfig):
     """Test tasks."""
     log_every: int = 1000
     """Meta-steps in one dispatch to the device, and in one line of metrics.jsonl."""
-    checkpoint_every: int = 5000
+    checkpoint_every: int = 10_000
     """Meta-steps between checkpoints; one is written at the end in any case."""
 
     may_differ: ClassVar[frozenset[str]] = runs.RunConfig.may_differ | {"test_episodes"}

@@ -13,6 +13,15 @@ jax.config.update("jax_num_cpu_devices", 2)
 # that tests start do the same: they are compared bit for bit.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# XLA's older emitters of loops, and one piece of code a program, compile in a quarter of the time.
+# XLA ends a process that names a flag it doesn't know, so only where these are known to exist.
+if jax.__version_info__[:2] == (0, 10):
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+            os.environ.get("XLA_FLAGS", ""),
+        ]
+    )
 
 
 @pytest.fixture

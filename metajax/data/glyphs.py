@@ -2,15 +2,14 @@
 
 import contextlib
 import functools
+import importlib.metadata
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import PIL
-from scipy.sparse.csgraph import connected_components
 
 from metajax import _checks
 from metajax.data import _cache
@@ -122,6 +121,8 @@ def _splits(signature: np.ndarray) -> list[Split | None]:
     pictures = signature.reshape(classes, 24, 24)
     turns = [np.rot90(pictures, k, (1, 2)).reshape(classes, -1) for k in range(4)]
     distance = 1 - np.max([signature @ turned.T for turned in turns], axis=0)
+    from scipy.sparse.csgraph import connected_components  # a slow import, for drawing alone
+
     families, family = connected_components(distance < ALIKE, directed=False)
     splits: list[Split | None] = [None] * classes
     room: dict[Split, int] = dict(CLASSES)
@@ -135,7 +136,7 @@ def _splits(signature: np.ndarray) -> list[Split | None]:
                 break
     if any(room.values()):
         raise RuntimeError(
-            f"matplotlib {matplotlib.__version__} ships fonts with only {classes} distinct "
+            f"matplotlib {_matplotlib()} ships fonts with only {classes} distinct "
             f"characters, the glyphs need {sum(CLASSES.values())}; install another version of it."
         )
     return splits
@@ -221,4 +222,8 @@ def glyphs(split: Split = "train") -> ClassData:
 
 def _drawn_with() -> str:
     """All but this package that the images depend on: fonts and rasteriser."""
-    return f"matplotlib {matplotlib.__version__}, Pillow {PIL.__version__}"
+    return f"matplotlib {_matplotlib()}, Pillow {PIL.__version__}"
+
+
+def _matplotlib() -> str:
+    return importlib.metadata.version("matplotlib")

@@ -1,14 +1,17 @@
-"""The pictures of a run, as small PNG files; drawn without a display."""
+"""The pictures of a run, as small PNG files; drawn without a display.
+
+matplotlib takes nearly a second to import, and is when the first picture is drawn: a training that
+goes on doesn't wait for it.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RIGHT, WRONG = "tab:green", "tab:red"
 
@@ -117,6 +120,8 @@ def by_level(
         xlabel: what a level is.
         ylabel: what the scores are, with their unit.
     """
+    from matplotlib import colormaps
+
     figure, axes = _figure(7.0, 4.2)
     last = max(rounds)
     for number, (levels, scores) in sorted(rounds.items()):
@@ -128,7 +133,7 @@ def by_level(
     if control is not None:
         axes.plot(*control, "--", color="tab:red", linewidth=1.5, label="control: real data only")
     axes.axvline(trained, color="grey", linewidth=0.8, linestyle=":")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
@@ -163,9 +168,7 @@ def beside_paper(path: Path, cells: Sequence[Beside], *, xlabel: str) -> None:
     if not groups:
         return
     labels = list(dict.fromkeys(cell.label for cell in cells))
-    figure = Figure(
-        figsize=(1.6 + 2.6 * len(groups), 1.2 + 0.28 * len(labels)), dpi=100, layout="constrained"
-    )
+    figure = _empty(1.6 + 2.6 * len(groups), 1.2 + 0.28 * len(labels))
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, group in zip(panels, groups, strict=True):
         for cell in (cell for cell in cells if cell.group == group):
@@ -213,8 +216,7 @@ def episode_grid(
     rows = np.unique(support[1])[:classes]
     shots = min(per_class, max(int((support[1] == label).sum()) for label in rows))
     queries = min(per_class, max(int((query[1] == label).sum()) for label in rows))
-    size = (0.85 * (shots + queries) + 0.8, 0.95 * len(rows) + 0.6)
-    figure = Figure(figsize=size, dpi=90, layout="constrained")
+    figure = _empty(0.85 * (shots + queries) + 0.8, 0.95 * len(rows) + 0.6, dpi=90)
     grid = figure.subplots(
         len(rows),
         shots + queries + 1,  # the empty column in between separates support from query
@@ -255,7 +257,7 @@ def regression_fit(
         support: inputs and targets learnt from, ``[k_shot]`` each.
         fits: for each panel's title, named curves ``[points]``, least adapted first.
     """
-    figure = Figure(figsize=(4.2 * len(fits), 3.6), dpi=90, layout="constrained")
+    figure = _empty(4.2 * len(fits), 3.6, dpi=90)
     panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
     for axes, (title, curves) in zip(panels, fits.items(), strict=True):
         axes.plot(inputs, truth, color="black", linewidth=1.5, label="truth")
@@ -273,8 +275,15 @@ def regression_fit(
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+def _empty(width: float, height: float, dpi: int = 100) -> "Figure":
+    """A figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+def _figure(width: float, height: float) -> tuple["Figure", Any]:
+    figure = _empty(width, height)
     return figure, figure.subplots()
 
 
@@ -289,5 +298,7 @@ def _image(axes: Any, image: np.ndarray, frame: str) -> None:
         spine.set(color=frame, linewidth=1.8)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(figure).print_png(str(path))
