@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.benchmarks import determinism
+from experiments.benchmarks import determinism, determinism_settings
 
 COMMAND = [sys.executable, "-m", "experiments.benchmarks.determinism"]
 SIZE = ["--steps", "6", "--dispatch", "3"]
@@ -61,3 +61,23 @@ def test_this_process_computes_what_they_did(twice, tmp_path):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="dispatch must divide steps, 10; got 3"):
         determinism.Config(steps=10, dispatch=3)
+
+
+def test_settings_are_compared_in_processes_of_their_own(tmp_path, monkeypatch):
+    absent = {"XLA_FLAGS": "--xla_cpu_no_such_flag=true"}
+    monkeypatch.setitem(determinism_settings.SETTINGS, "what XLA doesn't have", absent)
+    config = determinism_settings.Config(
+        networks=("sinusoid",),
+        steps=2,
+        settings=("the same again", "what XLA doesn't have"),
+        dtypes=("float32",),
+        out=tmp_path,
+    )
+    table = determinism_settings.run(config)
+    same, unknown = json.loads((tmp_path / "determinism.json").read_text())["rows"]
+    assert same["same bits"] is True
+    assert set(same["differences"].values()) == {0.0}
+    assert unknown["differences"] is None
+    assert "didn't run" in table
+    with pytest.raises(ValueError, match=r"settings must be among .*'more cores'"):
+        determinism_settings.Config(settings=("more cores",))

@@ -24,7 +24,6 @@ import numpy as np
 import optax
 import tqdm
 import tyro
-from matplotlib.figure import Figure
 
 import metajax
 from experiments import shakespeare, sinusoid
@@ -281,6 +280,8 @@ def report(result: dict[str, Any]) -> str:
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """The share of checkpoints in the training's time, a bar a training."""
+    from matplotlib.figure import Figure  # not by the processes that go on, which are timed
+
     figure = Figure(figsize=(7, 2.6), dpi=80, layout="constrained")
     axes = figure.subplots()
     names = [row["setting"] for row in result["rows"]]

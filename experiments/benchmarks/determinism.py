@@ -28,6 +28,7 @@ from metajax import losses, models, runs
 from metajax.data import sinusoid_sampler
 
 Network = Literal["sinusoid", "conv4"]
+Dtype = Literal["float32", "float64"]
 META_BATCH, N_WAY, FEATURES, SIZE = 8, 5, 8, 28
 TEST_EPISODES = 64
 AFTER = (1, 10, 100, 1000)
@@ -40,7 +41,7 @@ class Config:
 
     network: Network = "sinusoid"
     """The task and its network."""
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Dtype = "float32"
     """Type of parameters and data."""
     steps: int = 200
     """Meta-steps."""

@@ -19,6 +19,7 @@ import optax
 
 import metajax
 from experiments.benchmarks import jax_programs
+from experiments.benchmarks.report import provenance
 from experiments.benchmarks.workload import (
     CELLS,
     Workload,
@@ -110,8 +111,14 @@ def run(config: Config) -> str:
             ],
         }
     )
-    text = "\n".join([f"# MAML's meta-step, {config.cell}", "", *table, ""])
-    result = {"cell": config.cell, "seconds": seconds, "environment": runs.environment()}
+    result = {
+        "command": f"python -m experiments.benchmarks.devices --cell '{config.cell}'",
+        "cell": config.cell,
+        "seconds": seconds,
+        "environment": runs.environment(),
+    }
+    lines = [f"# MAML's meta-step, {config.cell}", "", *table, "", *provenance(result), ""]
+    text = "\n".join(lines)
     config.out.mkdir(parents=True, exist_ok=True)
     write_atomically(config.out / "devices.json", json.dumps(result, indent=2) + "\n")
     write_atomically(config.out / "devices.md", text)

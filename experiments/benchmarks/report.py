@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.workload import ORDINARY, PEERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FORMS = {
     "stride": "Conv-4 with stride 2",
@@ -177,7 +177,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bars(axes: Axes, rows: list[dict[str, Any]], title: str) -> None:
+def bars(axes: "Axes", rows: list[dict[str, Any]], title: str) -> None:
     """A bar a program: its median, with a line from quartile to quartile."""
     rows = rows[::-1]
     medians = [row["median_ms"] for row in rows]
@@ -196,6 +196,8 @@ def bars(axes: Axes, rows: list[dict[str, Any]], title: str) -> None:
 
 def chart(result: dict[str, Any], path: Path) -> None:
     """A panel a cell, with ``bars``."""
+    from matplotlib.figure import Figure
+
     cells = result["cells"]
     heights = [len(cell["programs"]) for cell in cells]
     figure = Figure(
