@@ -6,8 +6,8 @@ A small meta-training by MAML is killed by SIGKILL at random moments, half of th
 checkpoint's writing, and resumed in a new process, which is killed in its turn. When the run has
 come through, its parameters, its optimizer's state, its best parameters and its metrics (but for
 times) must have the bits of a run that nobody disturbed, and each process must have gone on from
-the newest whole checkpoint. What was found is in soak.json, written after every kill. It ends with
-status 1 if a run was not like the undisturbed one. 100 kills take some minutes.
+the newest whole checkpoint. What was found is in soak.json, written after every kill, and in
+soak.md. It ends with status 1 if a run was not like the undisturbed one. 100 kills take minutes.
 """
 
 import dataclasses
@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 
 import tyro
 
+from experiments.benchmarks.report import provenance
 from experiments.soak_training import PHASES, Marks, train
 from metajax import runs
 from metajax._files import write_atomically
 from metajax.runs import _digests
+from metajax.runs.report import markdown_table
 
 AIMS = {"checkpoint": 0.5, "training": 0.2, "validation": 0.1, "starting": 0.1, "metrics": 0.1}
 """Share of the kills aimed at each; a process may have gone on to another before it is hit."""
@@ -48,7 +50,7 @@ class Config:
     steps: int = 240
     """Meta-steps of a run."""
     out: Path = Path("runs/soak")
-    """Folder for soak.json and the runs; runs that came through are removed."""
+    """Folder for soak.json, soak.md and the runs."""
 
     def __post_init__(self) -> None:
         runs.check_positive(self, "kills", "kills_per_run", "steps")
@@ -166,7 +168,36 @@ def soak(config: Config) -> dict[str, Any]:
     report["recovered"] = sum(kill["recovered"] is True for kill in report["kills"])
     report["seconds"] = time.perf_counter() - started
     _write(config, report)
+    write_atomically(config.out / "soak.md", "\n".join(table(report)) + "\n")
     return report
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """The lines of soak.md: what was killed where, and what of it was lost."""
+    kills = report["kills"]
+    phases = [*sorted({kill["hit"] for kill in kills}), "all"]
+    of = {phase: [k for k in kills if phase in (k["hit"], "all")] for phase in phases}
+    lost = [run for run in report["runs"] if not run["recovered"]]
+    return [
+        f"# {len(kills)} kills of a training, in {len(report['runs'])} runs",
+        "",
+        *markdown_table(
+            {
+                "killed in": phases,
+                "kills": [str(len(of[phase])) for phase in phases],
+                "left something half-written": [
+                    str(sum(bool(kill["left"]) for kill in of[phase])) for phase in phases
+                ],
+                "recovered to the bit": [
+                    str(sum(kill["recovered"] is True for kill in of[phase])) for phase in phases
+                ],
+            }
+        ),
+        "",
+        *(f"- {run['run']}: {'; '.join(run['problems'])[:500]}" for run in lost),
+        *([""] if lost else []),
+        *provenance(report),
+    ]
 
 
 def one_run(
@@ -194,8 +225,8 @@ def one_run(
                 _write(config, report)
                 killed()
                 continue
-        elif training.end() != 0:
-            pass
+        else:
+            training.end()
         problems += filter(None, [training.problem()])
         break
     if (folder / "outcome.json").exists():

@@ -14,6 +14,7 @@ def test_a_few_kills_lose_nothing(tmp_path):
     assert report == json.loads((tmp_path / "soak" / "soak.json").read_text())
     assert [run["problems"] for run in report["runs"]] == [[]] * len(report["runs"])
     assert report["recovered"] == len(report["kills"]) == 3
+    assert "| all " in (tmp_path / "soak" / "soak.md").read_text()
     with pytest.raises(runs.RunError, match="holds another soak"):
         soak.soak(config)
 
