@@ -99,6 +99,7 @@ def parts_of(setting: Setting) -> ev.Parts:
     assert config.proposals is not None
     solve, verifier = solver_of(setting), ev.everything()
     if config.filters == "all":
+        assert config.confidence is not None
         checks = [ev.must_end(), ev.most_common_length(), ev.confident(config.confidence)]
         if config.views:
             view = ev.operands_exchanged() if config.task == "addition" else ev.renamed(0, 10)

@@ -17,6 +17,10 @@ from metajax.models import Transformer, TransformerConfig
 MICRO_ROWS = 3
 """Rows that a core computes at a time."""
 
+SURE_IN_ITSELF, SURE_IN_VIEWS = 0.98, 0.5
+"""The least probability of a token of a kept answer. Agreement between views finds what is wrong,
+and a high bar beside it leaves out whole kinds of right ones, which the model then forgets."""
+
 
 class Size(NamedTuple):
     """A model and how long it is trained.
@@ -89,8 +93,8 @@ class Config(runs.RunConfig):
     filters: Literal["all", "none"] = "all"
     """Which answers are kept: those that end, have the most common length and no doubtful token; or
     all."""
-    confidence: float = 0.98
-    """The least probability of a token of a kept answer."""
+    confidence: float | None = None
+    """The least probability of a token of a kept answer: 0.5 where views must agree, else 0.98."""
     views: int = 3
     """How often each task is asked in other words too, its digits renamed or its operands
     exchanged: all answers must agree for one to be kept. With filters none, never."""
@@ -128,10 +132,9 @@ class Config(runs.RunConfig):
         if self.rows is not None and self.rows % (2 * MICRO_ROWS):
             raise ArgumentError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
         for name in ("confidence", "least_yield"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ArgumentError(
-                    f"{name} must be above 0 and at most 1; got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ArgumentError(f"{name} must be above 0 and at most 1; got {value}")
         if self.views < 0:
             raise ArgumentError(f"views must be at least 0; got {self.views}")
         if self.test_prompts < 8:
@@ -170,6 +173,7 @@ def setting_of(config: Config) -> Setting:
     """The model and the tasks of a config."""
     size = size_of(config)
     own = {name: getattr(size, name) for name in size._fields if hasattr(config, name)}
+    own["confidence"] = SURE_IN_ITSELF if config.views == 0 else SURE_IN_VIEWS
     config = evolve_model.replaced(config, **own)
     assert config.base_levels is not None
     assert config.rounds is not None
