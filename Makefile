@@ -78,7 +78,7 @@ demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.demo $(common_flags)
 
 test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests and the docstrings' examples (PARITY=1: beside PyTorch too)
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m ruff check .

@@ -187,11 +187,13 @@ def draw_tasks(
 ) -> metajax.Episode:
     """At least ``count`` tasks, as many of each family, family by family; always the same ones."""
     each = _each(families, count)
+    draw = strings.tasks_of_family(config.words, k_shot=config.k_shot, query=config.query)
+    draw_all = jax.jit(jax.vmap(draw, in_axes=(0, None)))
     parts = []
     for family in families:
-        key = jax.random.fold_in(jax.random.key(seed), strings.FAMILIES.index(family))
-        keys = jax.random.split(key, each)
-        parts.append(jax.jit(jax.vmap(config.sampler([family])))(keys))
+        number = strings.FAMILIES.index(family)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), each)
+        parts.append(draw_all(keys, number))
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 

@@ -48,6 +48,12 @@ class _Mappings:
             jax.clear_caches()
             gc.collect()
 
+    def pytest_collection_finish(self):
+        # What was imported stays: the collector needn't walk through it at every tracing.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 20, 50)
+
 
 def pytest_configure(config):
     config.pluginmanager.register(_Mappings())

@@ -141,16 +141,53 @@ def string_tasks(
         dcd>aba
         dac>adb
     """
-    k_shot, query = _checks.positive_int("k_shot", k_shot), _checks.positive_int("query", query)
-    if _checks.at_least("letters", words.letters, 2) > 26:
-        raise ArgumentError(f"letters must be at most 26, got {words.letters}.")
-    _checks.at_least("length", words.length, 2)
+    draw = tasks_of_family(words, k_shot=k_shot, query=query)
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
         raise ArgumentError(
             f"families must be some of {', '.join(FAMILIES)}; got {unknown or families!r}."
         )
     own = jnp.array([FAMILIES.index(family) for family in families])
+
+    def sample(key: jax.Array, /) -> Episode:
+        family_key, _, _ = jax.random.split(key, 3)
+        return draw(key, jax.random.choice(family_key, own))
+
+    return sample
+
+
+def tasks_of_family(
+    words: Words = DEFAULT_WORDS, *, k_shot: int = 8, query: int = 8
+) -> Callable[[jax.Array, jax.Array | int], Episode]:
+    """Builds ``draw(key, family) -> Episode``: as ``string_tasks``, but of a family asked for.
+
+    One compiled program draws of every family.
+
+    Args:
+        words: alphabet and length.
+        k_shot: examples in the support set.
+        query: examples in the query set.
+
+    Returns:
+        A pure function of a key and an index in ``FAMILIES``; with the key of a sampler that has
+        this family alone, its episode.
+
+    Raises:
+        ArgumentError: a number isn't a positive integer, the alphabet has fewer than 2 or more than
+            26 letters, or words have fewer than 2.
+
+    Example:
+        >>> words = Words(letters=4, length=3)
+        >>> draw = tasks_of_family(words, k_shot=2)
+        >>> episode = draw(jax.random.key(0), FAMILIES.index("keep+mirror"))
+        >>> print(words.tokenizer.decode(episode.support.tokens.ravel()), end="")
+        dcd>aba
+        dac>adb
+    """
+    k_shot, query = _checks.positive_int("k_shot", k_shot), _checks.positive_int("query", query)
+    if _checks.at_least("letters", words.letters, 2) > 26:
+        raise ArgumentError(f"letters must be at most 26, got {words.letters}.")
+    _checks.at_least("length", words.length, 2)
     count = k_shot + query
     shape = (count, words.length)
     ends = jnp.full((count, 1), words.letters)
@@ -159,11 +196,10 @@ def string_tasks(
     )
     masks = jnp.broadcast_to(mask, (count, words.line))
 
-    def sample(key: jax.Array, /) -> Episode:
-        family_key, rule_key, word_key = jax.random.split(key, 3)
-        family = jax.random.choice(family_key, own)
+    def draw(key: jax.Array, family: jax.Array | int, /) -> Episode:
+        _, rule_key, word_key = jax.random.split(key, 3)
         inputs = jax.random.randint(word_key, shape, 0, words.letters)
-        outputs = draw_rule(rule_key, family, words)(inputs)
+        outputs = draw_rule(rule_key, jnp.asarray(family), words)(inputs)
         tokens = jnp.concatenate([inputs, ends, outputs, ends + 1], axis=1)
         lines = TokenBatch(tokens, mask=masks)
         return Episode(
@@ -171,7 +207,7 @@ def string_tasks(
             jax.tree.map(lambda part: part[k_shot:], lines),
         )
 
-    return sample
+    return draw
 
 
 def as_document(lines: TokenBatch) -> TokenBatch:

@@ -74,7 +74,9 @@ def test_a_report_has_the_means_and_intervals_of_the_last_step(tmp_path):
     assert (tmp_path / "adaptation.png").stat().st_size > 1000
 
 
-def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys):
+def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(meta_lora, "SGD_RATES", meta_lora.SGD_RATES[:1])
+    monkeypatch.setattr(meta_lora, "ADAM_RATES", meta_lora.ADAM_RATES[:2])
     first, second = tmp_path / "first", tmp_path / "second"
     test_time_training.main(
         [*TINY, "--steps", "2", "--out", str(first), "--adapt-steps", "2", "--orders", "2"]
