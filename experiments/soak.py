@@ -152,7 +152,7 @@ def soak(config: Config) -> dict[str, Any]:
     # Of a checkpoint's writing, roughly; more than is needed only misses the phase.
     typical = dict.fromkeys(PHASES, seconds / 60) | {"starting": seconds / 3}
     report: dict[str, Any] = {
-        "command": f"python -m experiments.soak --kills {config.kills} --seed {config.seed}",
+        "command": runs.command("experiments.soak", config),
         "seed": config.seed,
         "undisturbed_seconds": seconds,
         "environment": expected["environment"],

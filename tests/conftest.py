@@ -48,12 +48,13 @@ class _Mappings:
             jax.clear_caches()
             gc.collect()
 
-    def pytest_collection_finish(self):
-        # What was imported stays: the collector needn't walk through it at every tracing.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 20, 50)
-
 
 def pytest_configure(config):
     config.pluginmanager.register(_Mappings())
+
+
+def pytest_collection_finish():
+    """What was imported stays: the collector needn't walk through it at every tracing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)

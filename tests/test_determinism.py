@@ -61,10 +61,20 @@ def test_this_process_computes_what_they_did(twice, tmp_path):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="dispatch must divide steps, 10; got 3"):
         determinism.Config(steps=10, dispatch=3)
+    with pytest.raises(ValueError, match="cores must be above zero; got 0"):
+        determinism.Config(cores=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores are chosen on Linux")
+def test_more_cores_than_there_are_are_refused():
+    there = os.sched_getaffinity(0)
+    with pytest.raises(ValueError, match=rf"at most the {len(there)} that there are; got 9999"):
+        determinism.use_cores(9999)
+    assert os.sched_getaffinity(0) == there
 
 
 def test_settings_are_compared_in_processes_of_their_own(tmp_path, monkeypatch):
-    absent = {"XLA_FLAGS": "--xla_cpu_no_such_flag=true"}
+    absent = determinism_settings.Setting(flags="--xla_cpu_no_such_flag=true")
     monkeypatch.setitem(determinism_settings.SETTINGS, "what XLA doesn't have", absent)
     config = determinism_settings.Config(
         networks=("sinusoid",),
@@ -78,6 +88,7 @@ def test_settings_are_compared_in_processes_of_their_own(tmp_path, monkeypatch):
     assert same["same bits"] is True
     assert set(same["differences"].values()) == {0.0}
     assert unknown["differences"] is None
+    assert "xla_cpu_no_such_flag" in unknown["problem"]
     assert "didn't run" in table
     with pytest.raises(ValueError, match=r"settings must be among .*'more cores'"):
         determinism_settings.Config(settings=("more cores",))

@@ -241,7 +241,7 @@ def measure_all(config: Config, settings: dict[str, Callable[[], Setting]]) -> d
             resumes.append(resume_seconds(folder))
             bar.update()
     return {
-        "command": "python -m experiments.benchmarks.checkpoints",
+        "command": runs.command("experiments.benchmarks.checkpoints", config),
         "environment": runs.environment(),
         "rows": rows,
         "resume": {

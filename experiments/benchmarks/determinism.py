@@ -13,6 +13,7 @@ share the tasks: JAX_NUM_CPU_DEVICES=2, say.
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,11 +50,13 @@ class Config:
     """Meta-steps in one dispatch; a divisor of steps."""
     out: Path = Path("runs/bench")
     """Folder for the arrays (npz) and the numbers (json)."""
+    cores: int | None = None
+    """How many of the process's cores are used (Linux); else all."""
     compare: Path | None = None
     """The npz of another run, to compare with."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "steps", "dispatch")
+        runs.check_positive(self, "steps", "dispatch", "cores")
         if self.steps % self.dispatch:
             raise ValueError(f"dispatch must divide steps, {self.steps}; got {self.dispatch}")
 
@@ -166,9 +169,22 @@ def run(config: Config) -> dict[str, Any]:
     return result
 
 
+def use_cores(count: int) -> None:
+    """Leaves the process so many cores; XLA counts them when it is first used."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise runs.RunError("cores: this system doesn't let a process choose its cores")
+    there = sorted(os.sched_getaffinity(0))
+    if count > len(there):
+        raise runs.RunError(f"cores must be at most the {len(there)} that there are; got {count}")
+    os.sched_setaffinity(0, there[:count])
+
+
 def main() -> None:
     """The command line: prints the digests, the numbers, and the differences."""
-    result = run(tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    if config.cores is not None:
+        use_cores(config.cores)
+    result = run(config)
     for part in ("digests", "numbers", "differences"):
         for name, value in result.get(part, {}).items():
             print(f"{name:<24} {value if isinstance(value, str) else format(value, '.9g')}")

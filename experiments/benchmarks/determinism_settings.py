@@ -5,7 +5,7 @@
 The run of experiments.benchmarks.determinism, in processes of their own: the same again, which must
 give the same bits, then with one thing changed each time. Of every change it says whether bits
 differ, and by how much: relative to the loss, and to the norm of parameters and test scores. A
-setting that this machine or version of XLA doesn't have is left out, and said.
+setting that this machine or version of XLA doesn't have is named as one that didn't run.
 """
 
 import dataclasses
@@ -16,27 +16,39 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tqdm
 
 from experiments.benchmarks import determinism
-from experiments.benchmarks.report import provenance
+from experiments.benchmarks.report import provenance, write
 from metajax import runs
-from metajax._files import write_atomically
 from metajax.runs.report import markdown_table
 
-ONE_CORE = "METAJAX_ONE_CORE"
-BASE = "as it is, one device"
-SETTINGS: dict[str, dict[str, str]] = {
-    "the same again": {},
-    "one core": {ONE_CORE: "1"},
-    "two devices": {"JAX_NUM_CPU_DEVICES": "2"},
-    "XLA's older code for loops": {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"},
-    "instructions of AVX2 at most": {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
-    "instructions of SSE4.2 at most": {"XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2"},
+
+class Setting(NamedTuple):
+    """What a run is made with.
+
+    Attributes:
+        devices: CPU devices that share the tasks.
+        cores: that the process may use; all of them if None.
+        flags: of XLA, beside those that are set.
+    """
+
+    devices: int = 1
+    cores: int | None = None
+    flags: str = ""
+
+
+SETTINGS: dict[str, Setting] = {
+    "the same again": Setting(),
+    "one core": Setting(cores=1),
+    "two devices": Setting(devices=2),
+    "XLA's older code for loops": Setting(flags="--xla_cpu_use_fusion_emitters=false"),
+    "instructions of AVX2 at most": Setting(flags="--xla_cpu_max_isa=AVX2"),
+    "instructions of SSE4.2 at most": Setting(flags="--xla_cpu_max_isa=SSE4_2"),
 }
-"""Environment variables of each; ``ONE_CORE`` is ours."""
+"""What is changed, one thing each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,31 +74,33 @@ class Config:
 
 
 def one_run(
-    folder: Path, network: str, dtype: str, steps: int, setting: dict[str, str], *words: str
-) -> dict[str, Any] | None:
-    """A run in its own process: what it wrote, or None if that process ended otherwise."""
+    folder: Path, network: str, dtype: str, steps: int, setting: Setting, *words: str
+) -> dict[str, Any]:
+    """A run in its own process: what it wrote; a RunError if it came to no end."""
     command = [sys.executable, "-m", "experiments.benchmarks.determinism"]
     command += ["--network", network, "--dtype", dtype, "--steps", str(steps), "--dispatch", "1"]
-    own = {"JAX_NUM_CPU_DEVICES": "1", **setting}
+    if setting.cores is not None:
+        command += ["--cores", str(setting.cores)]
     done = subprocess.run(
         [*command, "--out", str(folder), *words],
-        env=os.environ | own,
-        capture_output=True,
-        preexec_fn=_on_one_core if ONE_CORE in setting else None,
+        env=os.environ
+        | {
+            "JAX_NUM_CPU_DEVICES": str(setting.devices),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {setting.flags}",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         check=False,
     )
     if done.returncode:
-        return None
+        said = done.stderr.strip().splitlines() or ["nothing was said"]
+        raise runs.RunError(f"{network} in {dtype}: the run ended without a result ({said[-1]})")
     return json.loads((folder / f"determinism-{network}-{dtype}.json").read_text())
 
 
-def _on_one_core() -> None:
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
 def measure(config: Config) -> list[dict[str, Any]]:
-    """A row for each network, type and setting; ``differences`` is None where it didn't run."""
+    """A row for each network, type and setting; both answers are None where it didn't run."""
     rows: list[dict[str, Any]] = []
     cases = [(n, dtype) for n in config.networks for dtype in config.dtypes]
     with (
@@ -95,25 +109,21 @@ def measure(config: Config) -> list[dict[str, Any]]:
     ):
         for network, dtype in cases:
             base = Path(name) / "base"
-            found = one_run(base, network, dtype, config.steps, {})
+            found = one_run(base, network, dtype, config.steps, Setting())
             bar.update()
-            if found is None:
-                raise runs.RunError(f"The run of {network} in {dtype} didn't come to its end")
             compare = ("--compare", str(base / f"determinism-{network}-{dtype}.npz"))
             for label in config.settings:
-                other = one_run(
-                    Path(name) / "other", network, dtype, config.steps, SETTINGS[label], *compare
-                )
+                row = {"network": network, "dtype": dtype, "setting": label}
+                changed, folder = SETTINGS[label], Path(name) / "other"
+                try:
+                    other = one_run(folder, network, dtype, config.steps, changed, *compare)
+                except runs.RunError as error:
+                    row |= {"same bits": None, "differences": None, "problem": str(error)}
+                else:
+                    same = other["digests"] == found["digests"]
+                    row |= {"same bits": same, "differences": other["differences"]}
+                rows.append(row)
                 bar.update()
-                rows.append(
-                    {
-                        "network": network,
-                        "dtype": dtype,
-                        "setting": label,
-                        "same bits": other and other["digests"] == found["digests"],
-                        "differences": other and other["differences"],
-                    }
-                )
     return rows
 
 
@@ -127,7 +137,9 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     """
 
     def shown(row: dict[str, Any], name: str) -> str:
-        return "didn't run" if row["differences"] is None else f"{row['differences'][name]:.1e}"
+        return "–" if row["differences"] is None else f"{row['differences'][name]:.1e}"
+
+    same = {True: "yes", False: "no", None: "didn't run"}
 
     known = next((row["differences"] for row in rows if row["differences"]), {})
     names = {
@@ -141,7 +153,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
             "network": [row["network"] for row in rows],
             "type": [row["dtype"] for row in rows],
             "changed": [row["setting"] for row in rows],
-            "same bits": ["yes" if row["same bits"] else "no" for row in rows],
+            "same bits": [same[row["same bits"]] for row in rows],
             **{title: [shown(row, name) for row in rows] for name, title in names.items()},
         }
     )
@@ -149,15 +161,16 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
 
 def run(config: Config) -> str:
     """Measures, and writes both files; returns the table."""
+    config.out.mkdir(parents=True, exist_ok=True)
     rows = measure(config)
     result = {
-        "command": "python -m experiments.benchmarks.determinism_settings",
+        "command": runs.command("experiments.benchmarks.determinism_settings", config),
         "environment": runs.environment(),
         "steps": config.steps,
         "rows": rows,
     }
     lines = [
-        f"# A fixed training run of {config.steps} meta-steps, beside {BASE}",
+        f"# A fixed training run of {config.steps} meta-steps, beside one device and no flag",
         "",
         *report(rows),
         "",
@@ -165,9 +178,7 @@ def run(config: Config) -> str:
         "",
         *provenance(result),
     ]
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "determinism.json", json.dumps(result, indent=1) + "\n")
-    write_atomically(config.out / "determinism.md", "\n".join(lines) + "\n")
+    write(config.out, "determinism", result, "\n".join(lines) + "\n")
     return "\n".join(lines)
 
 

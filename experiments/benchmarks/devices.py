@@ -8,7 +8,6 @@ is the median of its turns. On busy cores the figures mean little.
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import optax
 
 import metajax
 from experiments.benchmarks import jax_programs
-from experiments.benchmarks.report import provenance
+from experiments.benchmarks.report import provenance, write
 from experiments.benchmarks.workload import (
     CELLS,
     Workload,
@@ -28,7 +27,6 @@ from experiments.benchmarks.workload import (
     random_episodes,
 )
 from metajax import runs
-from metajax._files import write_atomically
 from metajax.runs.report import markdown_table
 
 
@@ -93,6 +91,7 @@ def turn_of(workload: Workload, count: int, steps: int) -> Callable[[], float]:
 
 def run(config: Config) -> str:
     """Measures, and writes both files; returns the table."""
+    config.out.mkdir(parents=True, exist_ok=True)
     turns = {n: turn_of(CELLS[config.cell], n, config.steps) for n in config.devices}
     seconds: dict[int, list[float]] = {n: [] for n in turns}
     for turn in turns.values():
@@ -112,16 +111,14 @@ def run(config: Config) -> str:
         }
     )
     result = {
-        "command": f"python -m experiments.benchmarks.devices --cell '{config.cell}'",
+        "command": runs.command("experiments.benchmarks.devices", config),
         "cell": config.cell,
         "seconds": seconds,
         "environment": runs.environment(),
     }
     lines = [f"# MAML's meta-step, {config.cell}", "", *table, "", *provenance(result), ""]
     text = "\n".join(lines)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "devices.json", json.dumps(result, indent=2) + "\n")
-    write_atomically(config.out / "devices.md", text)
+    write(config.out, "devices", result, text)
     return text
 
 

@@ -29,7 +29,6 @@ import tyro
 from matplotlib.figure import Figure
 
 import metajax
-from experiments.benchmarks import meta_step
 from experiments.benchmarks.report import provenance, say, write
 from metajax import lm, runs
 from metajax.models import Transformer, TransformerConfig
@@ -200,7 +199,7 @@ def run(config: Config) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     environment = runs.environment()
     result = {
-        "command": meta_step.command("experiments.benchmarks.generation", config),
+        "command": runs.command("experiments.benchmarks.generation", config),
         "environment": environment,
         **{n: getattr(config, n) for n in ("batch", "prompt_length", "new_tokens", "rounds")},
         "rows": [measure(config, name) for name in config.models],

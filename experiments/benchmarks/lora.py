@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from matplotlib.figure import Figure
 
 import metajax
-from experiments.benchmarks import measure, meta_step, torch_lora
+from experiments.benchmarks import measure, torch_lora
 from experiments.benchmarks.report import bars, provenance, say, write
 from metajax import chunks, devices, lm, runs
 from metajax.lm import lora
@@ -292,7 +292,7 @@ def run(config: Config) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     sizes = ("tasks", "peer_tasks", "steps", "rank", "rate", "rounds", "tolerance")
     result = {
-        "command": meta_step.command("experiments.benchmarks.lora", config),
+        "command": runs.command("experiments.benchmarks.lora", config),
         "environment": runs.environment(),
         **{name: getattr(config, name) for name in sizes},
         "rows": [measured(config, CELLS[name]) for name in config.cells],

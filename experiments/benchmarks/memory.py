@@ -86,8 +86,7 @@ def measure_all(config: Config, modes: dict[str, Any]) -> dict[str, Any]:
                     by_tasks.append({"mode": name, "tasks": tasks, "together": together, **found})
                     bar.update()
     return {
-        "command": "python -m experiments.benchmarks.memory"
-        + ("" if config.timed == Config.timed else f" --timed {config.timed}"),
+        "command": runs.command("experiments.benchmarks.memory", config),
         "environment": runs.environment(),
         "features": config.features,
         "optimizer": "gradient descent",

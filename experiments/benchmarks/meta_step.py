@@ -11,7 +11,6 @@ unequally.
 
 import contextlib
 import dataclasses
-import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from importlib import metadata
@@ -145,21 +144,6 @@ def peer_versions(names: Sequence[str] = ("torch", "higher", "torchopt")) -> dic
     return found
 
 
-def command(module: str, config: Any) -> str:
-    """The command that measures this again, without the folder, which names a machine's place."""
-    words = ["python", "-m", module]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name == "out" or value == field.default:
-            continue
-        flag = "--" + field.name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag)
-        else:
-            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
-    return shlex.join(words)
-
-
 def check(config: Config, cell: str, workload: Workload) -> dict[str, float]:
     """That all programs compute the same in float64, for the first two tasks."""
     workload = dataclasses.replace(workload, tasks=min(2, workload.tasks))
@@ -238,7 +222,7 @@ def results(config: Config) -> Iterator[dict[str, Any]]:
     environment["versions"] |= peer_versions()
     prepare_torch(environment["cores"], tf32=config.tf32)
     result: dict[str, Any] = {
-        "command": command("experiments.benchmarks.meta_step", config),
+        "command": runs.command("experiments.benchmarks.meta_step", config),
         "environment": environment,
         "rounds": config.rounds,
         "turn_seconds": config.turn_seconds,

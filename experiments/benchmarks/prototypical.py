@@ -236,7 +236,7 @@ def results(config: Config) -> dict[str, Any]:
         float32_errors=errors,
     )
     return {
-        "command": meta_step.command("experiments.benchmarks.prototypical", config),
+        "command": runs.command("experiments.benchmarks.prototypical", config),
         "environment": environment,
         "rounds": config.rounds,
         "turn_seconds": config.turn_seconds,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.workload import ORDINARY, PEERS
+from metajax._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,12 +29,13 @@ def write(
     name: str,
     result: dict[str, Any],
     table: str,
-    chart: Callable[[dict[str, Any], Path], None],
+    chart: Callable[[dict[str, Any], Path], None] | None = None,
 ) -> None:
-    """Writes ``name``.json, ``name``.md and ``name``.png, replacing what is there."""
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(table)
-    chart(result, folder / f"{name}.png")
+    """Writes ``name``.json, ``name``.md and, with a chart, ``name``.png; replaces what is there."""
+    write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    write_atomically(folder / f"{name}.md", table)
+    if chart is not None:
+        chart(result, folder / f"{name}.png")
 
 
 def _megabytes(value: int | None) -> str:

@@ -214,7 +214,7 @@ def run(config: Config, modes: dict[str, Any] = MODES) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     sizes = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
     result: dict[str, Any] = {
-        "command": "python -m experiments.benchmarks.transformer",
+        "command": runs.command("experiments.benchmarks.transformer", config),
         "environment": runs.environment(),
         "config": sizes,
         "rows": [],

@@ -61,7 +61,7 @@ def run(config: Config) -> list[dict[str, Any]]:
     config.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     result = {
-        "command": "python -m experiments.benchmarks.tune",
+        "command": runs.command("experiments.benchmarks.tune", config),
         "environment": runs.environment(),
         "rows": rows,
     }

@@ -117,12 +117,12 @@ def _splits(signature: np.ndarray) -> list[Split | None]:
     Classes that are alike after quarter turns stay together: otherwise the rotations that
     Omniglot's protocols train with would show test classes.
     """
+    from scipy.sparse.csgraph import connected_components  # a slow import, for drawing alone
+
     classes = len(signature)
     pictures = signature.reshape(classes, 24, 24)
     turns = [np.rot90(pictures, k, (1, 2)).reshape(classes, -1) for k in range(4)]
     distance = 1 - np.max([signature @ turned.T for turned in turns], axis=0)
-    from scipy.sparse.csgraph import connected_components  # a slow import, for drawing alone
-
     families, family = connected_components(distance < ALIKE, directed=False)
     splits: list[Split | None] = [None] * classes
     room: dict[Split, int] = dict(CLASSES)

@@ -164,12 +164,15 @@ def identity(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def command(module: str, config: RunConfig) -> str:
-    """The command that makes this run again, without the options that name a machine's folders or
-    the processes that shared it.
+def command(module: str, config: Any) -> str:
+    """The command that makes this again, without the options that name a machine's folders or the
+    processes that shared it; of any config that is a dataclass.
 
     >>> command("experiments.demo", RunConfig(seed=3))
     'python -m experiments.demo --seed 3'
+    >>> sizes = dataclasses.make_dataclass("Sizes", [("tasks", tuple, (1, 4)), ("timed", int, 3)])
+    >>> command("experiments.sizes", sizes(tasks=(2, 8)))
+    'python -m experiments.sizes --tasks 2 8'
     """
     words = ["python", "-m", module]
     for field in dataclasses.fields(config):
@@ -180,7 +183,7 @@ def command(module: str, config: RunConfig) -> str:
             continue
         words.append("--" + field.name.replace("_", "-"))
         if value is not True:
-            words.append(str(value))
+            words += map(str, value if isinstance(value, tuple) else (value,))
     return shlex.join(words)
 
 
