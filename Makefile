@@ -58,7 +58,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak clean
+.PHONY: help install demo test test-all lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -77,7 +77,10 @@ install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.demo $(common_flags)
 
-test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests and the docstrings' examples (PARITY=1: beside PyTorch too)
+test: $(INSTALLED) ## run the tests that aren't slow, and the docstrings' examples
+	$(RUN) -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-all: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run all of them (PARITY=1: beside PyTorch too)
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED) ## ruff and pyright

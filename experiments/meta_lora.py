@@ -25,7 +25,7 @@ import optax
 import metajax
 from experiments import string_rules
 from experiments.string_report import test, write_results
-from experiments.string_rules import HELD_OUT, SEEN, RulesConfig
+from experiments.string_rules import SEEN, RulesConfig
 from metajax import lm, runs
 from metajax.errors import ArgumentError
 from metajax.lm import lora
@@ -137,7 +137,7 @@ def best_from_zero(config: Config, loss_fn: Any, variables: Any) -> dict[str, me
             for rate in rates
         }
         scores = {
-            rate: test(learner, variables, tasks).words[:, -1].mean()
+            rate: test(learner, variables, {"seen": tasks})["seen"].words[:, -1].mean()
             for rate, learner in learners.items()
         }
         best = max(scores, key=lambda rate: scores[rate])
@@ -175,15 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "meta-learned factors": (meta.learner, meta.params),
         "meta-learned model, from scratch": (scratch.learner, scratch.params),
     }
-    tests = {}
-    for kind, families, count in (
-        ("held-out", HELD_OUT, config.test_episodes),
-        ("seen", SEEN, config.test_episodes // 2),
-    ):
-        tasks = string_rules.draw_tasks(config, families, count)
-        tests[kind] = {
-            name: test(learner, params, tasks) for name, (learner, params) in candidates.items()
-        }
+    tasks = string_rules.test_tasks(config)
+    found = {name: test(learner, params, tasks) for name, (learner, params) in candidates.items()}
+    tests = {kind: {name: of_kind[kind] for name, of_kind in found.items()} for kind in tasks}
     seconds = {
         "base model": base.seconds,
         "factors": meta.seconds,

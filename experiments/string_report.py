@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import metajax
@@ -43,16 +45,21 @@ def interval(values: np.ndarray) -> np.ndarray:
     return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
-def test(learner: metajax.Learner, variables: Any, tasks: metajax.Episode) -> Test:
-    """Scores a learner on tasks ``[tasks, ...]``."""
+def test(
+    learner: metajax.Learner, variables: Any, tasks: Mapping[str, metajax.Episode]
+) -> dict[str, Test]:
+    """Scores a learner on each list of tasks ``[tasks, ...]``, by one program for all lists."""
+    together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *tasks.values())
     scores = metajax.evaluate_episodes(
         learner,
         variables,
-        tasks,
+        together,
         tasks_per_chunk=TASKS_PER_CHUNK,
-        mesh=metajax.task_mesh(len(tasks.query.tokens)),
+        mesh=metajax.task_mesh(len(together.query.tokens)),
     )
-    return Test(100 * scores.values["exact"], 100 * scores.values["accuracy"])
+    ends = np.cumsum([len(rows.query.tokens) for rows in tasks.values()])[:-1]
+    words, letters = (np.split(100 * scores.values[name], ends) for name in ("exact", "accuracy"))
+    return {name: Test(*found) for name, *found in zip(tasks, words, letters, strict=True)}
 
 
 def write_results(

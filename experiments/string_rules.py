@@ -197,6 +197,14 @@ def draw_tasks(
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 
+def test_tasks(config: RulesConfig) -> dict[str, metajax.Episode]:
+    """The tasks of the tests, by what their rules are: held out, or seen in training."""
+    return {
+        "held-out": draw_tasks(config, HELD_OUT, config.test_episodes),
+        "seen": draw_tasks(config, SEEN, config.test_episodes // 2),
+    }
+
+
 def _each(families: Sequence[str], count: int) -> int:
     """Tasks of a family: an even number, so that two cores can share them."""
     return 2 * -(-count // (2 * len(families)))

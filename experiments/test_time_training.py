@@ -27,7 +27,7 @@ import optax
 import metajax
 from experiments import string_rules
 from experiments.string_report import Test, test, write_results
-from experiments.string_rules import HELD_OUT, SEEN, RulesConfig
+from experiments.string_rules import HELD_OUT, RulesConfig
 from metajax import lm, runs
 from metajax._files import write_atomically
 from metajax.lm import lora
@@ -92,22 +92,20 @@ def lora_learner(model: Any, rate: float, steps: int) -> metajax.Learner:
     )
 
 
-def compare(
-    config: Config, base: string_rules.Base, families: Sequence[str], count: int
-) -> dict[str, Test]:
-    """The tests of both forms on the same tasks; before the first step, nothing was adapted."""
-    lines = string_rules.draw_tasks(config, families, count)
-    forms = {
-        "lines": (config.lines_rate, lines),
-        "documents": (
-            config.documents_rate,
-            as_documents(lines, jax.random.key(string_rules.TEST_SEED), config.orders),
-        ),
+def compare(config: Config, base: string_rules.Base) -> dict[str, dict[str, Test]]:
+    """The tests of both forms on the same tasks, held out and seen; before the first step, nothing
+    was adapted."""
+    lines = string_rules.test_tasks(config)
+    key = jax.random.key(string_rules.TEST_SEED)
+    documents = {kind: as_documents(tasks, key, config.orders) for kind, tasks in lines.items()}
+    found = {
+        name: test(lora_learner(base.model, rate, config.adapt_steps), base.variables, tasks)
+        for name, rate, tasks in (
+            ("lines", config.lines_rate, lines),
+            ("documents", config.documents_rate, documents),
+        )
     }
-    return {
-        name: test(lora_learner(base.model, rate, config.adapt_steps), base.variables, episodes)
-        for name, (rate, episodes) in forms.items()
-    }
+    return {kind: {name: of_kind[kind] for name, of_kind in found.items()} for kind in lines}
 
 
 def of_methods(tests: dict[str, Test]) -> dict[str, Test]:
@@ -164,18 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = runs.open_run("test-time-training", config)
     runs.create(run)
     base = string_rules.base_model(run, config, config.steps)
-    started, methods, curves = time.perf_counter(), {}, []
-    for kind, families, count in (
-        ("held-out", HELD_OUT, config.test_episodes),
-        ("seen", SEEN, config.test_episodes // 2),
-    ):
-        tests = compare(config, base, families, count)
-        methods[kind] = of_methods(tests)
-        if kind == "held-out":
-            curves = [
-                tests["lines"].curve("the question alone"),
-                tests["documents"].curve("the examples before it"),
-            ]
+    started = time.perf_counter()
+    tests = compare(config, base)
+    methods = {kind: of_methods(of_kind) for kind, of_kind in tests.items()}
+    curves = [
+        tests["held-out"]["lines"].curve("the question alone"),
+        tests["held-out"]["documents"].curve("the examples before it"),
+    ]
     seconds = {"base model": base.seconds, "tests": time.perf_counter() - started}
     table = write_results(
         run,

@@ -31,6 +31,7 @@ def test_adaptation(capsys):
     assert capsys.readouterr().out.count(".") == 5
 
 
+@pytest.mark.slow
 def test_own_data_and_own_modules(capsys):
     names = {}
     exec(PROGRAMS[1], names)
@@ -70,6 +71,7 @@ def test_the_new_learner_of_the_docs_is_whole_and_short():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
 
 
+@pytest.mark.slow
 def test_the_programs_of_the_language_models_page(tmp_path, monkeypatch, capsys):
     """One after another in an empty folder, as the page says."""
     pytest.importorskip("safetensors")

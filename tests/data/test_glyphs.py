@@ -41,6 +41,7 @@ def class_of(character):
     return next(glyph for glyph in glyph_classes() if character in glyph.characters)
 
 
+@pytest.mark.slow
 def test_1200_classes_in_three_splits():
     classes = glyph_classes()
     counts = [sum(glyph.split == split for glyph in classes) for split in SPLITS]

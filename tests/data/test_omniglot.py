@@ -80,6 +80,7 @@ def real(real_cache, monkeypatch):
     return omniglot("all", folder=REAL_FOLDER)
 
 
+@pytest.mark.slow
 @needs_folder
 def test_real_facts(real):
     assert real.examples.shape == (1623, 20, 28, 28)
@@ -95,6 +96,7 @@ def test_real_facts(real):
     assert len(first) == 1623
 
 
+@pytest.mark.slow
 @needs_folder
 @needs_prepared
 def test_real_zips_equal_real_tensorflow_datasets(real, tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ def test_masks_tell_what_is_real(data, balanced):
     assert (uneven == 0) == balanced
 
 
+@pytest.mark.slow
 def test_a_masked_task_is_learnt_as_the_task_without_padding(data, x64):
     """MAML on a padded episode against MAML on its real examples alone."""
     sample = variable_episode_sampler(data, max_way=4, max_shot=3, query=2, balanced=False)
@@ -149,6 +150,7 @@ def test_bad_arguments_are_named(data, options, message):
         variable_episode_sampler(data, max_way=5, max_shot=3, query=2, **options)
 
 
+@pytest.mark.slow
 def test_given_episodes_are_scored_in_their_order(data):
     sample = variable_episode_sampler(data, max_way=4, max_shot=2, query=2)
     episodes = jax.vmap(sample)(jax.random.split(jax.random.key(1), 5))

@@ -78,6 +78,7 @@ def refuse(old, new, key, held_out):
     return ev.Decision(False, {}, {}, {}, "no")
 
 
+@pytest.mark.slow
 def test_a_round_is_proposed_answered_remembered_and_harder_than_the_one_before():
     seen = []
     outcome = run(parts_of(update=counting(seen)))

@@ -67,6 +67,7 @@ def moved(before, after):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [None, metajax.task_mesh(2)], ids=["one", "shared"])
 @pytest.mark.parametrize("name", UPDATES)
 def test_an_update_learns_goes_on_and_leaves_the_old_state(name, mesh):
@@ -153,6 +154,7 @@ def test_the_anchor_is_what_the_update_started_from_whatever_the_micro_batches()
         assert float(metrics["kl"][1]) > 1e-6
 
 
+@pytest.mark.slow
 def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
     """On the answers as they were drawn ρ is 1: the gradient is −A ∇ log π, a mean over tokens."""
     data = data_of(count=2, samples=2)

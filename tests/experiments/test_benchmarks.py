@@ -47,6 +47,7 @@ def reference():
     return jax_programs.ordinary_program(TINY, WEIGHTS, ARRAYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_all_programs_compute_the_same(form, x64):
     workload = FORMS[form]
@@ -224,6 +225,7 @@ def test_a_step_of_prototypical_networks_is_the_same_in_pytorch(x64):
             np.testing.assert_allclose(variance, other.running_var, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_prototypical_networks_leaves_its_artefacts(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "matmul_gflops", lambda: 123.4)
     monkeypatch.setattr(measure, "PAUSE", 0.0)
@@ -270,6 +272,7 @@ def test_a_slow_program_sits_out(monkeypatch):
     assert len(seconds["quick"]) >= 5
 
 
+@pytest.mark.slow
 def test_memory_is_measured_by_mode_steps_and_tasks(tmp_path):
     config = memory.Config(inner_steps=(2, 8), tasks=(2,), timed=1, features=2, out=tmp_path)
     table = memory.run(config, {"mixed": memory.MODES["mixed"]})
@@ -281,6 +284,7 @@ def test_memory_is_measured_by_mode_steps_and_tasks(tmp_path):
     assert (tmp_path / "memory.png").exists()
 
 
+@pytest.mark.slow
 def test_the_modes_agree_on_a_transformer(tmp_path):
     config = transformer.Config(
         inner_steps=(3,), layers=1, width=8, heads=2, length=6, batch=2, repeats=1, out=tmp_path

@@ -5,12 +5,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import metajax
 from experiments import data_weighting as experiment
 from metajax.models import MLP
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_weight_against_finite_differences(x64):
     config = experiment.Config(train=12, validation=8, test=4)
     data = experiment.make_data(config)

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from experiments import demo
 from metajax import runs
 
 
+@pytest.mark.slow
 def test_a_tiny_run(tmp_path, monkeypatch, capsys, small_data, small_network):
     monkeypatch.setattr(demo, "glyphs", small_data)
     out = tmp_path / "run"

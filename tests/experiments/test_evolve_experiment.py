@@ -33,6 +33,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_table_its_curves_and_some_of_its_tasks(finished):
     result = json.loads((finished / "result.json").read_text())
     assert set(result["tested"]) == {"round 0", "last round", "control"}
@@ -50,6 +51,7 @@ def test_a_run_leaves_its_table_its_curves_and_some_of_its_tasks(finished):
     assert lines[-1]["stopped"]
 
 
+@pytest.mark.slow
 def test_the_control_trains_as_many_steps_of_as_many_tokens(finished):
     tokens = json.loads((finished / "result.json").read_text())["tokens"]
     learned = [
@@ -62,6 +64,7 @@ def test_the_control_trains_as_many_steps_of_as_many_tokens(finished):
         assert 0.8 < ratio < 1.25
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(finished, tmp_path):
     folder = tmp_path / "run"
     original = evolve_model.evolve
@@ -153,6 +156,7 @@ def test_bad_options_are_named():
             evolve.Config(**options)
 
 
+@pytest.mark.slow
 def test_the_published_size_of_each_task():
     copying, adding = (
         evolve.setting_of(evolve.Config(size="paper", task=task)) for task in ("copy", "addition")

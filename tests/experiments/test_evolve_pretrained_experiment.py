@@ -40,6 +40,7 @@ def lines(out):
     ]
 
 
+@pytest.mark.slow
 def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, capsys, monkeypatch):
     make = functools.partial(random_checkpoint.make, layers=1)
     monkeypatch.setattr(random_checkpoint, "make", make)
@@ -87,6 +88,7 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
     assert (out / "adapters" / WEIGHTS).read_bytes() == weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["policy-gradient", "maml"])
 def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, update):
     out = tmp_path / "run"

@@ -53,6 +53,7 @@ def taught():
     return program_tasks.taught_programs(jax.random.key(3), 300, 2)
 
 
+@pytest.mark.slow
 def test_no_held_out_program_is_taught_and_none_longer_than_two_operations():
     programs = taught()
     assert 100 < len(programs.lengths) < 300
@@ -61,6 +62,7 @@ def test_no_held_out_program_is_taught_and_none_longer_than_two_operations():
     assert set(programs.lengths.tolist()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_no_held_out_program_is_proposed_not_even_joined():
     """Of these four, ``reverse | add 3`` and ``sort | reverse`` are held out, alone or joined."""
     written = ["reverse", "add 3", "sort", "sort | reverse", "swap | add 4"]
@@ -157,6 +159,7 @@ def test_of_a_proposal_all_is_learned_but_what_asks_for_it():
     assert valid.all()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_path, monkeypatch):
     accuracies, calls = program_play.accuracies, []
 

@@ -16,6 +16,7 @@ from metajax.models import TransformerConfig
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's and transformers' own
 
 
+@pytest.mark.slow
 def test_all_programs_generate_the_same_tokens(tmp_path, monkeypatch):
     small = TransformerConfig.llama(vocab_size=64, width=32, n_layers=2, n_heads=4, n_kv_heads=2)
     monkeypatch.setattr(generation, "MODELS", {"small": small})

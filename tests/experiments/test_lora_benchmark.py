@@ -27,6 +27,7 @@ def small(monkeypatch):
     monkeypatch.setattr(lora, "CELLS", cells)
 
 
+@pytest.mark.slow
 def test_both_adapt_with_the_same_losses(tmp_path):
     config = lora.Config(
         cells=("few", "all"), tasks=3, peer_tasks=2, steps=3, rank=2, rate=0.03, rounds=1,

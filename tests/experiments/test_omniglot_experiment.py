@@ -135,6 +135,7 @@ def test_only_the_honest_rows_ignore_the_other_queries(small_data):
     assert abs(loss(paper, both) - alone) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
     network = fewshot.conv4(5, jax.random.key(0), features=4)
     config = experiment.Config(protocol="paper")
@@ -155,6 +156,7 @@ def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
     assert optax.tree.norm(gradient["norm_0"]) > 0
 
 
+@pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, small_network):
     monkeypatch.setattr(experiment, "omniglot", small_data)
     out = tmp_path / "run"
@@ -187,6 +189,7 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     assert (out / "table.md").read_text() == table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fomaml", "reptile", "anil", "maml++", "imaml"])
 def test_other_learners_train_and_are_evaluated(
     method, tmp_path, monkeypatch, small_data, small_network

@@ -20,6 +20,7 @@ def small(monkeypatch, small_data):
     monkeypatch.setattr(experiment, "network_of", network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["prototypical", "matching", "relation", "r2d2"])
 def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
     network = experiment.network_of(method, jax.random.key(0))
@@ -38,6 +39,7 @@ def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
     np.testing.assert_allclose(loss(jnp.arange(4)), np.mean(alone), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, small, capsys):
     out = tmp_path / "run"
     arguments = ["--method", "r2d2", "--train-way", "6", "--steps", "2", "--test-episodes", "2"]
@@ -54,12 +56,14 @@ def test_a_tiny_run_and_a_resume(tmp_path, small, capsys):
         experiment.main(["--out", str(out), "--resume", *arguments[2:]])
 
 
+@pytest.mark.slow
 def test_a_ridge_regression_has_nine_positions_features(small):
     network = experiment.network_of("r2d2", jax.random.key(0))
     features = network.embed(network.variables, jnp.zeros((2, 28, 28, 1)), train=False)
     assert features.shape == (2, 9 * 4)
 
 
+@pytest.mark.slow
 def test_both_of_relation_s_networks_keep_statistics(small):
     network = experiment.network_of("relation", jax.random.key(0))
     learner = experiment.learner_of("relation", network, n_way=2, train=True)

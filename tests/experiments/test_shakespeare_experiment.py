@@ -18,6 +18,7 @@ from metajax.lm.training import TokenBatch, next_token_loss
 SPEECH = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak.\n\n"
 
 
+@pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(20 * SPEECH)
     sizes = ["--layers", "1", "--heads", "2", "--width", "16", "--length", "16", "--batch", "4"]

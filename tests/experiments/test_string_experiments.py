@@ -74,6 +74,7 @@ def test_a_report_has_the_means_and_intervals_of_the_last_step(tmp_path):
     assert (tmp_path / "adaptation.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(meta_lora, "SGD_RATES", meta_lora.SGD_RATES[:1])
     monkeypatch.setattr(meta_lora, "ADAM_RATES", meta_lora.ADAM_RATES[:2])
@@ -100,6 +101,7 @@ def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypa
     assert "meta-learned factors" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_meta_training_leaves_the_base_weights_alone(tmp_path):
     config = meta_lora.Config(
         letters=4, length=2, k_shot=2, query=2, width=32, layers=1, base_batch=4,

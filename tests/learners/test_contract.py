@@ -180,6 +180,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 @every_learner
 def test_it_passes_the_checks_for_a_users_own(name):
     report = metajax.check_learner(

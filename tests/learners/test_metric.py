@@ -227,6 +227,7 @@ CLASSIFIERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", CLASSIFIERS.values(), ids=CLASSIFIERS)
 def test_padding_changes_nothing(build, weights, episode):
     """Padded examples, in classes of their own or in real ones, and a padded way."""
@@ -293,6 +294,7 @@ def test_running_statistics_are_reported_and_carried():
     assert set(metrics) == {"loss", "accuracy", "grad_norm"}
 
 
+@pytest.mark.slow
 def test_full_context_embeddings_depend_on_the_whole_support_set():
     rng = np.random.default_rng(5)
     support, query = (jnp.asarray(rng.normal(size=(n, 6)), jnp.float32) for n in (4, 3))
@@ -312,6 +314,7 @@ def test_full_context_embeddings_depend_on_the_whole_support_set():
     assert bool(jnp.isfinite(loss))
 
 
+@pytest.mark.slow
 def test_the_relation_head_scores_pairs_of_feature_maps():
     pairs = jax.random.normal(jax.random.key(0), (4, 5, 5, 8))
     outputs, _ = RelationHead(3).init_with_output(jax.random.key(1), pairs)

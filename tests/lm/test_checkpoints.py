@@ -236,6 +236,7 @@ def test_bad_arguments_of_the_model_are_named():
         model.apply(params, tokens, segments=jnp.ones((2, 3), bool))
 
 
+@pytest.mark.slow
 def test_loading_takes_about_one_copy_of_memory(tmp_path):
     config = TransformerConfig.llama(
         vocab_size=4096, width=512, n_layers=8, n_heads=8, max_length=64

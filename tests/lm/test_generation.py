@@ -113,6 +113,7 @@ def test_nothing_follows_a_stop_token(small):
         assert not log_probs[wanted:].any()
 
 
+@pytest.mark.slow
 def test_samples_have_the_models_frequencies(small):
     model, params = small
     prompt = [[5, 6, 7]]
@@ -174,6 +175,7 @@ def test_a_stream_is_what_generate_returns(small):
     assert streamed == whole.tokens[0, 0, : int(whole.lengths[0, 0])].tolist()
 
 
+@pytest.mark.slow
 def test_devices_that_share_the_prompts_change_nothing(small):
     model, params = small
     prompts = [*PROMPTS, [14]]

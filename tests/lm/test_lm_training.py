@@ -55,6 +55,7 @@ def test_half_precision_logits_are_scored_in_float32():
     assert next_token_loss(apply)(jnp.zeros((3, 3)), TokenBatch(tokens))[0].dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_packed_rows_lose_nothing(model, masked):
     """The loss on packed rows is the token-weighted mean of the documents' own, and so is its

@@ -233,6 +233,7 @@ class TestAdapt:
         for side in jax.tree.leaves(variables["lora"]):
             assert side.any()
 
+    @pytest.mark.slow
     def test_with_zero_b_the_first_step_moves_b_alone(self):
         model, params, factors = built(b_std=0.0)
         loss_fn = token_loss(model)
@@ -243,6 +244,7 @@ class TestAdapt:
         _, _, factors = built(b_std=0.1)
         assert gradient(factors)["blocks"]["attention"]["query"]["kernel"].a.any()
 
+    @pytest.mark.slow
     def test_gradients_equal_those_through_merge(self, x64):
         # In float64: three steps and their derivatives amplify what float32 rounds away.
         targets = r"attention/(query|value)/kernel|mlp/up/kernel"
@@ -266,6 +268,7 @@ class TestAdapt:
         assert not jnp.allclose(jax.tree.leaves(ends)[0], jax.tree.leaves(factors)[0], atol=1e-4)
         chex.assert_trees_all_close(one, other, atol=1e-10, rtol=1e-8)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scan", [True, False])
     def test_tasks_together_equal_one_after_another(self, scan):
         model, params, factors = built(scan, targets="query|down")

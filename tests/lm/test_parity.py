@@ -154,6 +154,7 @@ def test_scan_and_no_scan_are_one_function(tmp_path):
         np.testing.assert_allclose(outputs[0], other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_is_read_and_written(tmp_path):
     theirs = reference(*CASES["llama-grouped"]).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs")

@@ -70,6 +70,7 @@ def test_a_grammar_goes_on_from_the_last_letter():
     assert len(set(successors.values())) == len(successors)
 
 
+@pytest.mark.slow
 def test_rules_differ_between_tasks_and_families_are_all_drawn():
     assert len({str(examples("keep+substitution", seed, 20)) for seed in range(5)}) == 5
     sample = strings.string_tasks(WORDS, families=["keep+mirror", "reverse+plain"], k_shot=4)

@@ -56,6 +56,7 @@ def with_random_biases_and_scales(variables):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "running"])
 @pytest.mark.parametrize("form", ["stride", "pool", "maps"])
 def test_outputs_are_those_of_linens_layers(form, norm):
@@ -116,6 +117,7 @@ def episodes(n_tasks, shape=(28, 28, 1)):
     return metajax.Episode(batch(0), batch(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 @pytest.mark.parametrize(
     ("form", "norm", "steps"), [("stride", "batch", 1), ("pool", "support", 2)]
@@ -168,6 +170,7 @@ def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
     )
 
 
+@pytest.mark.slow
 def test_the_normalisations_shift_is_learned_but_not_adapted():
     module, tasks = Conv4(5, features=4), episodes(2)
     params, apply = metajax.from_linen(module, jax.random.key(0), tasks.support.inputs[0])

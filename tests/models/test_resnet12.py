@@ -4,10 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from metajax.models import ResNet12
 
 
+@pytest.mark.slow
 def test_equals_flax_layers_on_the_same_parameters(x64):
     network = ResNet12(n_classes=3, features=(4, 16, 16, 20))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 17, 16, 3)))
@@ -38,6 +40,7 @@ def test_equals_flax_layers_on_the_same_parameters(x64):
     np.testing.assert_allclose(outputs, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_features_may_be_kept_whole():
     images = jnp.zeros((2, 32, 32, 3))
     whole = ResNet12(None, features=(4, 4, 4, 6), pool=False)

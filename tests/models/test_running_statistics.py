@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import metajax
 from metajax import losses
@@ -12,6 +13,7 @@ from metajax.models import Conv4
 from metajax.train import episode_keys
 
 
+@pytest.mark.slow
 def test_statistics_are_carried_in_the_state_and_read_at_test():
     rng = np.random.default_rng(0)
     prototypes = rng.integers(0, 256, size=(12, 1, 16, 16))

@@ -40,6 +40,7 @@ def test_held_out_programs_differ_in_what_they_do_and_are_not_degenerate():
     assert lang.variety(held_out).min() > 0.2
 
 
+@pytest.mark.slow
 def test_fingerprints_are_equal_exactly_where_outputs_are():
     programs = draw_programs(jax.random.key(0), 2048)
     outputs = lang.outputs_on_probes(programs)

@@ -137,6 +137,7 @@ any_tokens = arrays.arrays(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(any_tokens)
 def test_any_answer_whatever_is_checked_and_proposal_read(tokens):
@@ -174,6 +175,7 @@ def test_proposals_are_read_back_and_what_is_none_is_refused():
     assert not lang.parse_proposals(tokens)[2].any()
 
 
+@pytest.mark.slow
 def test_rows_have_the_answers_as_targets_and_train_a_model():
     tasks = tasks_once("deduction")
     rows = jax.jit(lang.training_rows)(tasks)
