@@ -97,6 +97,7 @@ def parts_of(setting: Setting) -> ev.Parts:
     config, problem = setting.config, setting.problem
     assert config.base_levels is not None
     assert config.proposals is not None
+    assert config.least_yield is not None
     solve, verifier = solver_of(setting), ev.everything()
     if config.filters == "all":
         assert config.confidence is not None

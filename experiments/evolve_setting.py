@@ -21,6 +21,10 @@ SURE_IN_ITSELF, SURE_IN_VIEWS = 0.98, 0.5
 """The least probability of a token of a kept answer. Agreement between views finds what is wrong,
 and a high bar beside it leaves out whole kinds of right ones, which the model then forgets."""
 
+YIELD_IN_ITSELF, YIELD_IN_VIEWS = 0.3, 0.8
+"""The least share of a length's answers that must be trusted for several lengths a round. With a
+low bar a length too far is trusted where the model leaves out a digit in every view alike."""
+
 
 class Size(NamedTuple):
     """A model and how long it is trained.
@@ -88,8 +92,9 @@ class Config(runs.RunConfig):
     curriculum: Literal["one", "accelerated", "learnable"] = "one"
     """How many digits more a round: one; as many as the model can be trusted on; or the length of
     which it is least sure."""
-    least_yield: float = 0.3
-    """Share of a length's answers that must be trusted for curriculum accelerated to take it."""
+    least_yield: float | None = None
+    """Share of a length's answers that must be trusted for curriculum accelerated to take it: 0.8
+    where views must agree, else 0.3."""
     filters: Literal["all", "none"] = "all"
     """Which answers are kept: those that end, have the most common length and no doubtful token; or
     all."""
@@ -173,7 +178,9 @@ def setting_of(config: Config) -> Setting:
     """The model and the tasks of a config."""
     size = size_of(config)
     own = {name: getattr(size, name) for name in size._fields if hasattr(config, name)}
-    own["confidence"] = SURE_IN_ITSELF if config.views == 0 else SURE_IN_VIEWS
+    views = config.views > 0
+    own["confidence"] = SURE_IN_VIEWS if views else SURE_IN_ITSELF
+    own["least_yield"] = YIELD_IN_VIEWS if views else YIELD_IN_ITSELF
     config = evolve_model.replaced(config, **own)
     assert config.base_levels is not None
     assert config.rounds is not None
