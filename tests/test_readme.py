@@ -85,6 +85,7 @@ def test_the_programs_of_the_language_models_page(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ones_own_model_proposer_and_verifier_in_under_forty_lines(capsys):
     (program,) = programs(SELF_EVOLUTION)
     body = program[program.index("problem =") :]

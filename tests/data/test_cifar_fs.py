@@ -73,6 +73,7 @@ def test_the_published_split_has_64_16_and_20_classes():
     assert all(list(part) == sorted(part) for part in CLASSES.values())
 
 
+@pytest.mark.slow
 def test_all_images_of_the_split_s_classes(mocked):
     asked = []
 

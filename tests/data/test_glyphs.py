@@ -49,6 +49,7 @@ def test_1200_classes_in_three_splits():
     assert len(classes) == 1200
 
 
+@pytest.mark.slow
 def test_many_scripts():
     scripts = {unicodedata.name(glyph.characters[0]).split()[0] for glyph in glyph_classes()}
     assert scripts >= {"LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "GEORGIAN", "LAO"}

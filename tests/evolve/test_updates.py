@@ -142,6 +142,7 @@ def test_advantages_are_rewards_beside_those_of_the_same_task():
         scored_of(data_of().newest, data.real, 0.25)
 
 
+@pytest.mark.slow
 def test_the_anchor_is_what_the_update_started_from_whatever_the_micro_batches():
     data = data_of(count=7, samples=2)
     for micro_batches in (1, 4):

@@ -111,6 +111,7 @@ def test_pytorch_pads_as_flax_does_for_even_and_odd_sizes(size):
     np.testing.assert_allclose(outputs.permute(0, 2, 3, 1).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_program_that_computes_something_else_is_refused(reference, factor):
     gradient, loss = reference.gradient()

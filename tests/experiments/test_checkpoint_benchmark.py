@@ -7,6 +7,7 @@ import pytest
 from experiments.benchmarks import checkpoints
 
 
+@pytest.mark.slow
 def test_shares_are_of_the_time_from_checkpoint_to_checkpoint(tmp_path):
     config = checkpoints.Config(checkpoints=1, dispatches=1)
     found = checkpoints.overhead(checkpoints.regression(), config, tmp_path)

@@ -31,6 +31,7 @@ def test_the_gradient_of_a_weight_against_finite_differences(x64):
     np.testing.assert_allclose(jax.grad(outer)(logits) @ direction, numeric, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_wrong_labels_lose_weight(tmp_path):
     out = tmp_path / "run"
     experiment.main(

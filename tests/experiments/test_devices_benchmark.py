@@ -11,6 +11,7 @@ from experiments.benchmarks.workload import CELLS, Workload
 TINY = Workload(tasks=2, n_way=3, image_size=5, features=4, form="mlp")
 
 
+@pytest.mark.slow
 def test_each_number_of_devices_is_measured(tmp_path, monkeypatch):
     monkeypatch.setitem(CELLS, "MLP", TINY)
     config = devices.Config(cell="MLP", rounds=2, steps=1, out=tmp_path / "bench")

@@ -91,12 +91,14 @@ def test_joined_programs_are_one_after_the_other_with_the_input_of_the_first():
     ]
 
 
+@pytest.mark.slow
 def test_nothing_usable_is_no_task():
     tasks = proposed(texts(["sort | reverse"] * 3, [[1]] * 3))
     assert not np.asarray(tasks.valid).any()
     assert tasks.prompts.shape == (64, program_tasks.PROMPT_LENGTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", range(4))
 def test_real_data_is_right_by_the_interpreter(kind):
     tasks, answers = program_tasks.real_tasks(jax.random.key(1), taught(), 64, 5)
@@ -108,6 +110,7 @@ def test_real_data_is_right_by_the_interpreter(kind):
     assert program_play.right_answers(tasks, damaged)[own].all() == (kind == 3)
 
 
+@pytest.mark.slow
 def test_a_label_is_a_right_sample_and_its_weight_what_can_be_learned():
     inputs = program_tasks.draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 4), 5)
     programs = pg.programs_of(["sum", "sum", "sum", "head | add 2"])
@@ -126,6 +129,7 @@ def test_a_label_is_a_right_sample_and_its_weight_what_can_be_learned():
     assert np.asarray(plain.weight).tolist() == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_what_the_interpreter_gives_is_the_label_of_a_deduction_that_no_sample_got_right():
     inputs = program_tasks.draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 2), 5)
     programs = pg.programs_of(["sum", "push 3 | reverse"])
@@ -148,6 +152,7 @@ def test_what_the_interpreter_gives_is_the_label_of_a_deduction_that_no_sample_g
     assert not np.asarray(program_play.by_interpreter().verify(tasks, left_out).weight).any()
 
 
+@pytest.mark.slow
 def test_of_a_proposal_all_is_learned_but_what_asks_for_it():
     inputs = program_tasks.draw_examples(jax.random.key(0), pg.values_of([[1, 2]]), 5)
     tasks, answers = program_tasks.posed(3, pg.programs_of(["reverse | add 3"]), inputs)

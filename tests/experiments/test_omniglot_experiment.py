@@ -114,6 +114,7 @@ def test_rows_of_the_table(small_data):
         assert len(episode.query.targets) == 5 * row.query
 
 
+@pytest.mark.slow
 def test_only_the_honest_rows_ignore_the_other_queries(small_data):
     config = experiment.Config()
     network = fewshot.conv4(5, jax.random.key(0), head_std=1.0, features=4)

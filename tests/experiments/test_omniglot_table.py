@@ -88,6 +88,7 @@ def fake(monkeypatch):
     return fake
 
 
+@pytest.mark.slow
 def test_the_table_grows_and_makes_nothing_twice(tmp_path, fake, capsys):
     out = tmp_path / "table"
     options = ["--methods", "protonet", "--cells", "20w1s", "--out", str(out)]

@@ -133,6 +133,7 @@ def test_bad_options_are_named(options, message):
         string_rules.RulesConfig(**options)
 
 
+@pytest.mark.slow
 def test_a_base_model_of_another_vocabulary_is_refused(tmp_path):
     config = meta_lora.Config(
         letters=4, length=2, k_shot=2, width=32, layers=1, base_batch=4, out=tmp_path

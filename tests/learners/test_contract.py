@@ -144,6 +144,7 @@ def test_types_are_kept(name, dtype, tasks_per_chunk):
         assert bool(jnp.isfinite(leaf).all())
 
 
+@pytest.mark.slow
 @every_learner
 def test_training_improves_and_compiles_once(name):
     learner = build(name)

@@ -36,6 +36,7 @@ def edit(folder, **fields):
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

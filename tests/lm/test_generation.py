@@ -41,6 +41,7 @@ def small():
     return model_of(CONFIGS["llama"])
 
 
+@pytest.mark.slow
 def test_cached_logits_are_those_of_the_full_forward_pass(model):
     full, params = model
     config = dataclasses.replace(full.config, scan=False)
@@ -65,6 +66,7 @@ def test_cached_logits_are_those_of_the_full_forward_pass(model):
     assert float(difference.max()) <= 1e-5 * max(1.0, float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.slow
 def test_greedy_tokens_are_those_of_the_full_forward_pass_over_128(model):
     full, params = model
     generated = lm.generate(full, params, PROMPTS, max_new_tokens=128)
@@ -80,6 +82,7 @@ def test_greedy_tokens_are_those_of_the_full_forward_pass_over_128(model):
         np.testing.assert_allclose(log_probs, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_prompt_does_not_depend_on_the_others(small):
     model, params = small
     together = lm.generate(model, params, PROMPTS, max_new_tokens=20)
@@ -130,6 +133,7 @@ def test_samples_have_the_models_frequencies(small):
     )
 
 
+@pytest.mark.slow
 def test_a_low_temperature_and_one_candidate_are_greedy(small):
     model, params = small
     greedy = lm.generate(model, params, PROMPTS, max_new_tokens=10).tokens

@@ -33,6 +33,7 @@ def documents(*lengths):
     return [random.integers(0, 11, length) for length in lengths]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_targets_that_count(model):
     params, apply = model
     tokens = jnp.asarray(np.stack(documents(6, 6)))
@@ -182,6 +183,7 @@ def test_four_micro_batches_are_one_batch_of_four_times_the_rows(model):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_devices_share_the_micro_batches(model):
     params, apply = model
     sample = as_episodes(text_sampler(documents(200)[0], length=8, batch=3))

@@ -122,6 +122,7 @@ class TestModel:
         model, params, factors = built(scan, b_std=0.0)
         assert jnp.array_equal(logits(model, params, factors), logits(model, params))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("scan", "remat"), [(True, False), (False, False), (True, True)])
     def test_factors_equal_merged_parameters(self, scan, remat):
         model, params, factors = built(scan, remat=remat)

@@ -36,6 +36,7 @@ def arranged(name, word):
     return [tuple(word[place] for place in order) for order in orders[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrangement", strings.ARRANGEMENTS)
 @pytest.mark.parametrize("writing", ["plain", "mirror"])
 def test_an_arrangement_is_one_of_those_it_could_be(arrangement, writing):

@@ -39,6 +39,7 @@ def test_parameters_are_those_of_linen(options):
     jax.tree.map(np.testing.assert_array_equal, ours.init(key, inputs), theirs.init(key, inputs))
 
 
+@pytest.mark.slow
 @every_case
 def test_values_and_derivatives_are_those_of_linen(x64, options):
     ours, theirs, params, inputs = pair(options)

@@ -98,6 +98,7 @@ def test_outputs_are_those_of_linens_layers(form, norm):
         jax.tree.map(close, changed, averages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", POLICIES)
 def test_a_convolutions_bias_counts_unless_statistics_take_it_away(norm):
     module = Conv4(5, features=8, norm=norm)
@@ -152,6 +153,7 @@ def test_meta_gradient_against_finite_differences(x64, mode, form, norm, steps):
         np.testing.assert_allclose(actual, rise / (2 * step), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_first_order_is_the_query_gradient_at_the_adapted_parameters():
     module, tasks = Conv4(5, features=4), episodes(1)
     params, apply = metajax.from_linen(module, jax.random.key(0), tasks.support.inputs[0])

@@ -79,6 +79,7 @@ def test_sameness_is_of_behaviour(text, other, same):
     assert bool(lang.same_behaviour(*pair)[0]) == same
 
 
+@pytest.mark.slow
 def test_a_held_out_program_is_recognised_written_otherwise_too_and_others_are_not():
     hidden = ["add 3 | add 4", "complement | complement | rotate 3", "sort | sort | reverse"]
     free = ["add 6", "rotate 4", "sort | sums | sort"]

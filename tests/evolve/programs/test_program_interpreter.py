@@ -110,6 +110,7 @@ def test_several_inputs_of_each_program_are_run_as_one_by_one():
         np.testing.assert_array_equal(a, b.reshape(a.shape))
 
 
+@pytest.mark.slow
 def test_it_is_the_same_under_vmap_and_keeps_its_dtypes_in_float64(x64):
     programs = draw_programs(jax.random.key(0), 6)
     inputs = draw_inputs(jax.random.key(1), 6)

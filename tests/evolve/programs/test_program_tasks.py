@@ -196,6 +196,7 @@ def test_rows_have_the_answers_as_targets_and_train_a_model():
         lang.training_rows(tasks, length=10)
 
 
+@pytest.mark.slow
 def test_what_a_model_generates_is_checked_as_it_comes():
     tasks = tasks_once("deduction")
     config = TransformerConfig(vocab_size=len(lang.WORDS), width=8, n_layers=1, n_heads=2)
