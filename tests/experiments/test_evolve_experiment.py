@@ -148,12 +148,21 @@ def test_bad_options_are_named():
     for options, message in (
         ({"rows": 5}, "rows must be a multiple of 6; got 5"),
         ({"confidence": 0.0}, "confidence must be above 0 and at most 1; got 0.0"),
+        ({"least_yield": 1.5}, "least_yield must be above 0 and at most 1; got 1.5"),
         ({"views": -1}, "views must be at least 0; got -1"),
         ({"rounds": 0}, "rounds must be above zero; got 0"),
         ({"test_prompts": 2}, "test_prompts must be at least 8; got 2"),
     ):
         with pytest.raises(ValueError, match=message):
             evolve.Config(**options)
+
+
+def test_where_views_agree_less_confidence_and_a_higher_yield_are_asked_for():
+    views, alone = (evolve.setting_of(evolve.Config(views=count)).config for count in (3, 0))
+    assert (views.confidence, views.least_yield) == (0.5, 0.8)
+    assert (alone.confidence, alone.least_yield) == (0.98, 0.3)
+    own = evolve.setting_of(evolve.Config(confidence=0.7, least_yield=0.6)).config
+    assert (own.confidence, own.least_yield) == (0.7, 0.6)
 
 
 @pytest.mark.slow
