@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 PARITY_INSTALLED := $(VENV)/.parity-installed
+PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 
 # A variable becomes a flag only when it is given, so every default stays in the experiment.
@@ -77,11 +78,11 @@ install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.demo $(common_flags)
 
-test: $(INSTALLED) ## run the tests that aren't slow, and the docstrings' examples
-	$(RUN) -m pytest -n 2 --dist worksteal -m 'not slow'
+test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests that aren't slow, and the docstrings' examples
+	$(PYTEST) -m 'not slow'
 
 test-all: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run all of them (PARITY=1: beside PyTorch too)
-	$(RUN) -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m ruff check .

@@ -24,7 +24,7 @@ import optax
 
 import metajax
 from experiments import string_rules
-from experiments.string_report import test, write_results
+from experiments.string_report import test, tests_by_kind, write_results
 from experiments.string_rules import SEEN, RulesConfig
 from metajax import lm, runs
 from metajax.errors import ArgumentError
@@ -137,7 +137,7 @@ def best_from_zero(config: Config, loss_fn: Any, variables: Any) -> dict[str, me
             for rate in rates
         }
         scores = {
-            rate: test(learner, variables, {"seen": tasks})["seen"].words[:, -1].mean()
+            rate: test(learner, variables, tasks).words[:, -1].mean()
             for rate, learner in learners.items()
         }
         best = max(scores, key=lambda rate: scores[rate])
@@ -168,16 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scratch = meta_train(run, config, "scratch", lm.next_token_loss(apply), params, None)
 
     started = time.perf_counter()
+    tasks = string_rules.test_tasks(config)
     candidates = {
-        name: (learner, base.variables)
+        name: (learner, base.variables, tasks)
         for name, learner in best_from_zero(config, loss_fn, base.variables).items()
     } | {
-        "meta-learned factors": (meta.learner, meta.params),
-        "meta-learned model, from scratch": (scratch.learner, scratch.params),
+        "meta-learned factors": (meta.learner, meta.params, tasks),
+        "meta-learned model, from scratch": (scratch.learner, scratch.params, tasks),
     }
-    tasks = string_rules.test_tasks(config)
-    found = {name: test(learner, params, tasks) for name, (learner, params) in candidates.items()}
-    tests = {kind: {name: of_kind[kind] for name, of_kind in found.items()} for kind in tasks}
+    tests = tests_by_kind(candidates)
     seconds = {
         "base model": base.seconds,
         "factors": meta.seconds,

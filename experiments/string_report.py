@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import metajax
+from experiments import string_rules
 from experiments.string_rules import HELD_OUT, RulesConfig
 from metajax import runs
 from metajax._files import write_atomically
@@ -45,21 +44,33 @@ def interval(values: np.ndarray) -> np.ndarray:
     return 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
 
 
-def test(
-    learner: metajax.Learner, variables: Any, tasks: Mapping[str, metajax.Episode]
-) -> dict[str, Test]:
-    """Scores a learner on each list of tasks ``[tasks, ...]``, by one program for all lists."""
-    together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *tasks.values())
+def test(learner: metajax.Learner, variables: Any, tasks: metajax.Episode) -> Test:
+    """Scores a learner on tasks ``[tasks, ...]``."""
     scores = metajax.evaluate_episodes(
         learner,
         variables,
-        together,
+        tasks,
         tasks_per_chunk=TASKS_PER_CHUNK,
-        mesh=metajax.task_mesh(len(together.query.tokens)),
+        mesh=metajax.task_mesh(len(tasks.query.tokens)),
     )
-    ends = np.cumsum([len(rows.query.tokens) for rows in tasks.values()])[:-1]
-    words, letters = (np.split(100 * scores.values[name], ends) for name in ("exact", "accuracy"))
-    return {name: Test(*found) for name, *found in zip(tasks, words, letters, strict=True)}
+    return Test(100 * scores.values["exact"], 100 * scores.values["accuracy"])
+
+
+def tests_by_kind(
+    candidates: Mapping[str, tuple[metajax.Learner, Any, Mapping[str, metajax.Episode]]],
+) -> dict[str, dict[str, Test]]:
+    """The tests of learners with their variables, each on the same kinds of tasks.
+
+    Returns:
+        By kind, and by the learner's name. One program scores all kinds of a learner.
+    """
+    found: dict[str, dict[str, Test]] = {}
+    for name, (learner, variables, tasks) in candidates.items():
+        whole = test(learner, variables, string_rules.joined(tasks.values()))
+        ends = np.cumsum([len(rows.query.tokens) for rows in tasks.values()])[:-1]
+        for kind, *parts in zip(tasks, *(np.split(unit, ends) for unit in whole), strict=True):
+            found.setdefault(kind, {})[name] = Test(*parts)
+    return found
 
 
 def write_results(

@@ -6,7 +6,7 @@ occur in training, but never together.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,6 +194,11 @@ def draw_tasks(
         number = strings.FAMILIES.index(family)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), each)
         parts.append(draw_all(keys, number))
+    return joined(parts)
+
+
+def joined(parts: Iterable[metajax.Episode]) -> metajax.Episode:
+    """Lists of tasks ``[tasks, ...]``, one behind the other."""
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 

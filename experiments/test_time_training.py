@@ -26,7 +26,7 @@ import optax
 
 import metajax
 from experiments import string_rules
-from experiments.string_report import Test, test, write_results
+from experiments.string_report import Test, tests_by_kind, write_results
 from experiments.string_rules import HELD_OUT, RulesConfig
 from metajax import lm, runs
 from metajax._files import write_atomically
@@ -98,14 +98,16 @@ def compare(config: Config, base: string_rules.Base) -> dict[str, dict[str, Test
     lines = string_rules.test_tasks(config)
     key = jax.random.key(string_rules.TEST_SEED)
     documents = {kind: as_documents(tasks, key, config.orders) for kind, tasks in lines.items()}
-    found = {
-        name: test(lora_learner(base.model, rate, config.adapt_steps), base.variables, tasks)
-        for name, rate, tasks in (
-            ("lines", config.lines_rate, lines),
-            ("documents", config.documents_rate, documents),
-        )
+    forms = {
+        "lines": (config.lines_rate, lines),
+        "documents": (config.documents_rate, documents),
     }
-    return {kind: {name: of_kind[kind] for name, of_kind in found.items()} for kind in lines}
+    return tests_by_kind(
+        {
+            name: (lora_learner(base.model, rate, config.adapt_steps), base.variables, tasks)
+            for name, (rate, tasks) in forms.items()
+        }
+    )
 
 
 def of_methods(tests: dict[str, Test]) -> dict[str, Test]:

@@ -118,7 +118,6 @@ def setting(checkpoint, **options):
     return pretrained_setting.setting_of(run, config)
 
 
-@pytest.mark.slow
 def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
     own = setting(checkpoint)
     parts = experiment.parts_of(own)

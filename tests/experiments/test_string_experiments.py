@@ -74,6 +74,25 @@ def test_a_report_has_the_means_and_intervals_of_the_last_step(tmp_path):
     assert (tmp_path / "adaptation.png").stat().st_size > 1000
 
 
+def test_each_kind_of_tasks_gets_its_own_scores_of_the_one_program(monkeypatch):
+    """Where a task's score is a letter of its own, whole lists would show which rows went where."""
+
+    def letters(learner, variables, tasks):
+        found = np.asarray(tasks.query.tokens)[:, 0, :2].astype(float)
+        return string_report.Test(found, found + variables)
+
+    monkeypatch.setattr(string_report, "test", letters)
+    tasks = string_rules.test_tasks(string_rules.RulesConfig(letters=5, length=3, test_episodes=24))
+    found = string_report.tests_by_kind({"a": (None, 0.0, tasks), "b": (None, 7.0, tasks)})
+    assert {kind: list(tests) for kind, tests in found.items()} == {
+        "held-out": ["a", "b"], "seen": ["a", "b"],
+    }  # fmt: skip
+    for kind, own in tasks.items():
+        alone = letters(None, 7.0, own)
+        np.testing.assert_array_equal(found[kind]["b"].words, alone.words)
+        np.testing.assert_array_equal(found[kind]["b"].letters, alone.letters)
+
+
 @pytest.mark.slow
 def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(meta_lora, "SGD_RATES", meta_lora.SGD_RATES[:1])

@@ -36,7 +36,6 @@ def edit(folder, **fields):
     file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -41,7 +41,6 @@ def small():
     return model_of(CONFIGS["llama"])
 
 
-@pytest.mark.slow
 def test_cached_logits_are_those_of_the_full_forward_pass(model):
     full, params = model
     config = dataclasses.replace(full.config, scan=False)
