@@ -184,7 +184,8 @@ def follow(
             runs.stop_requests("round") as stop,
         ):
             if restored is None:
-                log.append(0, dict(scores(state.train.params)))
+                if not log.records:  # a kill may have come between the two
+                    log.append(0, dict(scores(state.train.params)))
                 checkpoints.save(0, _without(state, fixed))
             for after, report in evolve(parts, state, patience=patience):
                 state = after

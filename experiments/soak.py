@@ -232,7 +232,8 @@ def one_run(
     if (folder / "outcome.json").exists():
         problems += differences(json.loads((folder / "outcome.json").read_text()), expected)
     else:
-        problems.append(f"failed; see {training.log}")
+        lines = training.log.read_text(errors="replace").splitlines() or ["nothing"]
+        problems.append(f"failed: {lines[-1]} (see {training.log})")
     for kill in report["kills"][first:]:
         kill["recovered"] = not problems
     report["runs"].append(

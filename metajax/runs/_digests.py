@@ -33,6 +33,11 @@ def write(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
+def written(folder: Path) -> bool:
+    """Whether the folder was finished, whatever became of it since."""
+    return (folder / NAME).exists()
+
+
 def problem(folder: Path) -> str | None:
     """What differs from the list, in words; None where every byte is as it was written."""
     try:

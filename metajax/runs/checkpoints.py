@@ -111,7 +111,8 @@ class Checkpoints(Closing):
     def restore(self, template: StateT) -> tuple[StateT, int] | None:
         """The newest state that is as it was written, and its meta-step; None where there is none.
 
-        A damaged checkpoint is passed over with a warning that names it, for the one before.
+        A damaged checkpoint is passed over with a warning that names it, for the one before. The
+        first, where its writing was cut short and no other was ever written, counts as none.
 
         Args:
             template: a state of the same structure, shapes and dtypes.
@@ -121,6 +122,14 @@ class Checkpoints(Closing):
         """
         steps = sorted(self._steps(), reverse=True)
         if not steps:
+            return None
+        if len(steps) == 1 and not _digests.written(self.path(steps[0])):
+            warnings.warn(
+                f"the checkpoint {self.path(steps[0])}, the first, was not written to its end;"
+                " beginning without it",
+                stacklevel=2,
+            )
+            self._damaged = steps
             return None
         for step in steps:
             problem = _digests.problem(self.path(step))

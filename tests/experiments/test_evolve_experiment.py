@@ -1,6 +1,7 @@
 """Self-evolution on strings of digits: a tiny run, its resume, and what damages labels."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -78,10 +79,16 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(finished, tmp_path):
             if int(outcome[0].round) == 1:
                 raise Stopped
 
+    checkpoints = folder / "rounds" / "checkpoints"
     evolve_model.evolve = stopping
     try:
         with pytest.raises(Stopped):
             evolve.main([*TINY, "--out", str(folder)])
+        # As a kill leaves it that comes while the first is written.
+        shutil.rmtree(checkpoints / "1")
+        (checkpoints / "0" / "SHA256SUMS").unlink()
+        with pytest.raises(Stopped), pytest.warns(UserWarning, match="was not written to its end"):
+            evolve.main([*TINY, "--out", str(folder), "--resume"])
     finally:
         evolve_model.evolve = original
     evolve.main([*TINY, "--out", str(folder), "--resume", "--control", "no"])

@@ -240,6 +240,30 @@ def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
         assert checkpoints.path(2).exists()
 
 
+def test_a_first_checkpoint_that_was_cut_short_counts_as_none(tmp_path):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+    for _ in range(2):  # and again in the run that began without it
+        (checkpoints.path(1) / "SHA256SUMS").unlink()
+        with runs.Checkpoints(tmp_path / "new") as checkpoints:
+            with pytest.warns(UserWarning, match="new/1, the first, was not written to its end"):
+                assert checkpoints.restore(BIG) is None
+            checkpoints.save(1, BIG)
+            assert checkpoints.restore(BIG)[1] == 1
+    assert names(tmp_path / "new") == ["1", "damaged-1", "damaged-1-2"]
+
+
+def test_a_first_checkpoint_that_was_damaged_later_is_an_error(tmp_path):
+    with runs.Checkpoints(tmp_path / "new") as checkpoints:
+        checkpoints.save(1, BIG)
+        flip(checkpoints.path(1))
+        with (
+            pytest.warns(UserWarning, match="cannot be read"),
+            pytest.raises(runs.RunError, match=r"none of the checkpoints.*\[1\]"),
+        ):
+            checkpoints.restore(BIG)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [

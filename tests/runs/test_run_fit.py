@@ -102,6 +102,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, number, error, capsys):
     assert_same(fit(resumed), expected)  # and a finished run has nothing left to do
 
 
+def test_a_run_that_was_killed_while_its_first_checkpoint_was_written_begins_again(tmp_path):
+    expected = fit(ToyConfig(out=tmp_path / "whole", steps=60))
+    with pytest.raises(KeyboardInterrupt):
+        fit(ToyConfig(out=tmp_path / "killed", steps=60), interrupting(signal.SIGINT, at=0))
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    for path in checkpoints.iterdir():
+        if path.name != "0":
+            shutil.rmtree(path)
+    (checkpoints / "0" / "SHA256SUMS").unlink()
+    resumed = ToyConfig(out=tmp_path / "killed", steps=60, resume=True)
+    with pytest.warns(UserWarning, match="was not written to its end"):
+        assert_same(fit(resumed), expected)
+    assert_same(fit(resumed), expected)
+
+
 class Growing(ToyConfig):
     """A config whose schedule doesn't depend on the number of steps."""
 
