@@ -98,13 +98,14 @@ def parts_of(setting: Setting) -> ev.Parts:
     assert config.base_levels is not None
     assert config.proposals is not None
     assert config.least_yield is not None
-    solve, verifier = solver_of(setting), ev.everything()
+    once = solver_of(setting)
+    solve, verifier = once, ev.everything()
     if config.filters == "all":
         assert config.confidence is not None
         checks = [ev.must_end(), ev.most_common_length(), ev.confident(config.confidence)]
         if config.views:
             view = ev.operands_exchanged() if config.task == "addition" else ev.renamed(0, 10)
-            solve = ev.in_views(solve, [view] * config.views)
+            solve = ev.in_views(once, [view] * config.views)
             checks = [ev.majority_vote(1.0), *checks]
         verifier = ev.all_of(*checks)
     if config.proposer == "program":
@@ -135,7 +136,7 @@ def parts_of(setting: Setting) -> ev.Parts:
         solve=solve,
         verifier=verifier,
         update=update_of(setting, ev.published_shares(config.base_levels)),
-        gate=ev.no_worse(solve, verifier) if config.gate == "no_worse" else ev.always(),
+        gate=ev.no_worse(solve, verifier, known=once) if config.gate == "no_worse" else ev.always(),
         curriculum=curricula[config.curriculum],
         real=lambda key: real_data(setting, key, 2 * size_of(config).pool),
         held_out=held_out,

@@ -54,7 +54,12 @@ Gate = Callable[[Params, Params, jax.Array, HeldOut], Decision]
 
 
 def no_worse(
-    solve: Solver, verifier: Verifier, *, margin: float = 0.05, confidence: float = 0.95
+    solve: Solver,
+    verifier: Verifier,
+    *,
+    known: Solver | None = None,
+    margin: float = 0.05,
+    confidence: float = 0.95,
 ) -> Gate:
     """Accepts what is, with confidence, not worse than before by more than a margin.
 
@@ -72,8 +77,10 @@ def no_worse(
     tell refuses.
 
     Args:
-        solve: how answers are found; a single one is looked at.
+        solve: how answers are found.
         verifier: what is trusted on the frontier.
+        known: how answers to known tasks are found, of which the first is looked at: ``solve`` if
+            None, which may give more of them than are needed.
         margin: what may be lost, in (0, 1).
         confidence: of the bound, in (0.5, 1).
 
@@ -87,30 +94,35 @@ def no_worse(
     margin = _checks.between("margin", margin, 0, 1, ends="()")
     confidence = _checks.between("confidence", confidence, 0.5, 1, ends="()")
     quantile = statistics.NormalDist().inv_cdf(confidence)
+    solve_known = known or solve
 
     def gate(old: Params, new: Params, key: jax.Array, held_out: HeldOut, /) -> Decision:
-        for name, tasks in (("known", held_out.known), ("frontier", held_out.frontier)):
+        groups = {"known": (solve_known, held_out.known), "frontier": (solve, held_out.frontier)}
+        for name, (_, tasks) in groups.items():
             if len(tasks.lengths) < 2:
                 raise ArgumentError(
                     f"held_out.{name} must have at least 2 tasks, got {len(tasks.lengths)}: a gate "
                     "without held-out tasks can't tell."
                 )
-        known, frontier = (
-            [(tasks, solve(p, key, tasks)) for p in (old, new)]
-            for tasks in (held_out.known, held_out.frontier)
-        )
+        found = {
+            name: [(tasks, answer(params, key, tasks)) for params in (old, new)]
+            for name, (answer, tasks) in groups.items()
+        }
         if verifier.uses_oracle:
-            known, frontier = (
-                [_trusted(verifier, *own)[0].astype(float) for own in group]
-                for group in (known, frontier)
-            )
+            scores = {
+                name: [_trusted(verifier, *own)[0].astype(float) for own in group]
+                for name, group in found.items()
+            }
         else:
-            known = [
-                np.asarray(is_right(found, held_out.answers)[:, 0], float) for _, found in known
-            ]
-            frontier = _trusted_alike(*(_trusted(verifier, *own) for own in frontier))
+            answers = held_out.answers
+            scores = {
+                "known": [np.asarray(is_right(a, answers)[:, 0], float) for _, a in found["known"]],
+                "frontier": _trusted_alike(
+                    *(_trusted(verifier, *own) for own in found["frontier"])
+                ),
+            }
         before, after, lowest = {}, {}, {}
-        for name, (first, second) in (("known", known), ("frontier", frontier)):
+        for name, (first, second) in scores.items():
             change = second - first
             error = change.std(ddof=1) / math.sqrt(len(change))
             before[name], after[name] = float(first.mean()), float(second.mean())

@@ -15,7 +15,7 @@ from metajax.evolve.gates import held_out_marks
 from metajax.evolve.proposers import without_repetitions
 from metajax.evolve.solve import check_tasks, chosen
 from metajax.evolve.state import EvolveState, Memory, Parts, RoundReport
-from metajax.evolve.types import Attempts, Examples, Levels, Verdict
+from metajax.evolve.types import Attempts, Examples, Levels, Tasks, Verdict
 from metajax.evolve.verifiers import is_right
 from metajax.types import Params
 
@@ -195,11 +195,18 @@ def _remembered(memory: Memory, row: int, examples: Examples, accepted: bool) ->
 def _yield_at(parts: Parts, params: Params, key: jax.Array) -> Callable[[int], float]:
     def yield_at(level: int) -> float:
         own = jax.random.fold_in(key, level)
-        tasks = parts.held_out(Levels(level, level)).frontier
+        tasks = _of_level(parts.held_out(Levels(level, level)).frontier, level)
         verdict = parts.verifier.verify(tasks, parts.solve(params, own, tasks))
         return float((np.asarray(verdict.weight) > 0).mean())
 
     return yield_at
+
+
+def _of_level(tasks: Tasks, level: int) -> Tasks:
+    """A level's tasks alone, or all where none is of it: easier ones beside them would tell of
+    themselves."""
+    own = np.asarray(tasks.levels) == level
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[own], tasks) if own.any() else tasks
 
 
 def _accuracy(parts: Parts, made: Round, weights: np.ndarray) -> tuple[float | None, float | None]:

@@ -15,7 +15,8 @@ from metajax.models import Transformer
 from metajax.types import Params
 
 MULTIPLE = 16
-"""Answers have room for a multiple of so many tokens, so that not every level compiles programs."""
+"""Answers have room for a multiple of so many tokens, so that what reads them isn't compiled for
+every level."""
 
 
 def solver(
@@ -38,7 +39,7 @@ def solver(
         end: the token that ends an answer.
         samples: answers to each task; more than one needs a ``temperature``.
         temperature: what they are drawn at; None for the likeliest tokens.
-        slack: how many tokens more than ``answer_length`` an answer may have, at least.
+        slack: how many tokens more than ``answer_length`` an answer may have.
         chunk: tasks that are answered together.
         mesh: devices that share them.
 
@@ -75,7 +76,7 @@ def solver(
         check_tasks(tasks)
         prompts, lengths, levels = (np.asarray(part) for part in tasks[:3])
         longest = answer_length(int(levels.max())) + slack
-        new = -(-longest // MULTIPLE) * MULTIPLE
+        room = -(-longest // MULTIPLE) * MULTIPLE
         ready = prepared(params, mesh)
         rows = [row[-length:] for row, length in zip(prompts, lengths, strict=True)]
         parts = []
@@ -85,7 +86,7 @@ def solver(
                 ready,
                 own,
                 jax.random.fold_in(key, start),
-                max_new_tokens=new,
+                max_new_tokens=longest,
                 temperature=temperature,
                 stop_tokens=(end,),
                 samples=samples,
@@ -94,6 +95,9 @@ def solver(
             parts.append(jax.device_get(found))
         tokens, log_probs, counts = (
             np.concatenate(leaves)[: len(rows)] for leaves in zip(*parts, strict=True)
+        )
+        tokens, log_probs = (
+            np.pad(leaf, ((0, 0), (0, 0), (0, room - longest))) for leaf in (tokens, log_probs)
         )
         last = np.take_along_axis(tokens, counts[..., None] - 1, axis=-1)[..., 0]
         return Attempts(tokens, log_probs, counts, last == end)

@@ -72,7 +72,9 @@ class Parts(NamedTuple):
         gate: decides between θ_t and θ_{t+1}.
         curriculum: how hard tasks are.
         real: ``real(key) -> Examples``, real data for a round.
-        held_out: ``held_out(levels) -> HeldOut``, always the same tasks for the same levels.
+        held_out: ``held_out(levels) -> HeldOut``, always the same tasks for the same levels. Of a
+            level's frontier those of that very level, where there are any, tell the curriculum what
+            its yield is.
         oracle: ``oracle(tasks) -> Answers``, for the report alone; None where nobody knows.
         tamper: ``tamper(round, attempts) -> attempts``, what happens to answers before they are
             verified, for experiments with damaged labels; None for nothing.

@@ -1,29 +1,28 @@
 """Text from a language model: prefill and decoding with a cache of keys and values, compiled."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from metajax import _checks, devices
 from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.lm import _decoding
 from metajax.lm.prepared import Prepared, variables_of
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
-from metajax.models.cache import Cache, empty_cache
-from metajax.models.transformer import positions_of
 from metajax.types import Params
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
 """Token ids: lists of any lengths above zero, or integers ``[prompts, length]``."""
 
-_MULTIPLE = 16
-"""Lists are padded to a multiple of this, so that not every length compiles a program."""
+_MULTIPLE = 8
+"""Lists are padded to a multiple of this, and new tokens have room for a multiple, so that not
+every length compiles a program."""
 
 
 class Generated(NamedTuple):
@@ -60,7 +59,8 @@ def generate(
     """Continues prompts, all at once, each token the likeliest or a random one.
 
     One program: the prompts, padded on the left, go through the model once; then a loop adds a
-    token to each until all have stopped. It is compiled for each shape of its arguments.
+    token to each until all have stopped. It is compiled for each shape of its arguments, lists and
+    ``max_new_tokens`` rounded up to a multiple of 8.
 
     Args:
         model: a ``Transformer``, with ``scan`` or without.
@@ -107,12 +107,17 @@ def generate(
     tokens, real = _padded(prompts, config, max_new_tokens)
     devices.equal_share("prompts", len(tokens), mesh)
     allowed = allowed_of(allowed, max_new_tokens, len(tokens), config.vocab_size)
+    room = _room(tokens, max_new_tokens, config)
+    if allowed is not None:
+        allowed = np.pad(allowed, ((0, room - max_new_tokens), (0, 0), (0, 0)), mode="edge")
     key = jax.random.key(0) if key is None else key
     variables = variables_of(config, params, lora, mesh)
-    rows = _generate(
-        variables, tokens, real, key, allowed, config, choice, max_new_tokens, samples, mesh
+    new = jnp.int32(max_new_tokens)
+    rows = _decoding.generate(
+        variables, tokens, real, key, allowed, new, config, choice, room, samples, mesh
     )
-    return Generated(*(row.reshape(len(tokens), samples, *row.shape[1:]) for row in rows))
+    grouped = (row.reshape(len(tokens), samples, *row.shape[1:]) for row in rows)
+    return Generated(*(row[:, :, :max_new_tokens] if row.ndim == 3 else row for row in grouped))
 
 
 def stream(
@@ -150,14 +155,15 @@ def stream(
 
 
 def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Iterator[int]:
-    logits, cache, place = _prefill(variables, tokens, real, config, max_new_tokens)
+    room = _room(tokens, max_new_tokens, config)
+    logits, cache, place = _decoding.prefill(variables, tokens, real, config, room)
     keys = row_keys(key, 1)
     for step in range(max_new_tokens):
         token, _ = choose(logits, keys, step, None, choice)
         yield int(token[0])
         if int(token[0]) in choice.stop_tokens or step + 1 == max_new_tokens:
             return
-        logits, cache = _decode(variables, token, place + step, cache, config)
+        logits, cache = _decoding.decode(variables, token, place + step, cache, config)
 
 
 def _config_of(model: Any) -> TransformerConfig:
@@ -212,86 +218,6 @@ def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.n
     return tokens, real
 
 
-@functools.partial(jax.jit, static_argnames=("config", "new"))
-def _prefill(variables, tokens, real, config: TransformerConfig, new: int):
-    """Logits of each prompt's next token ``[prompts, vocab]``, the cache, and the token's place."""
-    batch, length = tokens.shape
-    segments = real.astype(jnp.int32)
-    model: Any = Transformer(config)
-    logits, cache = model.apply(
-        variables,
-        tokens,
-        segments=segments,
-        positions=positions_of(segments),
-        cache=empty_cache(config, batch, length + new - 1),
-        last_only=True,
-    )
-    return logits[:, -1], cache, segments.sum(axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _decode(variables, token, place, cache: Cache, config: TransformerConfig):
-    """Logits ``[rows, vocab]`` of the token after ``token [rows]``, which stands at ``place``."""
-    model: Any = Transformer(config)
-    logits, cache = model.apply(variables, token[:, None], positions=place[:, None], cache=cache)
-    return logits[:, -1], cache
-
-
-@functools.partial(jax.jit, static_argnames=("config", "choice", "new", "samples", "mesh"))
-def _generate(
-    variables, tokens, real, key, allowed, config, choice, new: int, samples: int, mesh: Mesh | None
-):
-    """Tokens, log-probabilities and lengths, of ``prompts * samples`` rows."""
-    every, rows = PartitionSpec(), PartitionSpec(devices.AXIS)
-    each = allowed is not None and allowed.shape[1] > 1
-    own = devices.share(
-        functools.partial(_rows, config=config, choice=choice, new=new, samples=samples),
-        mesh,
-        in_specs=(every, rows, rows, rows, PartitionSpec(None, devices.AXIS) if each else every),
-        out_specs=rows,
-    )
-    return own(variables, tokens, real, row_keys(key, len(tokens) * samples), allowed)
-
-
-def _rows(variables, tokens, real, keys, allowed, *, config, choice, new: int, samples: int):
-    """``_generate`` of one device's prompts, with a key for each of their rows."""
-    logits, cache, place = _prefill(variables, tokens, real, config, new)
-    if samples > 1:
-        repeat = functools.partial(jnp.repeat, repeats=samples, axis=0)
-        logits, place = repeat(logits), repeat(place)
-        cache = jax.tree.map(repeat, cache._replace(filled=None))._replace(filled=cache.filled)
-        if allowed is not None and allowed.shape[1] > 1:
-            allowed = jnp.repeat(allowed, samples, axis=1)
-    rows = logits.shape[0]
-    stops = jnp.array(choice.stop_tokens, jnp.int32)
-
-    def record(state, step, logits):
-        done, tokens, log_probs, lengths = state
-        mask = None if allowed is None else allowed[step]
-        token, log_prob = choose(logits, keys, step, mask, choice)
-        tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
-        log_probs = log_probs.at[:, step].set(jnp.where(done, 0, log_prob))
-        lengths = lengths + ~done
-        return token, (done | jnp.isin(token, stops), tokens, log_probs, lengths)
-
-    nothing = (
-        jnp.zeros(rows, bool),
-        jnp.zeros((rows, new), jnp.int32),
-        jnp.zeros((rows, new), jnp.float32),
-        jnp.zeros(rows, jnp.int32),
-    )
-    token, state = record(nothing, 0, logits)
-
-    def goes_on(carry):
-        step, _, _, (done, *_) = carry
-        return (step < new) & ~done.all()
-
-    def body(carry):
-        step, token, cache, state = carry
-        logits, cache = _decode(variables, token, place + step - 1, cache, config)
-        token, state = record(state, step, logits)
-        return step + 1, token, cache, state
-
-    start = (jnp.ones((), jnp.int32), token, cache, state)
-    *_, (_, tokens, log_probs, lengths) = jax.lax.while_loop(goes_on, body, start)
-    return tokens, log_probs, lengths
+def _room(tokens: np.ndarray, new: int, config: TransformerConfig) -> int:
+    """How many new tokens there is room for."""
+    return min(-(-new // _MULTIPLE) * _MULTIPLE, config.max_length - tokens.shape[1])

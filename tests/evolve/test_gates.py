@@ -74,6 +74,19 @@ def test_where_the_old_answer_was_not_trusted_another_one_is_no_loss():
     assert not decide((0, 0), (0, 0.2), verifier=verifier).accepted
 
 
+def test_known_tasks_may_be_answered_by_a_solver_of_their_own():
+    asked = []
+
+    def once(params, key, tasks):
+        asked.append(len(tasks.lengths))
+        return solved(COPY, tasks, wrong=range(params[0]))
+
+    gate = ev.no_worse(oracle_but(0), ev.everything(), known=once, margin=0.5)
+    decision = gate((0, 0), (9, 0.1), jax.random.key(0), HELD_OUT)
+    assert asked == [100, 100]  # not the frontier
+    assert decision.after == {"known": 0.91, "frontier": 0.9}
+
+
 def test_no_gate_accepts_anything():
     assert ev.always()(None, None, None, None).accepted
 

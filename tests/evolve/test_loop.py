@@ -137,6 +137,29 @@ def test_a_refused_round_leaves_no_trace_but_its_examples_and_half_the_step():
     assert memory.tokens.any(axis=(1, 2)).all(), "what was proposed is kept, at weight 0"
 
 
+def test_a_levels_yield_is_that_of_its_own_tasks_where_held_out_has_easier_ones_beside_them():
+    """Of three digits all answers end, of four none: seen together that would be a half."""
+    seen = []
+
+    def solve_three(params, key, tasks):
+        found = solve(params, key, tasks)
+        return found._replace(ended=found.ended & (np.asarray(tasks.levels) < 4)[:, None])
+
+    def look(levels, yield_at):
+        seen.extend([yield_at(3), yield_at(4)])
+        return ev.Levels(4, 4)
+
+    parts = parts_of(
+        solve=solve_three,
+        held_out=lambda levels: ev.held_out_of(
+            COPY, jax.random.key(9), known=range(1, 3), frontier=range(3, levels.last + 1), each=5
+        ),
+        curriculum=ev.Curriculum("looks", ev.Levels(3, 3), look),
+    )
+    next(ev.evolve(parts, begin(parts)))
+    assert seen == [1.0, 0.0]
+
+
 def test_refusals_in_a_row_stop_the_loop_with_a_word_and_nothing_lost():
     outcome = run(parts_of(gate=refuse), patience=2)
     assert len(outcome) == 2

@@ -9,6 +9,7 @@ import pytest
 
 import metajax
 from metajax import lm
+from metajax.lm import _decoding
 from metajax.lm.sampling import filtered
 from metajax.models import Transformer, TransformerConfig
 from metajax.models.cache import empty_cache
@@ -231,6 +232,23 @@ def test_a_second_call_compiles_nothing(small):
         patch.setattr("jax._src.compiler.backend_compile_and_load", compiled.append)
         lm.generate(model, params, [[3, 4, 5]], max_new_tokens=3)
     assert not compiled
+
+
+def test_lengths_up_to_a_multiple_share_a_program_and_give_the_same_tokens(small):
+    model, params = small
+    mask = np.ones((6, len(PROMPTS), 31), bool)
+    mask[:, :, 7] = False
+    whole = lm.generate(model, params, PROMPTS, max_new_tokens=6, allowed=mask)
+    programs = _decoding.generate._cache_size()
+    for count in (1, 3, 5):
+        part = lm.generate(model, params, PROMPTS, max_new_tokens=count, allowed=mask[:count])
+        assert part.tokens.shape == (3, 1, count)
+        np.testing.assert_array_equal(part.tokens, whole.tokens[:, :, :count])
+        np.testing.assert_array_equal(part.log_probs, whole.log_probs[:, :, :count])
+        assert (part.lengths == count).all()
+    assert _decoding.generate._cache_size() == programs
+    full = lm.generate(model, params, [[1] * 150, [2]], max_new_tokens=10)  # no room for more
+    assert full.tokens.shape == (2, 1, 10)
 
 
 @pytest.mark.parametrize(
