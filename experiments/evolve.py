@@ -59,11 +59,13 @@ def real_data(setting: Setting, key: jax.Array, count: int) -> ev.Examples:
 
 def solver_of(setting: Setting, **options: Any) -> ev.Solver:
     """Greedy answers, shared between the devices."""
+    chunk = size_of(setting.config).chunk
     return ev.solver(
         setting.model,
         answer_length=setting.problem.answer_length,
         end=setting.problem.end,
-        mesh=metajax.task_mesh(512),
+        chunk=chunk,
+        mesh=metajax.task_mesh(chunk),
         **options,
     )
 

@@ -21,9 +21,9 @@ SURE_IN_ITSELF, SURE_IN_VIEWS = 0.98, 0.5
 """The least probability of a token of a kept answer. Agreement between views finds what is wrong,
 and a high bar beside it leaves out whole kinds of right ones, which the model then forgets."""
 
-YIELD_IN_ITSELF, YIELD_IN_VIEWS = 0.3, 0.8
+YIELD_IN_ITSELF, YIELD_IN_VIEWS = 0.3, 0.5
 """The least share of a length's answers that must be trusted for several lengths a round. With a
-low bar a length too far is trusted where the model leaves out a digit in every view alike."""
+lower bar a length too far is trusted where the model leaves out a digit in every view alike."""
 
 
 class Size(NamedTuple):
@@ -40,6 +40,8 @@ class Size(NamedTuple):
         rate: AdamW's.
         pool: packed rows that a round draws from; the base model has four times as many.
         real: strings of real data that these are packed from.
+        chunk: tasks that are answered together: few enough that all that is asked in a round, the
+            held-out tasks too, comes in the same chunks, for which one program is compiled.
     """
 
     model: dict[str, Any]
@@ -52,18 +54,19 @@ class Size(NamedTuple):
     rate: float
     pool: int
     real: int
+    chunk: int
 
 
 SIZES = {
     "small": Size(
         {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 344},
-        base_levels=8, steps=1000, rounds=10, round_steps=300, proposals=4096, rows=24, rate=1e-3,
-        pool=4096, real=60_000,
+        base_levels=8, steps=1000, rounds=10, round_steps=300, proposals=2048, rows=12, rate=1e-3,
+        pool=4096, real=60_000, chunk=128,
     ),
     "paper": Size(
         {"width": 384, "n_layers": 6, "n_heads": 6, "mlp_width": 1536, "dtype": jnp.bfloat16},
         base_levels=10, steps=2000, rounds=30, round_steps=500, proposals=20_000, rows=384,
-        rate=5e-4, pool=32_768, real=400_000,
+        rate=5e-4, pool=32_768, real=400_000, chunk=512,
     ),
 }  # fmt: skip
 
@@ -93,7 +96,7 @@ class Config(runs.RunConfig):
     """How many digits more a round: one; as many as the model can be trusted on; or the length of
     which it is least sure."""
     least_yield: float | None = None
-    """Share of a length's answers that must be trusted for curriculum accelerated to take it: 0.8
+    """Share of a length's answers that must be trusted for curriculum accelerated to take it: 0.5
     where views must agree, else 0.3."""
     filters: Literal["all", "none"] = "all"
     """Which answers are kept: those that end, have the most common length and no doubtful token; or

@@ -77,7 +77,7 @@ def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples
         >>> tasks = copy.draw(jax.random.key(0), [2, 3])
         >>> examples = as_examples(tasks, copy.solve(tasks), np.ones(2))
         >>> [copy.show(row) for row in examples.tokens]
-        ['<23=23>', '<233=233>']
+        ['<72=72>', '<099=099>']
     """
     prompts, lengths, _, valid = map(np.asarray, tasks[:4])
     tokens, counts = map(np.asarray, answers)

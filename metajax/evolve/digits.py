@@ -22,6 +22,8 @@ EQUALS, PLUS, BEGIN, END = 10, 11, 12, 13
 CHARACTERS = "0123456789=+<>"
 """The vocabulary: digits, ``=``, ``+``, and ``<`` and ``>`` for the begin and the end token."""
 NAMES = ("copy", "reverse", "addition")
+MULTIPLE = 8
+"""Prompts are padded to a multiple of so many tokens, so that not every level compiles programs."""
 
 
 def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
@@ -34,7 +36,8 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
         name: ``"copy"``, ``"reverse"`` or ``"addition"``.
 
     Returns:
-        A ``Problem``. Its ``draw`` pads prompts to those of the hardest level asked for.
+        A ``Problem``. Its ``draw`` pads prompts on the left to a multiple of 8 tokens that the
+        hardest level asked for fits into.
 
     Raises:
         ArgumentError: another name; from ``draw``, a level below 1.
@@ -43,7 +46,7 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
         >>> problem = digits("addition")
         >>> tasks = problem.draw(jax.random.key(0), [3])
         >>> problem.show(tasks.prompts[0]), problem.show(problem.solve(tasks).tokens[0])
-        ('<023+723=', '7460>')
+        ('<336+099=', '3261>')
 
     Source: Lee et al. 2025 (arXiv 2502.01612), section 3.
     """
@@ -54,7 +57,8 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
 
     def draw(key: jax.Array, levels: Any) -> Tasks:
         levels = _checks.levels("levels", levels)
-        return _draw(key, levels, prompt_length(int(levels.max())), operands)
+        longest = prompt_length(int(levels.max()))
+        return _draw(key, levels, -(-longest // MULTIPLE) * MULTIPLE, operands)
 
     def read(prompts: Any, lengths: Any) -> tuple[jax.Array, jax.Array]:
         return _read(jnp.asarray(prompts), jnp.asarray(lengths), operands)

@@ -193,9 +193,9 @@ def joined(parts: list[Tasks]) -> Tasks:
 
     Example:
         >>> from metajax.evolve import digits
-        >>> parts = [digits("copy").draw(jax.random.key(0), [level]) for level in (2, 4)]
+        >>> parts = [digits("copy").draw(jax.random.key(0), [level]) for level in (2, 9)]
         >>> joined(parts).prompts.shape
-        (2, 6)
+        (2, 16)
     """
     width = max(part.prompts.shape[1] for part in parts)
     wide = [

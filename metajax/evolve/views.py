@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
@@ -53,35 +52,31 @@ def renamed(first: int, count: int) -> View:
         >>> tasks, view = digits("copy").draw(jax.random.key(0), [5]), renamed(0, 10)
         >>> other, memo = view.ask(jax.random.key(1), tasks)
         >>> digits("copy").show(tasks.prompts[0]), digits("copy").show(other.prompts[0])
-        ('<02317=', '<62419=')
+        ('<23172=', '<02370=')
         >>> digits("copy").show(view.back(memo, other.prompts[:, None])[0, 0])
-        '<02317='
+        '<23172='
     """
     first = _checks.non_negative_int("first", first)
     count = _checks.at_least("count", count, 2)
 
-    def replace(table: jax.Array, tokens: jax.Array) -> jax.Array:
-        name = jnp.clip(tokens - first, 0, count - 1)
+    # With NumPy: compiling these few operations would take longer than they do.
+    def replace(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        name = np.clip(tokens - first, 0, count - 1)
         named = (tokens >= first) & (tokens < first + count)
-        own = jax.vmap(lambda row, index: row[index])(table, name)
-        return jnp.where(named, first + own, tokens)
-
-    @jax.jit
-    def exchanged(key: jax.Array, prompts: jax.Array, lengths: jax.Array):
-        keys = jax.random.split(key, len(prompts))
-        table = jax.vmap(lambda own: jax.random.permutation(own, count))(keys)
-        there = jnp.arange(prompts.shape[1]) >= prompts.shape[1] - lengths[:, None]
-        return jnp.where(there, replace(table, prompts), prompts), jnp.argsort(table, axis=1)
-
-    @jax.jit
-    def back(inverse: jax.Array, tokens: jax.Array) -> jax.Array:
-        # Behind an answer's end stands 0, which may be a name.
-        flat = replace(inverse, tokens.reshape(len(tokens), -1))
-        return flat.reshape(tokens.shape)
+        return np.where(named, first + np.take_along_axis(table, name, axis=1), tokens)
 
     def ask(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
-        prompts, inverse = exchanged(key, jnp.asarray(tasks.prompts), jnp.asarray(tasks.lengths))
-        return tasks._replace(prompts=prompts), inverse
+        prompts, lengths = np.asarray(tasks.prompts), np.asarray(tasks.lengths)
+        width = prompts.shape[1]
+        table = np.argsort(np.asarray(jax.random.bits(key, (len(prompts), count))), axis=1)
+        there = np.arange(width) >= width - lengths[:, None]
+        other = np.where(there, replace(table, prompts), prompts)
+        return tasks._replace(prompts=other.astype(prompts.dtype)), np.argsort(table, axis=1)
+
+    def back(inverse: np.ndarray, tokens: Any) -> np.ndarray:
+        # Behind an answer's end stands 0, which may be a name.
+        flat = np.asarray(tokens).reshape(len(tokens), -1)
+        return replace(inverse, flat).reshape(tokens.shape).astype(flat.dtype)
 
     return View(f"{count} tokens renamed", ask, back)
 
@@ -98,18 +93,17 @@ def operands_exchanged() -> View:
         >>> tasks = addition.draw(jax.random.key(0), [2, 3])
         >>> other, _ = operands_exchanged().ask(jax.random.key(1), tasks)
         >>> addition.show(tasks.prompts[1]), addition.show(other.prompts[1])
-        ('<640+958=', '<958+640=')
+        ('<758+889=', '<889+758=')
     """
 
-    @jax.jit
-    def exchanged(prompts: jax.Array, levels: jax.Array) -> jax.Array:
+    def exchanged(prompts: np.ndarray, levels: np.ndarray) -> np.ndarray:
         width = prompts.shape[1]
-        place, own = jnp.arange(width), levels[:, None]
+        place, own = np.arange(width), levels[:, None]
         start = width - 2 * own - 2  # of the first operand; the second is one mark behind it
-        shift = jnp.where(place < start + own, own + 1, -own - 1)
+        shift = np.where(place < start + own, own + 1, -own - 1)
         is_digit = (place >= start) & (place < width - 1) & (place != start + own)
-        other = jnp.take_along_axis(prompts, jnp.clip(place + shift, 0, width - 1), axis=1)
-        return jnp.where(is_digit, other, prompts)
+        other = np.take_along_axis(prompts, np.clip(place + shift, 0, width - 1), axis=1)
+        return np.where(is_digit, other, prompts)
 
     def ask(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
         levels = np.asarray(tasks.levels)
@@ -117,7 +111,7 @@ def operands_exchanged() -> View:
         whole = prompts[np.arange(len(levels)), prompts.shape[1] - levels - 2] == PLUS
         if not (whole | ~np.asarray(tasks.valid)).all():
             raise ArgumentError("tasks must be sums of two operands of as many digits as a level.")
-        return tasks._replace(prompts=exchanged(jnp.asarray(prompts), jnp.asarray(levels))), None
+        return tasks._replace(prompts=exchanged(prompts, levels)), None
 
     return View("operands exchanged", ask, lambda memo, tokens: tokens)
 
@@ -157,7 +151,7 @@ def in_views(solve: Solver, views: Sequence[View]) -> Solver:
             ask_key, solve_key = jax.random.split(jax.random.fold_in(key, number))
             other, memo = view.ask(ask_key, tasks)
             own = single(params, solve_key, other)
-            tokens = np.array(view.back(memo, jnp.asarray(own.tokens)))
+            tokens = np.array(view.back(memo, own.tokens))
             behind = np.arange(tokens.shape[-1]) >= np.asarray(own.lengths)[..., None]
             tokens[behind] = 0
             found.append(own._replace(tokens=tokens))

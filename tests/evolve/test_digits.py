@@ -34,7 +34,8 @@ def test_answers_are_right_and_levels_are_lengths(name):
     problem = digits(name)
     levels = np.array([7, 1, 4, 7, 2, 3] * 20)
     tasks = problem.draw(jax.random.key(0), levels)
-    assert np.asarray(tasks.prompts).shape[1] == problem.prompt_length(7)
+    width = np.asarray(tasks.prompts).shape[1]
+    assert problem.prompt_length(7) <= width == -(-problem.prompt_length(7) // 8) * 8
     for level, (question, answer) in zip(levels, texts(problem, tasks), strict=True):
         assert answer == right_answer(name, question)
         assert len(question) == problem.prompt_length(level) - 2

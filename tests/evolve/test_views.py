@@ -89,7 +89,7 @@ def test_the_padding_stays_and_nothing_stands_behind_the_end():
     problem, view = ev.digits("copy"), ev.renamed(0, 10)
     tasks = problem.draw(KEY, LEVELS)
     other, _ = view.ask(KEY, tasks)
-    padding = np.arange(9) < 9 - np.asarray(tasks.lengths)[:, None]
+    padding = np.arange(16) < 16 - np.asarray(tasks.lengths)[:, None]
     assert (np.asarray(other.prompts)[padding] == 0).all()
     tokens = np.asarray(ev.in_views(oracle(problem), [view])(None, KEY, tasks).tokens)
     ends = (tokens == END).argmax(axis=-1)
