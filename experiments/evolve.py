@@ -7,7 +7,7 @@ the rounds before, and on the real data. θ_{t+1} is taken only if held-out task
 worse. A control trains as many steps, of as many tokens, on the real data alone.
 
 --task takes reverse or addition (of reversed numbers), --proposer model lets the model write the
-prompts too, --curriculum accelerated takes several lengths a round, and --filters none, --gate none
+prompts too, --curriculum accelerated takes two lengths a round where it can, and --filters none, --gate none
 and --damage show what each part is there for. --size paper is the published size, for a GPU.
 
 An answer is kept if it ends, has the most common length and no doubtful token, and if the model
@@ -33,6 +33,7 @@ import metajax
 from experiments import evolve_model, evolve_report
 from experiments.evolve_model import Trained
 from experiments.evolve_setting import (
+    LEVELS_A_ROUND,
     MICRO_ROWS,
     Config,
     Setting,
@@ -119,7 +120,7 @@ def parts_of(setting: Setting) -> ev.Parts:
     first = config.base_levels + 1
     curricula = {
         "one": ev.one_harder(first),
-        "accelerated": ev.accelerated(first, at_least=config.least_yield),
+        "accelerated": ev.accelerated(first, at_least=config.least_yield, most=LEVELS_A_ROUND),
         "learnable": ev.most_learnable(first),
     }
 

@@ -21,6 +21,9 @@ SURE_IN_ITSELF, SURE_IN_VIEWS = 0.98, 0.5
 """The least probability of a token of a kept answer. Agreement between views finds what is wrong,
 and a high bar beside it leaves out whole kinds of right ones, which the model then forgets."""
 
+LEVELS_A_ROUND = 2
+"""At most, with curriculum accelerated."""
+
 YIELD_IN_ITSELF, YIELD_IN_VIEWS = 0.3, 0.5
 """The least share of a length's answers that must be trusted for several lengths a round. With a
 lower bar a length too far is trusted where the model leaves out a digit in every view alike."""
@@ -93,8 +96,8 @@ class Config(runs.RunConfig):
     proposer: Literal["program", "model"] = "program"
     """Who poses the tasks: a program, as published, or the model itself."""
     curriculum: Literal["one", "accelerated", "learnable"] = "one"
-    """How many digits more a round: one; as many as the model can be trusted on; or the length of
-    which it is least sure."""
+    """How many digits more a round: one; two where the model can be trusted on both lengths; or up
+    to three, to the length of which it is least sure."""
     least_yield: float | None = None
     """Share of a length's answers that must be trusted for curriculum accelerated to take it: 0.5
     where views must agree, else 0.3."""
@@ -188,7 +191,7 @@ def setting_of(config: Config) -> Setting:
     assert config.base_levels is not None
     assert config.rounds is not None
     problem = ev.digits(config.task)
-    faster = 4 if config.curriculum != "one" else 1
+    faster = {"one": 1, "accelerated": LEVELS_A_ROUND, "learnable": 3}[config.curriculum]
     longest = config.base_levels + faster * config.rounds + 2
     text = problem.prompt_length(longest) + problem.answer_length(longest) + 16
     model = Transformer(
