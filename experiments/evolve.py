@@ -7,8 +7,9 @@ the rounds before, and on the real data. θ_{t+1} is taken only if held-out task
 worse. A control trains as many steps, of as many tokens, on the real data alone.
 
 --task takes reverse or addition (of reversed numbers), --proposer model lets the model write the
-prompts too, --curriculum accelerated takes two lengths a round where it can, and --filters none, --gate none
-and --damage show what each part is there for. --size paper is the published size, for a GPU.
+prompts too, --curriculum accelerated takes two lengths a round where it can, and --filters none,
+--gate none and --damage show what each part is there for. --size paper is the published size, for a
+GPU.
 
 An answer is kept if it ends, has the most common length and no doubtful token, and if the model
 says the same when it is asked in other words (--views): with the digits renamed, or the operands
