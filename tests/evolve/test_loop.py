@@ -201,7 +201,7 @@ def test_a_proposer_that_brings_nothing_is_a_round_skipped(kind):
 
 def test_wrong_shapes_and_weights_are_named():
     few = lambda params, key, levels: COPY.draw(key, [3] * 5)
-    with pytest.raises(ValueError, match=r"propose must return prompts \[6, width\].*\(5, 5\)"):
+    with pytest.raises(ValueError, match=r"propose must return prompts \[6, width\].*\(5, 8\)"):
         run(parts_of(propose=few))
     for value, shown in ((np.nan, "nan"), (1.5, "1.5"), (-0.1, "-0.1")):
         weights = np.array([1, 1, value, 1, 1, 1])

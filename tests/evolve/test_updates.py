@@ -161,7 +161,8 @@ def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
     data = data_of(count=2, samples=2)
     made = data.newest
     log_probs = []
-    for tokens, prompt in zip(made.attempts.tokens, np.asarray(made.tasks.prompts), strict=True):
+    for tokens, padded, length in zip(made.attempts.tokens, *made.tasks[:2], strict=True):
+        prompt = np.asarray(padded)[-int(length) :]
         rows = np.concatenate([np.repeat(prompt[None], 2, axis=0), tokens], axis=1)
         logits = jax.nn.log_softmax(APPLY(PARAMS, jnp.array(rows[:, :-1])))
         found = jnp.take_along_axis(logits, jnp.array(rows)[:, 1:, None], axis=-1)[..., 0]
