@@ -36,6 +36,7 @@ from experiments.evolve_model import Trained
 from experiments.evolve_setting import (
     LEVELS_A_ROUND,
     MICRO_ROWS,
+    REACH,
     Config,
     Setting,
     optimizer_of,
@@ -122,7 +123,7 @@ def parts_of(setting: Setting) -> ev.Parts:
     curricula = {
         "one": ev.one_harder(first),
         "accelerated": ev.accelerated(first, at_least=config.least_yield, most=LEVELS_A_ROUND),
-        "learnable": ev.most_learnable(first),
+        "learnable": ev.most_learnable(first, reach=REACH),
     }
 
     def held_out(levels: ev.Levels) -> ev.HeldOut:

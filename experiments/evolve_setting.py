@@ -21,8 +21,8 @@ SURE_IN_ITSELF, SURE_IN_VIEWS = 0.98, 0.5
 """The least probability of a token of a kept answer. Agreement between views finds what is wrong,
 and a high bar beside it leaves out whole kinds of right ones, which the model then forgets."""
 
-LEVELS_A_ROUND = 2
-"""At most, with curriculum accelerated."""
+LEVELS_A_ROUND, REACH = 2, 3
+"""How many levels further a round can go: with curriculum accelerated, and with learnable."""
 
 YIELD_IN_ITSELF, YIELD_IN_VIEWS = 0.3, 0.5
 """The least share of a length's answers that must be trusted for several lengths a round. With a
@@ -191,7 +191,7 @@ def setting_of(config: Config) -> Setting:
     assert config.base_levels is not None
     assert config.rounds is not None
     problem = ev.digits(config.task)
-    faster = {"one": 1, "accelerated": LEVELS_A_ROUND, "learnable": 3}[config.curriculum]
+    faster = {"one": 1, "accelerated": LEVELS_A_ROUND, "learnable": REACH}[config.curriculum]
     longest = config.base_levels + faster * config.rounds + 2
     text = problem.prompt_length(longest) + problem.answer_length(longest) + 16
     model = Transformer(
