@@ -76,7 +76,7 @@ help: ## list the targets
 install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
-	$(RUN) -m experiments.demo $(common_flags)
+	$(RUN) -m experiments.fewshot.demo $(common_flags)
 
 test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests that aren't slow, and the docstrings' examples
 	$(PYTEST) -m 'not slow'
@@ -90,40 +90,40 @@ lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m pyright
 
 omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's number
-	$(RUN) -m experiments.omniglot $(omniglot_flags)
+	$(RUN) -m experiments.fewshot.omniglot.train $(omniglot_flags)
 
 omniglot-metric: $(INSTALLED) ## Prototypical Networks (METHOD=matching, relation, r2d2) on Omniglot
-	$(RUN) -m experiments.omniglot_metric $(metric_flags) $(common_flags)
+	$(RUN) -m experiments.fewshot.omniglot.metric $(metric_flags) $(common_flags)
 
 omniglot-table: $(INSTALLED) ## ten learners beside their papers, cell by cell; the same command goes on
-	$(RUN) -m experiments.omniglot_table $(table_flags)
+	$(RUN) -m experiments.fewshot.omniglot.table $(table_flags)
 
 data-weighting: $(INSTALLED) ## learn which training labels to trust, through whole trainings
-	$(RUN) -m experiments.data_weighting $(common_flags)
+	$(RUN) -m experiments.bilevel.data_weighting $(common_flags)
 
 sinusoid: $(INSTALLED) ## MAML on sinusoid regression
-	$(RUN) -m experiments.sinusoid $(common_flags)
+	$(RUN) -m experiments.fewshot.sinusoid $(common_flags)
 
 shakespeare: $(INSTALLED) ## train a small language model on Shakespeare (DATA=<another text>)
-	$(RUN) -m experiments.shakespeare $(if $(DATA),--data '$(DATA)') $(common_flags)
+	$(RUN) -m experiments.language.shakespeare $(if $(DATA),--data '$(DATA)') $(common_flags)
 
 test-time-training: $(INSTALLED) ## adapt a language model to each task's examples before it answers
-	$(RUN) -m experiments.test_time_training $(if $(BASE),--base '$(BASE)') $(common_flags)
+	$(RUN) -m experiments.language.test_time_training $(if $(BASE),--base '$(BASE)') $(common_flags)
 
 meta-lora: $(INSTALLED) ## meta-learn from where a language model adapts (BASE=<another run's base/model>)
-	$(RUN) -m experiments.meta_lora $(if $(BASE),--base '$(BASE)') $(common_flags)
+	$(RUN) -m experiments.language.meta_lora $(if $(BASE),--base '$(BASE)') $(common_flags)
 
 evolve: $(INSTALLED) ## a model teaches itself longer strings (TASK=reverse, TASK=addition, PROPOSER=model)
-	$(RUN) -m experiments.evolve $(evolve_flags) $(common_flags)
+	$(RUN) -m experiments.evolution.strings.train $(evolve_flags) $(common_flags)
 
 evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
-	$(RUN) -m experiments.evolve --size paper $(evolve_flags) $(common_flags)
+	$(RUN) -m experiments.evolution.strings.train --size paper $(evolve_flags) $(common_flags)
 
 evolve-pretrained: $(INSTALLED) ## a Hugging Face model teaches itself longer sums (CHECKPOINT=<folder or hub id>)
-	$(RUN) -m experiments.evolve_pretrained $(pretrained_flags) $(common_flags)
+	$(RUN) -m experiments.evolution.pretrained.train $(pretrained_flags) $(common_flags)
 
 evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
-	$(RUN) -m experiments.evolve_programs $(if $(ROUNDS),--rounds '$(ROUNDS)') $(common_flags)
+	$(RUN) -m experiments.evolution.programs.train $(if $(ROUNDS),--rounds '$(ROUNDS)') $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')
@@ -143,7 +143,7 @@ bench-lm: $(PARITY_INSTALLED) ## generation beside transformers, and LoRA on man
 	$(RUN) -m experiments.benchmarks.lora $(if $(OUT),--out '$(OUT)')
 
 soak: $(INSTALLED) ## kill a training 100 times (KILLS=), and check that nothing is lost
-	$(RUN) -m experiments.soak $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)') $(if $(OUT),--out '$(OUT)')
+	$(RUN) -m experiments.benchmarks.soak $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)') $(if $(OUT),--out '$(OUT)')
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

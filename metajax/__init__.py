@@ -3,7 +3,6 @@
 from metajax import losses
 from metajax.adapt import AdaptInfo, adapt
 from metajax.check import Check, LearnerReport, Slope, check_gradient, check_learner
-from metajax.devices import task_mesh, use_every_core
 from metajax.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -38,7 +37,7 @@ from metajax.learners import (
     relation,
     reptile,
 )
-from metajax.metagrad import meta_gradient
+from metajax.meta_gradient import meta_gradient
 from metajax.modes import (
     GradientMode,
     first_order,
@@ -47,8 +46,9 @@ from metajax.modes import (
     truncated,
     unrolled,
 )
-from metajax.sharding import shard_params
-from metajax.train import Trainer, TrainState, meta_trainer
+from metajax.parallel.devices import task_mesh, use_every_core
+from metajax.parallel.sharding import shard_params
+from metajax.trainer import Trainer, TrainState, meta_trainer
 from metajax.trees import combine, partition
 from metajax.types import Batch, Episode, MaskedBatch, Sampler
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, chunks, devices
+from metajax import _checks
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner, checked_episode, checked_learner, reported
-from metajax.train import episode_keys, hoist_constants
+from metajax.parallel import chunks, devices
+from metajax.trainer import episode_keys, hoist_constants
 from metajax.types import Episode, Params, PyTree, Sampler
 
 

@@ -22,7 +22,7 @@ MODULES = (
     "metajax.lm",
     "metajax.losses",
     "metajax.models",
-    "metajax.runs",
+    "experiments.common",
 )
 RUN_FUNCTIONS = {
     *("create", "environment", "fit", "format_table", "guard"),
@@ -121,7 +121,9 @@ def fields_of(module):
             for name in names:
                 found |= fields_of(name)
         elif isinstance(node, ast.ImportFrom) and "runs" in {each.name for each in node.names}:
-            found |= fields_of("metajax.runs.config") | fields_of("metajax.runs.processes")
+            found |= fields_of("experiments.common.config") | fields_of(
+                "experiments.common.processes"
+            )
     return found
 
 
@@ -145,8 +147,11 @@ def test_every_command_names_a_script_and_options_that_it_has():
     lines = [line for line in lines if "-m experiments." in line and '"' not in line]
     assert len(lines) > 40
     assert sorted(wrong_commands(lines)) == []
-    wrong = ["python -m experiments.demo --steps 3 --sede 1", "$ python -m experiments.other"]
-    assert [*wrong_commands(wrong)] == ["experiments.demo --sede", "experiments.other"]
+    wrong = [
+        "python -m experiments.fewshot.demo --steps 3 --sede 1",
+        "$ python -m experiments.other",
+    ]
+    assert [*wrong_commands(wrong)] == ["experiments.fewshot.demo --sede", "experiments.other"]
 
 
 @functools.cache

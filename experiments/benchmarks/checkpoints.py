@@ -26,14 +26,15 @@ import tqdm
 import tyro
 
 import metajax
-from experiments import shakespeare, sinusoid
+from experiments import common
 from experiments.benchmarks.report import provenance, write
-from metajax import losses, models, runs
+from experiments.common.best import Best
+from experiments.fewshot import classification, sinusoid
+from experiments.language import shakespeare
+from metajax import losses, models
 from metajax.data import episode_sampler, from_arrays, sinusoid_sampler
 from metajax.lm import training
 from metajax.models import Transformer
-from metajax.runs import fewshot
-from metajax.runs.best import Best
 
 DONE, LINES = 60_000, 600
 """Meta-steps of the run that goes on, and lines of its metrics."""
@@ -53,7 +54,7 @@ class Config:
     """Folder for checkpoints.json, .md and .png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "checkpoints", "dispatches", "resumes")
+        common.check_positive(self, "checkpoints", "dispatches", "resumes")
 
 
 class Setting(NamedTuple):
@@ -76,15 +77,15 @@ def few_shot() -> Setting:
     """5-way 1-shot MAML with Conv-4 as in the demo; what the images show doesn't matter."""
     images = np.random.default_rng(0).random((400, 28, 28, 1), np.float32)
     data = from_arrays(images, np.repeat(np.arange(20), 20))
-    network = fewshot.conv4(5, jax.random.key(0))
+    network = classification.conv4(5, jax.random.key(0))
     trainer = metajax.meta_trainer(
-        fewshot.maml_learner(1.0)(network, 1),
+        classification.maml_learner(1.0)(network, 1),
         optax.adam(3e-3),
         episode_sampler(data, n_way=5, k_shot=1, query=1),
         meta_batch=16,
     )
     state = trainer.init(network.params, jax.random.key(1))
-    return Setting(trainer, state, runs.RunConfig.checkpoint_every, 5)
+    return Setting(trainer, state, common.RunConfig.checkpoint_every, 5)
 
 
 def language_model() -> Setting:
@@ -142,9 +143,9 @@ def overhead(setting: Setting, config: Config, folder: Path) -> dict[str, Any]:
     step = median_seconds(dispatch, config.dispatches) / setting.dispatch
     (state,) = states
     with (
-        runs.Checkpoints(folder / "checkpoints") as checkpoints,
+        common.Checkpoints(folder / "checkpoints") as checkpoints,
         Best(folder, state.params) as best,
-        runs.MetricsLog(folder) as log,
+        common.MetricsLog(folder) as log,
     ):
 
         def save(number: int) -> None:
@@ -169,23 +170,23 @@ def overhead(setting: Setting, config: Config, folder: Path) -> dict[str, Any]:
     }
 
 
-def long_run(folder: Path) -> runs.Run:
+def long_run(folder: Path) -> common.Run:
     """The run that is to go on, as it is found in its folder."""
-    config = runs.RunConfig(steps=DONE + 1000, out=folder, resume=True)
-    return runs.Run("long", folder, config)
+    config = common.RunConfig(steps=DONE + 1000, out=folder, resume=True)
+    return common.Run("long", folder, config)
 
 
 def prepare(folder: Path) -> None:
     """Leaves what a run of few-shot learning has after 60,000 meta-steps."""
     state = few_shot().state
-    runs.create(long_run(folder))
+    common.create(long_run(folder))
     every = DONE // LINES
-    with runs.MetricsLog(folder) as log:
+    with common.MetricsLog(folder) as log:
         for step in range(every, DONE + 1, every):
             values = {"loss": 0.1, "accuracy": 0.97, "grad_norm": 0.2}
             log.append(step, {**values, "validation_loss": 0.1, "seconds": 9.5})
     with (
-        runs.Checkpoints(folder / "checkpoints") as checkpoints,
+        common.Checkpoints(folder / "checkpoints") as checkpoints,
         Best(folder, state.params) as best,
     ):
         for step in (DONE - 1000, DONE):
@@ -203,7 +204,9 @@ def go_on(folder: Path) -> None:
 
     found = long_run(folder)
     trainer = setting.trainer._replace(run=run)
-    runs.fit(found, trainer, setting.state, steps=DONE + 1000, validate=lambda params: {"loss": 0})
+    common.fit(
+        found, trainer, setting.state, steps=DONE + 1000, validate=lambda params: {"loss": 0}
+    )
 
 
 def resume_seconds(folder: Path) -> tuple[float, float]:
@@ -218,7 +221,7 @@ def resume_seconds(folder: Path) -> tuple[float, float]:
     )
     step, entered, first = done.stdout.split()[-3:]
     if int(step) != DONE:
-        raise runs.RunError(f"The long run went on from step {step}, not {DONE}")
+        raise common.RunError(f"The long run went on from step {step}, not {DONE}")
     return float(first) - started, float(first) - float(entered)
 
 
@@ -241,8 +244,8 @@ def measure_all(config: Config, settings: dict[str, Callable[[], Setting]]) -> d
             resumes.append(resume_seconds(folder))
             bar.update()
     return {
-        "command": runs.command("experiments.benchmarks.checkpoints", config),
-        "environment": runs.environment(),
+        "command": common.command("experiments.benchmarks.checkpoints", config),
+        "environment": common.environment(),
         "rows": rows,
         "resume": {
             "steps": DONE,
@@ -307,4 +310,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

@@ -25,7 +25,8 @@ import tyro
 from jax.flatten_util import ravel_pytree
 
 import metajax
-from metajax import losses, models, runs
+from experiments import common
+from metajax import losses, models
 from metajax.data import sinusoid_sampler
 
 Network = Literal["sinusoid", "conv4"]
@@ -56,7 +57,7 @@ class Config:
     """The npz of another run, to compare with."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "steps", "dispatch", "cores")
+        common.check_positive(self, "steps", "dispatch", "cores")
         if self.steps % self.dispatch:
             raise ValueError(f"dispatch must divide steps, {self.steps}; got {self.dispatch}")
 
@@ -149,7 +150,7 @@ def run(config: Config) -> dict[str, Any]:
     with jax.enable_x64(config.dtype == "float64"):
         arrays = train(config)
     result: dict[str, Any] = {
-        "environment": runs.environment(),
+        "environment": common.environment(),
         "config": {"network": config.network, "dtype": config.dtype, "steps": config.steps},
         "digests": {name: digest(array) for name, array in arrays.items()},
         "numbers": {
@@ -172,10 +173,10 @@ def run(config: Config) -> dict[str, Any]:
 def use_cores(count: int) -> None:
     """Leaves the process so many cores; XLA counts them when it is first used."""
     if not hasattr(os, "sched_setaffinity"):
-        raise runs.RunError("cores: this system doesn't let a process choose its cores")
+        raise common.RunError("cores: this system doesn't let a process choose its cores")
     there = sorted(os.sched_getaffinity(0))
     if count > len(there):
-        raise runs.RunError(f"cores must be at most the {len(there)} that there are; got {count}")
+        raise common.RunError(f"cores must be at most the {len(there)} that there are; got {count}")
     os.sched_setaffinity(0, there[:count])
 
 
@@ -191,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

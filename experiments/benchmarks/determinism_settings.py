@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import tqdm
 
+from experiments import common
 from experiments.benchmarks import determinism
 from experiments.benchmarks.report import provenance, write
-from metajax import runs
-from metajax.runs.report import markdown_table
+from experiments.common.report import markdown_table
 
 
 class Setting(NamedTuple):
@@ -67,7 +67,7 @@ class Config:
     """Folder for determinism.json and determinism.md; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "steps")
+        common.check_positive(self, "steps")
         unknown = [name for name in self.settings if name not in SETTINGS]
         if unknown:
             raise ValueError(f"settings must be among {list(SETTINGS)}; got {unknown}")
@@ -95,7 +95,7 @@ def one_run(
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing was said"]
-        raise runs.RunError(f"{network} in {dtype}: the run ended without a result ({said[-1]})")
+        raise common.RunError(f"{network} in {dtype}: the run ended without a result ({said[-1]})")
     return json.loads((folder / f"determinism-{network}-{dtype}.json").read_text())
 
 
@@ -117,7 +117,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
                 changed, folder = SETTINGS[label], Path(name) / "other"
                 try:
                     other = one_run(folder, network, dtype, config.steps, changed, *compare)
-                except runs.RunError as error:
+                except common.RunError as error:
                     row |= {"same bits": None, "differences": None, "problem": str(error)}
                 else:
                     same = other["digests"] == found["digests"]
@@ -164,8 +164,8 @@ def run(config: Config) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     rows = measure(config)
     result = {
-        "command": runs.command("experiments.benchmarks.determinism_settings", config),
-        "environment": runs.environment(),
+        "command": common.command("experiments.benchmarks.determinism_settings", config),
+        "environment": common.environment(),
         "steps": config.steps,
         "rows": rows,
     }
@@ -184,8 +184,8 @@ def run(config: Config) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
-    print(run(runs.parse(Config, arguments, __doc__ or "")))
+    print(run(common.parse(Config, arguments, __doc__ or "")))
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

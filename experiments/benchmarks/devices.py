@@ -17,6 +17,7 @@ import jax
 import optax
 
 import metajax
+from experiments import common
 from experiments.benchmarks import jax_programs
 from experiments.benchmarks.report import provenance, write
 from experiments.benchmarks.workload import (
@@ -26,8 +27,7 @@ from experiments.benchmarks.workload import (
     initial_weights,
     random_episodes,
 )
-from metajax import runs
-from metajax.runs.report import markdown_table
+from experiments.common.report import markdown_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Config:
     """Folder for devices.json and devices.md; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "rounds", "steps")
+        common.check_positive(self, "rounds", "steps")
         check_cells("cell", (self.cell,))
         if not self.devices or min(self.devices) < 1:
             raise metajax.ArgumentError(f"devices must be above zero; got {self.devices}")
@@ -111,10 +111,10 @@ def run(config: Config) -> str:
         }
     )
     result = {
-        "command": runs.command("experiments.benchmarks.devices", config),
+        "command": common.command("experiments.benchmarks.devices", config),
         "cell": config.cell,
         "seconds": seconds,
-        "environment": runs.environment(),
+        "environment": common.environment(),
     }
     lines = [f"# MAML's meta-step, {config.cell}", "", *table, "", *provenance(result), ""]
     text = "\n".join(lines)
@@ -125,8 +125,8 @@ def run(config: Config) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints the table."""
     metajax.use_every_core()
-    print(run(runs.parse(Config, arguments, __doc__ or "")))
+    print(run(common.parse(Config, arguments, __doc__ or "")))
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

@@ -29,8 +29,9 @@ import tyro
 from matplotlib.figure import Figure
 
 import metajax
+from experiments import common
 from experiments.benchmarks.report import provenance, say, write
-from metajax import lm, runs
+from metajax import lm
 from metajax.models import Transformer, TransformerConfig
 
 MODELS: dict[str, TransformerConfig] = {
@@ -64,7 +65,7 @@ class Config:
     """Folder for generation.json, .md and .png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "batch", "prompt_length", "new_tokens", "rounds")
+        common.check_positive(self, "batch", "prompt_length", "new_tokens", "rounds")
         for name in self.models:
             if name not in MODELS:
                 raise ValueError(f"models must be some of {', '.join(MODELS)}; got {name}")
@@ -197,9 +198,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
 def run(config: Config) -> str:
     """Measures, and writes the files into ``config.out``; returns the table."""
     config.out.mkdir(parents=True, exist_ok=True)
-    environment = runs.environment()
+    environment = common.environment()
     result = {
-        "command": runs.command("experiments.benchmarks.generation", config),
+        "command": common.command("experiments.benchmarks.generation", config),
         "environment": environment,
         **{n: getattr(config, n) for n in ("batch", "prompt_length", "new_tokens", "rounds")},
         "rows": [measure(config, name) for name in config.models],
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

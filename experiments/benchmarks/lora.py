@@ -26,12 +26,14 @@ from jax.sharding import PartitionSpec
 from matplotlib.figure import Figure
 
 import metajax
+from experiments import common
 from experiments.benchmarks import measure, torch_lora
 from experiments.benchmarks.report import bars, provenance, say, write
-from metajax import chunks, devices, lm, runs
+from metajax import lm
 from metajax.lm import lora
 from metajax.lm.peft_format import save_adapters
 from metajax.models import Transformer, TransformerConfig
+from metajax.parallel import chunks, devices
 
 MODEL = TransformerConfig.llama(
     vocab_size=4096, width=384, n_layers=6, n_heads=6, mlp_width=1024, scan=False
@@ -90,7 +92,7 @@ class Config:
     """Folder for lora.json, .md and .png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(
+        common.check_positive(
             self, "tasks", "peer_tasks", "steps", "rank", "rate", "rounds", "tolerance"
         )
         if self.peer_tasks > self.tasks:
@@ -155,7 +157,7 @@ def peers(config: Config, folder: Path, tokens: np.ndarray) -> list[Program]:
         plural = "s" if threads > 1 else ""
         return Program(f"peft, {threads} thread{plural}", lambda: adapt(threads), len(tokens))
 
-    return [program(threads) for threads in sorted({1, runs.environment()["cores"]})]
+    return [program(threads) for threads in sorted({1, common.environment()["cores"]})]
 
 
 def programs(config: Config, cell: Cell, folder: Path) -> list[Program]:
@@ -292,8 +294,8 @@ def run(config: Config) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     sizes = ("tasks", "peer_tasks", "steps", "rank", "rate", "rounds", "tolerance")
     result = {
-        "command": runs.command("experiments.benchmarks.lora", config),
-        "environment": runs.environment(),
+        "command": common.command("experiments.benchmarks.lora", config),
+        "environment": common.environment(),
         **{name: getattr(config, name) for name in sizes},
         "rows": [measured(config, CELLS[name]) for name in config.cells],
     }
@@ -310,4 +312,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from experiments import common
 from experiments.benchmarks.workload import Compilation, Program, relative_error
-from metajax import runs
 
 PAUSE = 0.02
 """Seconds between two programs' turns, in which the last one's idle threads stop spinning."""
@@ -43,7 +43,7 @@ def check_agreement(
         loss_error = abs(own_loss - loss) / abs(loss)
         # Written so that NaN fails.
         if not (error <= tolerance and loss_error <= tolerance):
-            raise runs.RunError(
+            raise common.RunError(
                 f"{program.name!r} and {reference.name!r} do not compute the same meta-step: the "
                 f"gradient differs by {error:.1e} and the loss by {loss_error:.1e}, relatively; "
                 f"at most {tolerance:.1e} is accepted. Nothing was timed."

@@ -17,10 +17,10 @@ import tyro
 from matplotlib.figure import Figure
 
 import metajax
+from experiments import common
 from experiments.benchmarks import jax_programs
 from experiments.benchmarks.report import provenance, write
 from experiments.benchmarks.workload import Workload
-from metajax import runs
 
 MODES: dict[str, Callable[[], metajax.GradientMode]] = {
     "unrolled": metajax.unrolled,
@@ -52,7 +52,7 @@ class Config:
         for name in ("inner_steps", "tasks"):
             if min(getattr(self, name), default=0) <= 0:
                 raise ValueError(f"{name} must be numbers above zero; got {getattr(self, name)}")
-        runs.check_positive(self, "features")
+        common.check_positive(self, "features")
         if not self.timed >= 0:
             raise ValueError(f"timed must be at least zero; got {self.timed}")
 
@@ -86,8 +86,8 @@ def measure_all(config: Config, modes: dict[str, Any]) -> dict[str, Any]:
                     by_tasks.append({"mode": name, "tasks": tasks, "together": together, **found})
                     bar.update()
     return {
-        "command": runs.command("experiments.benchmarks.memory", config),
-        "environment": runs.environment(),
+        "command": common.command("experiments.benchmarks.memory", config),
+        "environment": common.environment(),
         "features": config.features,
         "optimizer": "gradient descent",
         "by_steps": by_steps,
@@ -186,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

@@ -21,6 +21,7 @@ import jax
 import tyro
 
 import metajax
+from experiments import common
 from experiments.benchmarks import jax_programs, measure, report
 from experiments.benchmarks.workload import (
     CELLS,
@@ -34,7 +35,6 @@ from experiments.benchmarks.workload import (
     initial_weights,
     random_episodes,
 )
-from metajax import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Config:
     """Folder for meta_step.json, meta_step.md and meta_step.png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(
+        common.check_positive(
             self, "rounds", "turn_seconds", "budget_seconds", "compile_repeats", "tolerance"
         )
         check_cells("cells", self.cells)
@@ -218,11 +218,11 @@ def results(config: Config) -> Iterator[dict[str, Any]]:
     Yields:
         The result so far as JSON values, after each cell and at the end.
     """
-    environment = runs.environment()
+    environment = common.environment()
     environment["versions"] |= peer_versions()
     prepare_torch(environment["cores"], tf32=config.tf32)
     result: dict[str, Any] = {
-        "command": runs.command("experiments.benchmarks.meta_step", config),
+        "command": common.command("experiments.benchmarks.meta_step", config),
         "environment": environment,
         "rounds": config.rounds,
         "turn_seconds": config.turn_seconds,
@@ -259,4 +259,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

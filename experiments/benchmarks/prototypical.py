@@ -2,7 +2,7 @@
 
     make bench                        (or: python -m experiments.benchmarks.prototypical)
 
-One step of ``experiments.omniglot_metric`` on an episode of 60 classes, one support and five query
+One step of ``experiments.fewshot.omniglot.metric`` on an episode of 60 classes, one support and five query
 images of each: Conv-4 with max-pooling on all 360 images together, normalised by their statistics,
 the running ones updated, and Adam. PyTorch computes it in four forms: channels first or last,
 eagerly or by ``torch.compile``, which needs a C++ compiler. Loss and gradient are compared first,
@@ -23,6 +23,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import metajax
+from experiments import common
 from experiments.benchmarks import jax_programs, measure, meta_step, report
 from experiments.benchmarks.workload import (
     Arrays,
@@ -34,7 +35,6 @@ from experiments.benchmarks.workload import (
     initial_weights,
     random_episodes,
 )
-from metajax import runs
 from metajax.models import Conv4
 
 CHECKED_WAYS = 20
@@ -73,7 +73,7 @@ class Config:
     """Folder for prototypical.json, .md and .png; existing ones are replaced."""
 
     def __post_init__(self) -> None:
-        runs.check_positive(self, "rounds", "turn_seconds", "tolerance", "float32_tolerance")
+        common.check_positive(self, "rounds", "turn_seconds", "tolerance", "float32_tolerance")
         self.workload()
 
     def workload(self) -> Workload:
@@ -202,7 +202,7 @@ def results(config: Config) -> dict[str, Any]:
     Raises:
         RunError: if they don't compute the same.
     """
-    environment = runs.environment()
+    environment = common.environment()
     environment["versions"] |= meta_step.peer_versions(("torch",))
     meta_step.prepare_torch(environment["cores"])
     weights, arrays = data(config)
@@ -236,7 +236,7 @@ def results(config: Config) -> dict[str, Any]:
         float32_errors=errors,
     )
     return {
-        "command": runs.command("experiments.benchmarks.prototypical", config),
+        "command": common.command("experiments.benchmarks.prototypical", config),
         "environment": environment,
         "rounds": config.rounds,
         "turn_seconds": config.turn_seconds,
@@ -320,4 +320,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

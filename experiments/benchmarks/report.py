@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmarks.workload import ORDINARY, PEERS
-from metajax._files import write_atomically
+from metajax.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,10 +21,10 @@ import tyro
 from matplotlib.figure import Figure
 
 import metajax
+from experiments import common
 from experiments.benchmarks import jax_programs
 from experiments.benchmarks.report import provenance, say, write
 from experiments.benchmarks.workload import relative_error
-from metajax import runs
 from metajax.models import Transformer, TransformerConfig
 from metajax.trees import leaf_paths
 
@@ -214,8 +214,8 @@ def run(config: Config, modes: dict[str, Any] = MODES) -> str:
     config.out.mkdir(parents=True, exist_ok=True)
     sizes = {k: v for k, v in dataclasses.asdict(config).items() if k != "out"}
     result: dict[str, Any] = {
-        "command": runs.command("experiments.benchmarks.transformer", config),
-        "environment": runs.environment(),
+        "command": common.command("experiments.benchmarks.transformer", config),
+        "environment": common.environment(),
         "config": sizes,
         "rows": [],
     }
@@ -231,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

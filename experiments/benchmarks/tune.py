@@ -15,9 +15,9 @@ import jax
 import tyro
 
 import metajax
+from experiments import common
 from experiments.benchmarks import jax_programs, report
 from experiments.benchmarks.workload import CELLS, Workload, check_cells
-from metajax import runs
 from metajax.models.conv import Algorithm
 
 MODES = {"unrolled": metajax.unrolled, "mixed": metajax.mixed}
@@ -42,7 +42,7 @@ class Config:
         check_cells("cells", self.cells)
         if min(self.chunks, default=0) <= 0:
             raise ValueError(f"chunks must be numbers above zero; got {self.chunks}")
-        runs.check_positive(self, "timed")
+        common.check_positive(self, "timed")
 
 
 def measure(
@@ -61,8 +61,8 @@ def run(config: Config) -> list[dict[str, Any]]:
     config.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     result = {
-        "command": runs.command("experiments.benchmarks.tune", config),
-        "environment": runs.environment(),
+        "command": common.command("experiments.benchmarks.tune", config),
+        "environment": common.environment(),
         "rows": rows,
     }
     for cell in config.cells:
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    runs.guard(main)
+    common.guard(main)

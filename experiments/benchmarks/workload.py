@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from metajax import runs
+from experiments import common
 
 LAYERS = 4
 MLP_WIDTHS = (256, 128, 64, 64)
@@ -67,7 +67,7 @@ class Workload:
 
     def __post_init__(self) -> None:
         numbers = [field.name for field in dataclasses.fields(self) if field.name != "form"]
-        runs.check_positive(self, *numbers)
+        common.check_positive(self, *numbers)
         if self.form not in ("stride", "pool", "mlp"):
             raise ValueError(f"form must be 'stride', 'pool' or 'mlp'; got {self.form!r}")
         if self.form == "pool" and self.image_size < 2**LAYERS:

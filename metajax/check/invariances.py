@@ -11,7 +11,7 @@ import optax
 from metajax import trees
 from metajax.check.perturb import alike, parting
 from metajax.check.subject import N_TASKS, Seen, Subject
-from metajax.metagrad import meta_gradient
+from metajax.meta_gradient import meta_gradient
 from metajax.types import Episode, Params, PyTree
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from metajax.check.perturb import changed
 from metajax.learners.base import Learner
-from metajax.metagrad import meta_gradient
+from metajax.meta_gradient import meta_gradient
 from metajax.trees import strongly_typed
 from metajax.types import Episode, Params
 

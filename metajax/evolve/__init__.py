@@ -10,7 +10,6 @@ from metajax.evolve.data import (
     real_alone,
     real_examples,
 )
-from metajax.evolve.digits import digits
 from metajax.evolve.fine_tuning import fine_tune
 from metajax.evolve.gates import Decision, Gate, HeldOut, always, held_out_of, joined, no_worse
 from metajax.evolve.loop import evolve
@@ -46,7 +45,7 @@ from metajax.evolve.verifiers import (
     most_common_length,
     must_end,
 )
-from metajax.evolve.views import View, in_views, operands_exchanged, renamed
+from metajax.evolve.views import View, in_views, renamed
 
 __all__ = [
     "Answers",
@@ -77,7 +76,6 @@ __all__ = [
     "as_examples",
     "band",
     "confident",
-    "digits",
     "drawn_by_program",
     "every_round",
     "everything",
@@ -97,7 +95,6 @@ __all__ = [
     "must_end",
     "no_worse",
     "one_harder",
-    "operands_exchanged",
     "policy_gradient",
     "published_shares",
     "real_alone",

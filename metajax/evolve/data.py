@@ -46,7 +46,7 @@ def real_alone(real: Examples) -> Data:
     """Data of no round, such as a control is trained on: new examples have weight 0.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> real = real_examples(digits("copy"), jax.random.key(0), [1, 2], 5)
         >>> real_alone(real).new.weights.any()
         np.False_
@@ -72,7 +72,7 @@ def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples
         weights: ``[n]``; what isn't valid gets 0 in any case.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> copy = digits("copy")
         >>> tasks = copy.draw(jax.random.key(0), [2, 3])
         >>> examples = as_examples(tasks, copy.solve(tasks), np.ones(2))
@@ -110,7 +110,7 @@ def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count
         ArgumentError: ``count`` isn't a positive integer, or there are no ``levels``.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> real_examples(digits("copy"), jax.random.key(0), [1, 2], 5).lengths.max()
         np.int32(7)
     """

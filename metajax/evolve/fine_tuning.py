@@ -13,7 +13,7 @@ from metajax.errors import ArgumentError
 from metajax.evolve.data import Data, rows_of
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.losses import Apply
-from metajax.train import TrainState
+from metajax.trainer import TrainState
 from metajax.types import Metrics, Params
 
 

@@ -170,7 +170,7 @@ def held_out_of(
         ArgumentError: if ``each`` isn't a positive integer.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> held_out = held_out_of(digits("copy"), jax.random.key(0), known=range(1, 5),
         ...     frontier=range(9, 11), each=8)
         >>> held_out.known.lengths.shape, held_out.frontier.lengths.shape
@@ -192,7 +192,7 @@ def joined(parts: list[Tasks]) -> Tasks:
     """Tasks of several lists in one, as wide as the widest.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> parts = [digits("copy").draw(jax.random.key(0), [level]) for level in (2, 9)]
         >>> joined(parts).prompts.shape
         (2, 16)

@@ -19,7 +19,7 @@ from metajax.evolve.data import Data, round_of
 from metajax.evolve.types import Examples, Tasks
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.learners.base import Learner
-from metajax.train import TrainState
+from metajax.trainer import TrainState
 from metajax.types import Episode, Metrics
 
 

@@ -14,7 +14,7 @@ from metajax.evolve.data import Data, Round, as_examples, round_of
 from metajax.evolve.types import Answers, Examples
 from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
 from metajax.losses import Apply
-from metajax.train import TrainState
+from metajax.trainer import TrainState
 from metajax.types import Metrics, Params
 
 

@@ -24,7 +24,7 @@ def drawn_by_program(problem: Problem, *, count: int) -> Proposer:
         ArgumentError: if ``count`` isn't a positive integer.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> propose = drawn_by_program(digits("copy"), count=4)
         >>> propose(None, jax.random.key(0), Levels(3, 4)).levels.tolist()
         [4, 3, 4, 3]
@@ -70,7 +70,7 @@ def written_by_model(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> from metajax.models import TransformerConfig
         >>> config = TransformerConfig.nope(vocab_size=14, width=8, n_layers=1, n_heads=2)
         >>> model = Transformer(config)
@@ -164,7 +164,7 @@ def without_repetitions(tasks: Tasks, known: np.ndarray | None = None) -> Tasks:
         known: ``fingerprints`` of prompts that may not be learned from, such as held-out ones.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> tasks = digits("copy").draw(jax.random.key(0), [1] * 50)
         >>> int(without_repetitions(tasks).valid.sum())  # of ten digits
         10

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from metajax import _checks, devices, lm
+from metajax import _checks, lm
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.evolve.types import Attempts, Solver, Tasks
 from metajax.models import Transformer
+from metajax.parallel import devices
 from metajax.types import Params
 
 MULTIPLE = 16
@@ -50,7 +51,7 @@ def solver(
         ArgumentError: a number isn't a positive integer; more samples without a temperature.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> from metajax.models import TransformerConfig
         >>> copy = digits("copy")
         >>> config = TransformerConfig.nope(vocab_size=14, width=8, n_layers=1, n_heads=2)

@@ -21,7 +21,7 @@ from metajax.evolve.types import (
     Verifier,
 )
 from metajax.evolve.updates import Update
-from metajax.train import TrainState
+from metajax.trainer import TrainState
 from metajax.types import Params
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from metajax import _checks, devices, trees
-from metajax.train import TrainState, meta_trainer
+from metajax import _checks, trees
+from metajax.parallel import devices
+from metajax.trainer import TrainState, meta_trainer
 from metajax.types import Metrics, Params
 
 

@@ -188,7 +188,7 @@ def exact(solve: Callable[[Tasks], Answers]) -> Verifier:
         solve: ``solve(tasks) -> Answers``.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> exact(digits("copy").solve).uses_oracle
         True
     """

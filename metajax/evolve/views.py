@@ -14,7 +14,6 @@ import numpy as np
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.evolve.digits import PLUS
 from metajax.evolve.types import Attempts, Solver, Tasks
 from metajax.types import Params
 
@@ -48,7 +47,7 @@ def renamed(first: int, count: int) -> View:
         ArgumentError: ``first`` is negative, or ``count`` less than 2.
 
     Example:
-        >>> from metajax.evolve import digits
+        >>> from experiments.evolution.strings.digits import digits
         >>> tasks, view = digits("copy").draw(jax.random.key(0), [5]), renamed(0, 10)
         >>> other, memo = view.ask(jax.random.key(1), tasks)
         >>> digits("copy").show(tasks.prompts[0]), digits("copy").show(other.prompts[0])
@@ -79,41 +78,6 @@ def renamed(first: int, count: int) -> View:
         return replace(inverse, flat).reshape(tokens.shape).astype(flat.dtype)
 
     return View(f"{count} tokens renamed", ask, back)
-
-
-def operands_exchanged() -> View:
-    """The second operand of ``digits("addition")`` first; the answer is the same.
-
-    Raises:
-        ArgumentError: from ``ask``, tasks that aren't sums.
-
-    Example:
-        >>> from metajax.evolve import digits
-        >>> addition = digits("addition")
-        >>> tasks = addition.draw(jax.random.key(0), [2, 3])
-        >>> other, _ = operands_exchanged().ask(jax.random.key(1), tasks)
-        >>> addition.show(tasks.prompts[1]), addition.show(other.prompts[1])
-        ('<758+889=', '<889+758=')
-    """
-
-    def exchanged(prompts: np.ndarray, levels: np.ndarray) -> np.ndarray:
-        width = prompts.shape[1]
-        place, own = np.arange(width), levels[:, None]
-        start = width - 2 * own - 2  # of the first operand; the second is one mark behind it
-        shift = np.where(place < start + own, own + 1, -own - 1)
-        is_digit = (place >= start) & (place < width - 1) & (place != start + own)
-        other = np.take_along_axis(prompts, np.clip(place + shift, 0, width - 1), axis=1)
-        return np.where(is_digit, other, prompts)
-
-    def ask(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
-        levels = np.asarray(tasks.levels)
-        prompts = np.asarray(tasks.prompts)
-        whole = prompts[np.arange(len(levels)), prompts.shape[1] - levels - 2] == PLUS
-        if not (whole | ~np.asarray(tasks.valid)).all():
-            raise ArgumentError("tasks must be sums of two operands of as many digits as a level.")
-        return tasks._replace(prompts=exchanged(prompts, levels)), None
-
-    return View("operands exchanged", ask, lambda memo, tokens: tokens)
 
 
 def in_views(solve: Solver, views: Sequence[View]) -> Solver:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
-from metajax._files import replacing, write_atomically
+from metajax.files import replacing, write_atomically
 from metajax.lm import hf_config, hf_names
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError

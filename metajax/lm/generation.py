@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from metajax import _checks, devices
+from metajax import _checks
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.lm import _decoding
 from metajax.lm.prepared import Prepared, variables_of
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
+from metajax.parallel import devices
 from metajax.types import Params
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array

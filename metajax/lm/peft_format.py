@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax._files import replacing, write_atomically
+from metajax.files import replacing, write_atomically
 from metajax.lm import hf_names, peft_config
 from metajax.lm.hf_config import CheckpointError, architecture_of
 from metajax.lm.lora import Factors

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from metajax import _checks, devices
+from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.lm.fitting import check_lora, check_params
 from metajax.models import TransformerConfig
 from metajax.models.transformer import unstack_layers
+from metajax.parallel import devices
 from metajax.types import Params
 
 

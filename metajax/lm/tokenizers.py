@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metajax import _checks
-from metajax._files import write_atomically
 from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.files import write_atomically
 from metajax.lm import chat_templates, checkpoints
 from metajax.lm._json_file import read_object
 from metajax.lm.hf_config import CheckpointError

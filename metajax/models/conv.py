@@ -11,7 +11,7 @@ from flax.linen.dtypes import promote_dtype
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.models import winograd
+from metajax.models.kernels import winograd
 
 Padding = str | Sequence[tuple[int, int]]
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from table import Row, each, refused
 
-from metajax import runs
+from experiments import common
 
 COMMANDS = [
     ("sinusoid", ["--step", "5"], "--step"),
@@ -86,14 +86,14 @@ def test_a_command_that_cannot_start_says_why_in_one_line(name, arguments, words
 
 
 CONFIGS = [
-    Row("steps-text", lambda: runs.RunConfig(steps="5"), ("steps must be an integer", "'5'")),
-    Row("steps-float", lambda: runs.RunConfig(steps=5.0), ("steps must be an integer", "5.0")),
-    Row("steps-bool", lambda: runs.RunConfig(steps=True), ("steps must be an integer", "True")),
-    Row("seed-none", lambda: runs.RunConfig(seed=None), ("seed must be an integer", "None")),
-    Row("out-text", lambda: runs.RunConfig(out="runs/a"), ("out must be", "Path", "'runs/a'")),
-    Row("resume-one", lambda: runs.RunConfig(resume=1), ("resume must be True or False", "1")),
-    Row("log-zero", lambda: runs.RunConfig(log_every=0), ("log_every must be above zero", "0")),
-    Row("log-nan", lambda: runs.RunConfig(log_every=float("nan")), ("log_every", "nan")),
+    Row("steps-text", lambda: common.RunConfig(steps="5"), ("steps must be an integer", "'5'")),
+    Row("steps-float", lambda: common.RunConfig(steps=5.0), ("steps must be an integer", "5.0")),
+    Row("steps-bool", lambda: common.RunConfig(steps=True), ("steps must be an integer", "True")),
+    Row("seed-none", lambda: common.RunConfig(seed=None), ("seed must be an integer", "None")),
+    Row("out-text", lambda: common.RunConfig(out="runs/a"), ("out must be", "Path", "'runs/a'")),
+    Row("resume-one", lambda: common.RunConfig(resume=1), ("resume must be True or False", "1")),
+    Row("log-zero", lambda: common.RunConfig(log_every=0), ("log_every must be above zero", "0")),
+    Row("log-nan", lambda: common.RunConfig(log_every=float("nan")), ("log_every", "nan")),
 ]
 
 
@@ -104,7 +104,7 @@ def test_a_config_is_checked_where_it_is_made(row):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("content")
-    config = runs.RunConfig(out=tmp_path / "file" / "below")
-    refused(lambda: runs.create(runs.open_run("toy", config)), ("file", "cannot be", "--out"))
-    config = runs.RunConfig(out=tmp_path / ("long" * 100))
-    refused(lambda: runs.open_run("toy", config), ("out:", "too long"))
+    config = common.RunConfig(out=tmp_path / "file" / "below")
+    refused(lambda: common.create(common.open_run("toy", config)), ("file", "cannot be", "--out"))
+    config = common.RunConfig(out=tmp_path / ("long" * 100))
+    refused(lambda: common.open_run("toy", config), ("out:", "too long"))

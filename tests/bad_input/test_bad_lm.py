@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from table import Row, each, refused
 
+from experiments.evolution.strings.digits import digits
 from metajax import evolve, lm
-from metajax.evolve import Attempts, Levels, Tasks, Verdict, digits, verifiers
+from metajax.evolve import Attempts, Levels, Tasks, Verdict, verifiers
 from metajax.lm import lora
 from metajax.models import MLP, Conv, Conv4, Normalization, ResNet12, Transformer, TransformerConfig
 from metajax.models.rotary import Rotary

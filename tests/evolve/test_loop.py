@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from toys import COPY, solved
 
-from experiments import evolve_model
+from experiments import common
+from experiments.common import Checkpoints
+from experiments.evolution import study
 from metajax import evolve as ev
-from metajax import runs
 from metajax.evolve.gates import held_out_marks
 from metajax.evolve.proposers import fingerprints
-from metajax.runs import Checkpoints
-from metajax.train import TrainState
+from metajax.trainer import TrainState
 
 
 def counting(log=None):
@@ -287,9 +287,9 @@ def test_a_loop_that_gets_a_signal_finishes_its_round_and_goes_on_from_there(tmp
                 os.kill(os.getpid(), signal.SIGTERM)
             return {"score": float(params)}
 
-        run = runs.Run("toy", folder, runs.RunConfig(out=folder, resume=resume))
+        run = common.Run("toy", folder, common.RunConfig(out=folder, resume=resume))
         parts = parts_of()
-        return evolve_model.follow(run, parts, begin(parts), scores=scores)
+        return study.follow(run, parts, begin(parts), scores=scores)
 
     timeless = lambda followed: [
         {name: value for name, value in record.items() if not name.startswith("seconds")}
@@ -300,7 +300,7 @@ def test_a_loop_that_gets_a_signal_finishes_its_round_and_goes_on_from_there(tmp
         follow(tmp_path / "halves", stop_at=2.0)
     assert left.value.code == 143
     assert "stopped after round 2; --resume" in capsys.readouterr().err
-    lines = runs.read_metrics(tmp_path / "halves" / "rounds" / "metrics.jsonl")
+    lines = common.read_metrics(tmp_path / "halves" / "rounds" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2]
     resumed = follow(tmp_path / "halves", resume=True)
     assert timeless(resumed) == timeless(expected)

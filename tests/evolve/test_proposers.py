@@ -7,6 +7,7 @@ import pytest
 from toys import COPY
 
 import metajax
+from experiments.evolution.strings.digits import digits
 from metajax import evolve as ev
 from metajax.evolve.proposers import fingerprints, spread
 from metajax.models import Transformer, TransformerConfig
@@ -52,7 +53,7 @@ def test_levels_are_spread_evenly_from_the_hardest_on():
 @pytest.mark.parametrize("name", ["copy", "addition"])
 @pytest.mark.parametrize("mesh", [None, metajax.task_mesh(2)], ids=["one", "shared"])
 def test_the_model_writes_prompts_of_the_levels_asked_for(name, mesh):
-    problem = ev.digits(name)
+    problem = digits(name)
     model, params = tiny(problem)
     propose = ev.written_by_model(model, problem, count=7, chunk=4, mesh=mesh)
     tasks = propose(params, jax.random.key(1), ev.Levels(2, 4))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import metajax
+from experiments.evolution.strings.digits import END, digits, operands_exchanged
 from metajax import evolve as ev
-from metajax.evolve.digits import END
 
 KEY = jax.random.key(5)
 LEVELS = np.array([1, 4, 7, 3, 6, 2, 5, 7])
@@ -31,11 +31,11 @@ def oracle(problem, calls=None):
     [
         ("copy", ev.renamed(0, 10)),
         ("reverse", ev.renamed(0, 10)),
-        ("addition", ev.operands_exchanged()),
+        ("addition", operands_exchanged()),
     ],
 )
 def test_right_answers_agree_in_every_view(name, view):
-    problem, calls = ev.digits(name), []
+    problem, calls = digits(name), []
     tasks = problem.draw(KEY, LEVELS)
     attempts = ev.in_views(oracle(problem, calls), [view, view])(None, KEY, tasks)
     tokens = np.asarray(attempts.tokens)
@@ -51,7 +51,7 @@ def test_right_answers_agree_in_every_view(name, view):
 
 def test_what_depends_on_the_digits_as_such_does_not_agree():
     """A solver that writes a 4 for every 7 errs in one view only, or elsewhere in the other."""
-    problem = ev.digits("copy")
+    problem = digits("copy")
     right = oracle(problem)
 
     def biased(params, key, tasks, /):
@@ -70,7 +70,7 @@ def test_what_depends_on_the_digits_as_such_does_not_agree():
 
 
 def test_renaming_is_a_permutation_of_these_tokens_alone_and_differs_between_tasks():
-    problem, view = ev.digits("copy"), ev.renamed(2, 5)
+    problem, view = digits("copy"), ev.renamed(2, 5)
     tasks = problem.draw(KEY, np.full(64, 20))
     other, memo = view.ask(KEY, tasks)
     before, after = np.asarray(tasks.prompts), np.asarray(other.prompts)
@@ -86,7 +86,7 @@ def test_renaming_is_a_permutation_of_these_tokens_alone_and_differs_between_tas
 
 
 def test_the_padding_stays_and_nothing_stands_behind_the_end():
-    problem, view = ev.digits("copy"), ev.renamed(0, 10)
+    problem, view = digits("copy"), ev.renamed(0, 10)
     tasks = problem.draw(KEY, LEVELS)
     other, _ = view.ask(KEY, tasks)
     padding = np.arange(16) < 16 - np.asarray(tasks.lengths)[:, None]
@@ -102,10 +102,10 @@ def test_bad_input_is_named():
     with pytest.raises(metajax.ArgumentError, match="first must be at least 0, got -1"):
         ev.renamed(-1, 3)
     with pytest.raises(metajax.ArgumentError, match="views must have at least one view"):
-        ev.in_views(oracle(ev.digits("copy")), [])
-    copy = ev.digits("copy")
+        ev.in_views(oracle(digits("copy")), [])
+    copy = digits("copy")
     with pytest.raises(metajax.ArgumentError, match="tasks must be sums of two operands"):
-        ev.operands_exchanged().ask(KEY, copy.draw(KEY, [5]))
+        operands_exchanged().ask(KEY, copy.draw(KEY, [5]))
 
     def twice(params, key, tasks, /):
         found = oracle(copy)(params, key, tasks)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from metajax.evolve import Attempts, Tasks, digits
+from experiments.evolution.strings.digits import digits
+from metajax.evolve import Attempts, Tasks
 
 COPY = digits("copy")
 

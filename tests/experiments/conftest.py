@@ -24,7 +24,7 @@ def small_data():
 @pytest.fixture
 def small_network(monkeypatch):
     """MAML's network with 4 features instead of 64."""
-    from metajax.runs import fewshot
+    from experiments.fewshot import classification
 
-    conv4 = fewshot.conv4
-    monkeypatch.setattr(fewshot, "conv4", functools.partial(conv4, features=4))
+    conv4 = classification.conv4
+    monkeypatch.setattr(classification, "conv4", functools.partial(conv4, features=4))

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import metajax
-from metajax import runs
-from metajax.runs import metrics
+from experiments import common
+from experiments.common import metrics
 
 FLAGS = ["--steps", "--seed", "--out", "--resume", "--log-every", "--inner-rate", "--method"]
 WORDS = st.sampled_from([*FLAGS, "5", "0", "-1", "nan", "1e3", "None", "--", "-", "True", "maml"])
-FIELDS = st.sampled_from([field.name for field in dataclasses.fields(runs.RunConfig)])
+FIELDS = st.sampled_from([field.name for field in dataclasses.fields(common.RunConfig)])
 ARGUMENTS = st.lists(
     # What begins with --tyro asks its shell completion to be written to a file.
     WORDS | st.text(max_size=12).filter(lambda word: not word.startswith("--tyro")),
@@ -29,14 +29,14 @@ def parsed(kind, arguments):
     """The config, or the status that the program would end with."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
-            return runs.parse(kind, arguments, "")
+            return common.parse(kind, arguments, "")
         except SystemExit as stop:
             return stop.code
 
 
 @pytest.mark.parametrize("name", ["", "sinusoid", "omniglot"])
 def test_any_command_line_is_a_config_or_status_2(name, sandbox):
-    kind = importlib.import_module(f"experiments.{name}").Config if name else runs.RunConfig
+    kind = importlib.import_module(f"experiments.{name}").Config if name else common.RunConfig
 
     @examples(12)
     @given(ARGUMENTS)
@@ -46,27 +46,27 @@ def test_any_command_line_is_a_config_or_status_2(name, sandbox):
             if isinstance(config, int | str | None):  # an exit status
                 assert config == (0 if {"-h", "--help"} & {*arguments} else 2)
             else:
-                runs.open_run("toy", config)
+                common.open_run("toy", config)
 
     any_arguments()
 
 
 @examples(60)
 @given(
-    st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(runs.RunConfig)]), VALUES)
+    st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(common.RunConfig)]), VALUES)
 )
 def test_any_values_are_a_config_or_refused(values):
     with contextlib.suppress(metajax.ArgumentError):
-        runs.RunConfig(**values)
+        common.RunConfig(**values)
 
 
 def test_any_config_file(sandbox):
     out = sandbox / "files" / "run"
-    run = runs.open_run("toy", runs.RunConfig(out=out))
-    runs.create(run)
+    run = common.open_run("toy", common.RunConfig(out=out))
+    common.create(run)
     file = out / "config.json"
     content = file.read_bytes()
-    omniglot = importlib.import_module("experiments.omniglot").Config(
+    omniglot = importlib.import_module("experiments.fewshot.omniglot.train").Config(
         out=out, resume=True, protocol="paper", steps=50
     )
     saved = changed(json.loads(content)).map(lambda fields: json.dumps(fields).encode())
@@ -77,7 +77,7 @@ def test_any_config_file(sandbox):
         file.write_bytes(content)
         for config in (dataclasses.replace(run.config, resume=True), omniglot):
             with contained(sandbox):
-                runs.open_run("toy", config)
+                common.open_run("toy", config)
 
     any_content()
 
@@ -95,11 +95,11 @@ def test_any_metrics_file(sandbox):
     def any_content(content):
         file.write_bytes(content)
         with contained(sandbox):
-            records = runs.read_metrics(file)
+            records = common.read_metrics(file)
             assert all(type(record["step"]) is int for record in records)
-        with contextlib.suppress(runs.RunError):
+        with contextlib.suppress(common.RunError):
             kept = metrics.drop_after(file, 20)
             assert all(record["step"] <= 20 for record in kept)
-            assert len(runs.read_metrics(file)) == len(kept)
+            assert len(common.read_metrics(file)) == len(kept)
 
     any_content()

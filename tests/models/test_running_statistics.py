@@ -10,7 +10,7 @@ import metajax
 from metajax import losses
 from metajax.data import ClassData, episode_sampler
 from metajax.models import Conv4
-from metajax.train import episode_keys
+from metajax.trainer import episode_keys
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from metajax.models import Conv, winograd
+from metajax.models import Conv
+from metajax.models.kernels import winograd
 
 
 def reference(inputs, kernel):

@@ -1,0 +1,1 @@
+"""Studies made with metajax, a folder each."""

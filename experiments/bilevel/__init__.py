@@ -1,0 +1,1 @@
+"""Other bilevel problems."""

@@ -1,0 +1,51 @@
+"""What experiments share: command line, run folder, training loop, pictures and reports."""
+
+from experiments.common._disk import locked
+from experiments.common.best import best_params
+from experiments.common.checkpoints import Checkpoints
+from experiments.common.config import (
+    RunConfig,
+    RunError,
+    TrainingConfig,
+    check_positive,
+    command,
+    guard,
+    parse,
+)
+from experiments.common.fit import Fitted, NonFiniteError, Stop, fit, progress, stop_requests
+from experiments.common.folder import Run, create, open_run
+from experiments.common.metrics import MetricsLog, read_metrics
+from experiments.common.processes import DistributedConfig, connect, show
+from experiments.common.report import Report, Row, environment, format_table, write_report
+
+__all__ = [
+    "Checkpoints",
+    "DistributedConfig",
+    "Fitted",
+    "MetricsLog",
+    "NonFiniteError",
+    "Report",
+    "Row",
+    "Run",
+    "RunConfig",
+    "RunError",
+    "Stop",
+    "TrainingConfig",
+    "best_params",
+    "check_positive",
+    "command",
+    "connect",
+    "create",
+    "environment",
+    "fit",
+    "format_table",
+    "guard",
+    "locked",
+    "open_run",
+    "parse",
+    "progress",
+    "read_metrics",
+    "show",
+    "stop_requests",
+    "write_report",
+]

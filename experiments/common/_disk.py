@@ -1,0 +1,128 @@
+"""What a run's folder may meet: a full disk, a folder that cannot be written, another process."""
+
+import contextlib
+import errno
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from experiments.common.config import RunError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says when ``path`` can't be written into words for the user.
+
+    Raises:
+        RunError: in place of an ``OSError``.
+
+    Example:
+        >>> try:
+        ...     with writing(Path("runs/demo")):
+        ...         raise OSError(errno.ENOSPC, "No space left on device")
+        ... except RunError as error:
+        ...     print(str(error)[:50])
+        runs/demo cannot be written: No space left on devi
+    """
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: Exception) -> RunError:
+    """The error for a path, whoever found that it can't be written."""
+    number = error.errno if isinstance(error, OSError) else _number_in(str(error))
+    said = os.strerror(number) if number else first_line(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Make the folder writable"
+    elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        return RunError(
+            f"{path} cannot be written: {said}. Was the folder removed or replaced? Put it back and"
+            " go on with --resume, or start a new run with another --out"
+        )
+    else:
+        remedy = "Mend that"
+    return RunError(
+        f"{path} cannot be written: {said}. {remedy}, then go on with --resume; what was there"
+        " before is kept"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """An error's type and the beginning of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def _number_in(message: str) -> int | None:
+    """The errno of an error from TensorStore, which has the system's words in its message."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+             errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # fmt: skip
+    return next((number for number in known if os.strerror(number) in message), None)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder, which it makes where there is none.
+
+    The system lets go when the process ends, however it ends. Where the file system has no locks, a
+    warning says so and nothing is kept out.
+
+    Raises:
+        RunError: another process has it, or the folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name, locked(Path(name)):
+        ...     pass
+    """
+    if jax.process_index() > 0:  # the first of several processes of one run has it for all
+        yield
+        return
+    path = folder / LOCK
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    with file:
+        if not _lock(file.fileno(), path):
+            file.seek(0)
+            holder = file.read().strip() or "which one is not known"
+            raise RunError(
+                f"out: another process is using {folder} ({holder}). Wait until it has ended, stop"
+                " it, or name another folder with --out"
+            )
+        with contextlib.suppress(OSError):  # who has it is a help, not what locks
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be locked ({error.strerror}): see to it that no other process uses"
+            " this run's folder",
+            stacklevel=5,
+        )
+    return True

@@ -1,0 +1,294 @@
+"""The training loop around ``trainer.run``: progress, metrics, checkpoints, stopping, resuming."""
+
+import contextlib
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from experiments.common import processes
+from experiments.common._disk import locked
+from experiments.common.best import Best
+from experiments.common.checkpoints import Checkpoints
+from experiments.common.config import RunError
+from experiments.common.folder import Run, create
+from experiments.common.shared import SharedCheckpoints, open_checkpoints, open_metrics
+from metajax.errors import NonFiniteError
+
+AnyCheckpoints = Checkpoints | SharedCheckpoints
+
+Validate = Callable[[Any], Mapping[str, float]]
+"""``validate(params)``: named scores; the same parameters must give the same scores."""
+
+BAD_IN_A_ROW = 100
+"""A run ends where so many meta-steps in a row were passed over or clipped: it learns nothing."""
+
+
+class Fitted(NamedTuple):
+    """What a finished training run leaves.
+
+    Attributes:
+        state: the training state after the last meta-step.
+        metrics: the lines of ``metrics.jsonl``, from the first meta-step on.
+        seconds: time spent training, over all parts of a resumed run.
+    """
+
+    state: Any
+    metrics: list[dict[str, Any]]
+    seconds: float
+
+
+def fit(
+    run: Run,
+    trainer: Any,
+    state: Any,
+    *,
+    steps: int,
+    validate: Validate | None = None,
+    validate_every: int = 1000,
+    per_step: Mapping[str, int] | None = None,
+) -> Fitted:
+    """Trains until ``steps`` meta-steps are done, from the run's last checkpoint if it resumes.
+
+    One dispatch is ``log_every`` meta-steps (the last one may be shorter), at the same boundaries
+    whether or not the run was interrupted: so that a killed and resumed run computes the very
+    numbers of one that was not. On Ctrl-C or SIGTERM the dispatch is finished, a checkpoint
+    written, and ``KeyboardInterrupt`` or ``SystemExit`` raised.
+
+    No other process can use the run's folder meanwhile. Of the validated parameters the best are
+    kept too, for ``best_params``.
+
+    Where several processes run, all of them call it; the first writes and reads the files, and a
+    signal to any of them stops all after the same dispatch.
+
+    Where the trainer has a policy for what isn't finite (``non_finite`` of ``meta_trainer``), its
+    count is shown and written as a sum over the dispatch, and the other metrics are means over the
+    meta-steps where they are finite. Under "raise" the last good state becomes a checkpoint.
+
+    Args:
+        run: from ``open_run``.
+        trainer: has ``run(state, n) -> (state, metrics)``, ``metrics`` being a dictionary of
+            ``[n]`` arrays with ``"loss"`` among them.
+        state: the initial state, with ``params`` and ``step``; it is donated.
+        steps: meta-steps in all.
+        validate: scores the parameters now and then; written as ``validation_...``.
+        validate_every: meta-steps between validations.
+        per_step: what a meta-step gets through, such as ``{"tokens": 768}``; written, and shown, as
+            ``tokens_per_second``. The first includes the compilation.
+
+    Raises:
+        NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite; where the
+            trainer passes over such meta-steps, or clips, after ``BAD_IN_A_ROW`` of them.
+        RunError: a checkpoint cannot be used, the run's folder cannot be written, or another
+            process is using it.
+    """
+    config = run.config
+    create(run)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(run.path))
+        checkpoints = stack.enter_context(open_checkpoints(run.path / "checkpoints"))
+        if not config.resume and checkpoints.latest() is not None:
+            raise RunError(
+                f"out: another process has trained in {run.path} meanwhile. Name another folder"
+                " with --out"
+            )
+        restored = checkpoints.restore(state) if config.resume else None
+        if restored is not None:
+            state = restored[0]
+        step = int(state.step)
+        log = stack.enter_context(open_metrics(run.path, step=step, tensorboard=config.tensorboard))
+        bar = stack.enter_context(progress(run.name, step, steps))
+        _check_seconds(log.records, run.path)
+        stop = stack.enter_context(stop_requests("dispatch"))
+        best = None
+        if validate is not None:
+            best = stack.enter_context(Best(run.path, state.params))
+        if restored is None:
+            checkpoints.save(step, state)
+
+        bad_in_a_row = 0
+        while step < steps:
+            before, started = step, time.perf_counter()
+            count = min(config.log_every - step % config.log_every, steps - step)
+            with _kept_if_not_finite(checkpoints):
+                state, history = trainer.run(state, count)
+            history = {name: np.asarray(value) for name, value in jax.device_get(history).items()}
+            seconds = time.perf_counter() - started
+            bad = history.pop("non_finite", None)
+            if bad is None:
+                _check_finite(history, before, checkpoints)
+            else:
+                bad_in_a_row = _in_a_row(bad, bad_in_a_row, before, checkpoints)
+            step += count
+
+            means = np.mean if bad is None else _finite_mean
+            values = {name: float(means(value)) for name, value in history.items()}
+            rates = {f"{k}_per_second": v * count / seconds for k, v in (per_step or {}).items()}
+            shown = {k: f"{values[k]:.4g}" for k in ("loss", "accuracy") if k in values}
+            shown |= {name: f"{rate:,.0f}" for name, rate in rates.items()}
+            if bad is not None:
+                values["non_finite"] = int(bad.sum())
+                shown |= {"non_finite": values["non_finite"]} if bad.any() else {}
+            if validate is not None and _passes(before, step, validate_every, steps):
+                scores = {key: float(v) for key, v in validate(state.params).items()}
+                values |= {f"validation_{key}": score for key, score in scores.items()}
+                # Before the checkpoint: from that a resumed run doesn't validate again.
+                if best is not None:
+                    best.offer(step, state.params, scores)
+            values |= {"seconds": seconds, **rates}
+            # Before the checkpoint: after a kill in between, the line is made again, not missing.
+            log.append(step, values)
+            received = processes.any_of(int(stop.received or 0))
+            if _passes(before, step, config.checkpoint_every, steps) or received:
+                _check_parameters(state.params, step, checkpoints)
+                log.sync()
+                checkpoints.save(step, state)
+            bar.set_postfix(shown, refresh=False)
+            bar.update(count)
+            if received:
+                bar.close()
+                stop.received = signal.Signals(received)
+                stop.leave(f"step {step}", run)
+        records = processes.from_first(log.records)
+    return Fitted(state, records, sum(record["seconds"] for record in records))
+
+
+def _check_seconds(records: list[dict[str, Any]], folder: Path) -> None:
+    """Raises a RunError for an earlier line without a time, which the end adds up."""
+    for record in records:
+        if not isinstance(record.get("seconds"), int | float):
+            raise RunError(
+                f"resume: the line of step {record['step']} in {folder / 'metrics.jsonl'} has no"
+                " 'seconds'. Remove the line, or start a new run with another --out"
+            )
+
+
+def _passes(before: int, now: int, every: int, last: int) -> bool:
+    return now // every > before // every or now == last
+
+
+def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: AnyCheckpoints) -> None:
+    for name in ("loss", "grad_norm"):
+        if name in history and not np.isfinite(history[name]).all():
+            index = int(np.argmin(np.isfinite(history[name])))
+            _stop_for(f"{name} is {history[name][index]}", before + index + 1, checkpoints)
+
+
+def _finite_mean(value: np.ndarray) -> float:
+    finite = value[np.isfinite(value)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: AnyCheckpoints) -> int:
+    """How many meta-steps up to the last were bad one after another; too many end the run."""
+    for index, count in enumerate(bad):
+        so_far = so_far + 1 if count else 0
+        if so_far >= BAD_IN_A_ROW:
+            problem = f"so many meta-steps in a row were not finite: {so_far}"
+            _stop_for(problem, before + index + 1, checkpoints)
+    return so_far
+
+
+@contextlib.contextmanager
+def _kept_if_not_finite(checkpoints: AnyCheckpoints) -> Iterator[None]:
+    """Makes a checkpoint of the last good state that a NonFiniteError of the trainer brings."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if error.state is not None:
+            checkpoints.save(int(error.state.step), error.state)
+        good = checkpoints.latest()
+        kept = "" if good is None else f" A checkpoint of step {good}: {checkpoints.path(good)}."
+        raise NonFiniteError(f"{error}{kept}", state=error.state, step=error.step) from error
+
+
+def _check_parameters(params: Any, step: int, checkpoints: AnyCheckpoints) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
+            name = jax.tree_util.keystr(path)
+            _stop_for(f"the parameter {name} is no longer finite", step, checkpoints)
+
+
+def _stop_for(problem: str, step: int, checkpoints: AnyCheckpoints) -> None:
+    good = checkpoints.latest()
+    kept = "there is no checkpoint" if good is None else f"kept: {checkpoints.path(good)}"
+    raise NonFiniteError(
+        f"training stopped at step {step}: {problem}. The last good checkpoint is of step {good},"
+        f" {kept}. Lower the inner or the outer learning rate, or clip the meta-gradient, in a new"
+        " run"
+    )
+
+
+def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
+    """A bar with a rate and the time that is left.
+
+    >>> with progress("rounds", 0, 2, unit="round") as bar:
+    ...     _ = bar.update(2)
+    """
+    # Into a log file, a line now and then; on a terminal, a bar that moves.
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    width = min(shutil.get_terminal_size().columns, 110)
+    return tqdm.tqdm(
+        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width,
+        disable=not processes.first(),
+    )  # fmt: skip
+
+
+def _say(message: str) -> None:
+    processes.show(message, file=sys.stderr)
+
+
+class Stop:
+    """The signal that asked the run to stop; None until one did."""
+
+    received: signal.Signals | None = None
+
+    def leave(self, last: str, run: Run) -> NoReturn:
+        """Ends as the signal would have; ``last`` is what was finished."""
+        _say(f"stopped after {last}; --resume --out {run.path} goes on from there")
+        raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(143)
+
+
+@contextlib.contextmanager
+def stop_requests(unit: str) -> Iterator[Stop]:
+    """Turns the first Ctrl-C or SIGTERM into a request; the second acts at once.
+
+    The state is donated to the running program: an exception in the middle would lose it.
+
+    Args:
+        unit: what the user is told will be finished.
+
+    >>> with stop_requests("round") as stop:
+    ...     print(stop.received)
+    None
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def request(number: int, frame: Any) -> None:
+        stop.received = signal.Signals(number)
+        restore()
+        _say(f"stopping after this {unit}, with a checkpoint; again to stop at once")
+
+    for number in previous:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,222 @@
+"""Runs of several processes: how they find one another, who writes, and how all agree.
+
+Every process runs the same program. The first one reads and writes the run's files, and says what
+there is to say; what it read, and what any of them decided, reaches the others through
+``jax.distributed``. No file system need be shared.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.common.config import RunError, TrainingConfig
+from metajax.errors import ArgumentError, MetajaxError
+from metajax.parallel import devices
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig(TrainingConfig):
+    """The options of an experiment that several processes can run together."""
+
+    distributed: bool = False
+    """Run as one of several processes (see docs/distributed.md). On SLURM and on TPU pods they find
+    one another; elsewhere give the three options below, too."""
+    coordinator: str | None = None
+    """host:port of the first process, at which the others find it; any free port."""
+    processes: int | None = None
+    """How many processes run together."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+    may_differ: ClassVar[frozenset[str]] = TrainingConfig.may_differ | {
+        "distributed",
+        "coordinator",
+        "processes",
+        "process_id",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        where = {name: getattr(self, name) for name in ("coordinator", "processes", "process_id")}
+        given = [name for name, value in where.items() if value is not None]
+        if given and not self.distributed:
+            raise ArgumentError(f"{given[0]} says where a process is, which needs --distributed")
+        if given and len(given) < len(where):
+            missing = next(name for name in where if name not in given)
+            raise ArgumentError(
+                f"{missing} is missing: give coordinator, processes and process_id, or none of"
+                " them where SLURM or a TPU pod says them"
+            )
+        if self.coordinator is not None and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
+            raise ArgumentError(f"coordinator must be host:port; got {self.coordinator!r}")
+        if self.processes is not None and self.processes < 1:
+            raise ArgumentError(f"processes must be above zero; got {self.processes}")
+        if self.process_id is not None and not 0 <= self.process_id < (self.processes or 1):
+            raise ArgumentError(
+                f"process_id must be from 0 to processes - 1, {(self.processes or 1) - 1}; got"
+                f" {self.process_id}"
+            )
+
+
+def connect(config: DistributedConfig) -> None:
+    """Sets JAX's devices up: those of all processes, or else every core of this machine's CPU.
+
+    Call it before JAX is first used. With ``--distributed`` it returns when all processes are
+    there; where no accelerator is, each of them is one device then.
+
+    Raises:
+        RunError: the processes don't find one another; the message names the option.
+
+    >>> connect(DistributedConfig())
+    """
+    if not config.distributed:
+        devices.use_every_core()
+        return
+    # Its handler of SIGTERM would take the place of the one that ends a process.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(config.coordinator, config.processes, config.process_id)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if "called before" in reason or "called once" in reason:
+            raise RunError(
+                f"distributed: the processes must meet before JAX is used ({reason})"
+            ) from error
+        if config.coordinator is None:
+            raise RunError(
+                f"distributed: JAX does not know where the processes are ({reason}). Outside of"
+                " SLURM and TPU pods, give --coordinator host:port, --processes and --process-id"
+            ) from error
+        raise RunError(
+            f"coordinator: process {config.process_id} of {config.processes} found no others at"
+            f" {config.coordinator} ({reason})"
+        ) from error
+    # Gloo, between CPUs, gives up where processes are half a minute apart at their first exchange:
+    # they have it now, while all are here.
+    any_of(0)
+    if not first():
+        logging.getLogger("metajax").setLevel(logging.WARNING)
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this is the process that writes: the first, or the only one.
+
+    >>> first()
+    True
+    """
+    return not several() or jax.process_index() == 0
+
+
+def show(text: str, *, file: Any = None) -> None:
+    """Prints, once however many processes run.
+
+    >>> show("Everything is in runs/demo.")
+    Everything is in runs/demo.
+    """
+    if first():
+        print(text, file=file, flush=True)
+
+
+def any_of(number: int) -> int:
+    """The largest of all processes' numbers: what one of them asked for, all do.
+
+    >>> any_of(15)
+    15
+    """
+    if not several():
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value, which JSON can hold, on all of them.
+
+    >>> from_first({"step": 40})
+    {'step': 40}
+    """
+    if not several():
+        return value
+    return json.loads(bytes_from_first(json.dumps(value).encode()))
+
+
+def bytes_from_first(content: bytes) -> bytes:
+    """The same for bytes. As integers: a sum of floats with zeros would turn -0.0 to 0.0."""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    # As a power of two, so that few programs are compiled.
+    buffer = np.zeros(1 << max(length - 1, 0).bit_length(), np.uint8)
+    if first():
+        buffer[:length] = np.frombuffer(content, np.uint8)
+    return multihost_utils.broadcast_one_to_all(buffer).tobytes()[:length]
+
+
+def on_first(work: Callable[[], Any]) -> Any:
+    """Does what one process should do, reading and writing; all get its JSON value, or its error.
+
+    Raises:
+        RunError: on the other processes, what the first one raised.
+
+    >>> on_first(lambda: 3)
+    3
+    """
+    if not several():
+        return work()
+    outcome, raised = {}, None
+    if first():
+        try:
+            outcome = {"value": work()}
+        except Exception as error:  # whatever it is, the others must not wait for what won't come
+            outcome, raised = {"error": f"{error or type(error).__name__}"}, error
+    outcome = from_first(outcome)
+    if raised is not None:
+        raise raised
+    if "error" in outcome:
+        raise RunError(outcome["error"])
+    return outcome["value"]
+
+
+def check_alike(name: str, identity: dict[str, Any]) -> None:
+    """Raises a RunError on every process unless all were asked for the same."""
+    if not several():
+        return
+    mine = {"experiment": name, **identity}
+    theirs = from_first(mine)
+    differing = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    if any_of(bool(differing)):
+        found = f" (here: {', '.join(differing)})" if differing else ""
+        raise RunError(
+            f"distributed: the processes were started with different options{found}. Start all"
+            " of them with the same, but for --process-id"
+        )
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+    """Within it, an error of one process ends it at once, not when the others are done: they wait
+    for it, and learn of its end."""
+    try:
+        yield
+    except Exception as error:
+        if not several():
+            raise
+        who = f"process {jax.process_index()}"
+        if isinstance(error, MetajaxError):
+            print(f"{who}: error: {error}", file=sys.stderr, flush=True)
+        else:
+            logging.getLogger("metajax").error("%s failed", who, exc_info=error)
+        sys.stdout.flush()
+        os._exit(1)

@@ -1,0 +1,95 @@
+"""Random programs and inputs, as pure functions of a key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.evolution.programs.language.interpreter import kind_after
+from experiments.evolution.programs.language.language import (
+    LEAST,
+    MAX_LENGTH,
+    MAX_OPERATIONS,
+    MOST,
+    TAKES_DIGIT,
+    TAKES_LIST,
+    Programs,
+    Values,
+)
+from metajax import _checks
+from metajax.errors import ArgumentError
+
+
+def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs:
+    """Random well-typed programs.
+
+    Each operation is any that may stand there, each argument any that it may have, all alike.
+
+    Args:
+        key: for all of it.
+        n: how many programs.
+        operations: how many operations each has, an integer or ``[n]`` of them, brought into 1 to
+            ``MAX_OPERATIONS``; traced or not. From 1 to ``MAX_OPERATIONS``, all alike, if None.
+
+    Raises:
+        ArgumentError: ``n`` isn't a positive integer.
+
+    Example:
+        >>> from experiments.evolution.programs.language import texts_of
+        >>> texts_of(draw_programs(jax.random.key(1), 2, operations=3))
+        ['sum | halve | halve', 'keep_odd | swap | append 8']
+    """
+    n = _checks.positive_int("n", n)
+    length_key, operation_key, argument_key = jax.random.split(key, 3)
+    if operations is None:
+        operations = jax.random.randint(length_key, (n,), 1, MAX_OPERATIONS + 1)
+    lengths = jnp.clip(jnp.broadcast_to(operations, (n,)), 1, MAX_OPERATIONS).astype(jnp.int32)
+    # Number 0 stands for no operation.
+    on_list, on_digit = (
+        jnp.where(takes & (np.arange(len(takes)) > 0), 0.0, -jnp.inf)
+        for takes in (TAKES_LIST, TAKES_DIGIT)
+    )
+
+    def step(is_list, key):
+        likely = jnp.where(is_list[:, None], on_list, on_digit)
+        number = jax.random.categorical(key, likely).astype(jnp.int32)
+        return kind_after(number, is_list), number
+
+    keys = jax.random.split(operation_key, MAX_OPERATIONS)
+    _, numbers = jax.lax.scan(step, jnp.ones(n, bool), keys)
+    inside = np.arange(MAX_OPERATIONS) < lengths[:, None]
+    numbers = jnp.where(inside, numbers.T, 0)
+    least, most = jnp.array(LEAST)[numbers], jnp.array(MOST)[numbers]
+    arguments = jax.random.randint(argument_key, numbers.shape, least, most + 1, jnp.int32)
+    return Programs(numbers, arguments, lengths)
+
+
+def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX_LENGTH) -> Values:
+    """Random lists: each length as likely as another, each digit too.
+
+    Args:
+        key: for all of it.
+        n: how many lists.
+        shortest: digits in a list, at least.
+        longest: at most.
+
+    Raises:
+        ArgumentError: ``n`` isn't a positive integer, or not
+            ``0 <= shortest <= longest <= MAX_LENGTH``.
+
+    Example:
+        >>> from experiments.evolution.programs.language import texts_of
+        >>> texts_of(draw_inputs(jax.random.key(0), 2, longest=3))
+        ['[ 2 2 ]', '[ 5 6 2 ]']
+    """
+    n = _checks.positive_int("n", n)
+    shortest = _checks.non_negative_int("shortest", shortest)
+    longest = _checks.at_least("longest", longest, shortest)
+    if longest > MAX_LENGTH:
+        raise ArgumentError(f"longest must be at most {MAX_LENGTH}, got {longest}.")
+    length_key, digit_key = jax.random.split(key)
+    lengths = jax.random.randint(length_key, (n,), shortest, longest + 1, jnp.int32)
+    digits = jax.random.randint(digit_key, (n, MAX_LENGTH), 0, 10, jnp.int32)
+    digits = jnp.where(np.arange(MAX_LENGTH) < lengths[:, None], digits, 0)
+    return Values(digits, lengths, jnp.ones(n, bool))

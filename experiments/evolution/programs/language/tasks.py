@@ -1,0 +1,218 @@
+"""The three kinds of task that programs make, as prompts and answers for a language model.
+
+Deduction asks for a program's output, abduction for an input that gives an output, induction for a
+program from examples; a proposal is a program and an input. (Zhao et al. 2025, "Absolute Zero:
+Reinforced Self-play Reasoning with Zero Data", https://arxiv.org/abs/2505.03335.) What is right is
+decided by the interpreter alone.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.evolution.programs.language.interpreter import run
+from experiments.evolution.programs.language.language import Programs, Values
+from experiments.evolution.programs.language.vocabulary import (
+    ABDUCE,
+    BOS,
+    COLON,
+    DEDUCE,
+    EOS,
+    EQUALS,
+    INDUCE,
+    PAD,
+    PROGRAM_LENGTH,
+    PROPOSE,
+    SEMICOLON,
+    VALUE_LENGTH,
+    program_tokens,
+    squeeze,
+    value_tokens,
+)
+from metajax.errors import ArgumentError
+from metajax.lm.training import TokenBatch
+
+ANSWER_LENGTH = max(PROGRAM_LENGTH, VALUE_LENGTH)
+"""Tokens of an answer to any task, its end among them."""
+PROPOSAL_LENGTH = PROGRAM_LENGTH + VALUE_LENGTH
+"""Tokens of a proposal, its end among them."""
+
+
+class Tasks(NamedTuple):
+    """Tasks of one kind, one a row.
+
+    Attributes:
+        prompts: int32 ``[n, prompt]``, padded on the left.
+        answers: int32 ``[n, answer]``, padded on the right: one that is right.
+        programs: ``n`` of them.
+        inputs: values ``[n]``; of induction ``[n, examples]``, shown ones first.
+        outputs: what the programs make of them, of the same shape.
+    """
+
+    prompts: jax.Array
+    answers: jax.Array
+    programs: Programs
+    inputs: Values
+    outputs: Values
+
+
+def _prompt(parts: list, length: int) -> jax.Array:
+    """Parts, tokens or arrays of them ``[n, t]``, without ends and padding, in one row."""
+    count = next(len(part) for part in parts if not isinstance(part, int))
+    columns = [jnp.full((count, 1), part) if isinstance(part, int) else part for part in parts]
+    tokens = jnp.concatenate(columns, axis=1)
+    return squeeze(tokens, (tokens != PAD) & (tokens != EOS), length, left=True)
+
+
+def _answer(tokens: jax.Array) -> jax.Array:
+    return jnp.pad(tokens, ((0, 0), (0, ANSWER_LENGTH - tokens.shape[1])))
+
+
+_ONE_PROMPT = 2 + (PROGRAM_LENGTH - 1) + 1 + (VALUE_LENGTH - 1) + 1
+
+
+def deduction(programs: Programs, inputs: Values) -> Tasks:
+    """The output of each program for its input is asked for.
+
+    Args:
+        programs: ``n`` of them.
+        inputs: values ``[n]``.
+
+    Returns:
+        Tasks whose answers are the outputs.
+
+    Example:
+        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> tasks = deduction(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
+        >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
+        <bos> deduce reverse | add 3 : [ 1 2 ] = [ 5 4 ] <eos>
+    """
+    outputs = run(programs, inputs)
+    parts = [BOS, DEDUCE, program_tokens(programs), COLON, value_tokens(inputs), EQUALS]
+    answers = _answer(value_tokens(outputs))
+    return Tasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
+
+
+def abduction(programs: Programs, inputs: Values) -> Tasks:
+    """An input that gives each program's output is asked for.
+
+    Args:
+        programs: ``n`` of them.
+        inputs: values ``[n]``, from which the outputs are made; any others that give these are as
+            right.
+
+    Returns:
+        Tasks whose answers are the inputs.
+
+    Example:
+        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> tasks = abduction(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
+        >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
+        <bos> abduce reverse | add 3 = [ 5 4 ] : [ 1 2 ] <eos>
+    """
+    outputs = run(programs, inputs)
+    parts = [BOS, ABDUCE, program_tokens(programs), EQUALS, value_tokens(outputs), COLON]
+    answers = _answer(value_tokens(inputs))
+    return Tasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
+
+
+def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
+    """A program that makes outputs of inputs is asked for.
+
+    Args:
+        programs: ``n`` of them.
+        inputs: values ``[n, examples]``.
+        shown: how many of the examples the prompt shows. A program must explain the others too.
+
+    Returns:
+        Tasks whose answers are the programs.
+
+    Raises:
+        ArgumentError: ``shown`` isn't from 1 to the number of examples.
+
+    Example:
+        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> inputs = jax.tree.map(lambda leaf: leaf[None], values_of([[1, 2], [7], [4]]))
+        >>> tasks = induction(programs_of(["reverse | add 3"]), inputs, shown=2)
+        >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
+        <bos> induce [ 1 2 ] = [ 5 4 ] ; [ 7 ] = [ 0 ] : reverse | add 3 <eos>
+    """
+    examples = inputs.lengths.shape[1] if inputs.lengths.ndim == 2 else 0
+    if not 1 <= shown <= examples:
+        raise ArgumentError(
+            f"shown must be from 1 to the number of examples of inputs [n, examples], got "
+            f"{shown} for lengths of shape {inputs.lengths.shape}."
+        )
+    outputs = run(programs, inputs)
+    parts: list = [BOS, INDUCE]
+    for number in range(shown):
+        given, made = (jax.tree.map(lambda leaf: leaf[:, number], v) for v in (inputs, outputs))  # noqa: B023
+        between = SEMICOLON if number + 1 < shown else COLON
+        parts += [value_tokens(given), EQUALS, value_tokens(made), between]
+    prompts = _prompt(parts, 2 + shown * 2 * VALUE_LENGTH)
+    return Tasks(prompts, _answer(program_tokens(programs)), programs, inputs, outputs)
+
+
+def proposals(programs: Programs, inputs: Values) -> Tasks:
+    """A program and an input are asked for, any: what a proposer is trained on.
+
+    Returns:
+        Tasks whose prompts are all alike, and whose answers, ``[n, PROPOSAL_LENGTH]``, are the
+        programs and inputs; see ``parse_proposals``.
+
+    Example:
+        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> tasks = proposals(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
+        >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
+        <bos> propose reverse | add 3 : [ 1 2 ] <eos>
+    """
+    written = program_tokens(programs)
+    written = jnp.where(written == EOS, COLON, written)
+    tokens = jnp.concatenate([written, value_tokens(inputs)], axis=1)
+    answers = squeeze(tokens, tokens != PAD, PROPOSAL_LENGTH)
+    prompts = jnp.broadcast_to(jnp.array([BOS, PROPOSE], jnp.int32), (len(answers), 2))
+    return Tasks(prompts, answers, programs, inputs, run(programs, inputs))
+
+
+def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
+    """Prompts and answers as rows to train on, whose targets are the answers and their ends.
+
+    Args:
+        tasks: of any kind.
+        length: tokens of a row, for rows of several kinds in one batch; as many as prompt and
+            answer have, if None.
+
+    Returns:
+        A ``TokenBatch`` of arrays ``[n, length]``, padded on both sides.
+
+    Raises:
+        ArgumentError: ``length`` is less than prompt and answer may have.
+
+    Example:
+        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> rows = training_rows(deduction(programs_of(["sum"]), values_of([[1, 2]])))
+        >>> rows.tokens.shape, WordTokenizer().decode(rows.tokens[0][rows.mask[0]])
+        ((1, 37), '3 <eos>')
+    """
+    own = tasks.prompts.shape[1] + tasks.answers.shape[1]
+    length = own if length is None else length
+    if length < own:
+        raise ArgumentError(f"length must be at least {own}, got {length}.")
+    left = ((0, 0), (length - own, 0))
+    tokens = jnp.pad(jnp.concatenate([tasks.prompts, tasks.answers], axis=1), left)
+    is_answer = jnp.arange(length) >= length - tasks.answers.shape[1]
+    real = tokens != PAD
+    return TokenBatch(tokens, real.astype(jnp.int32), real & is_answer)
+
+
+def prompt_lists(tasks: Tasks) -> list[np.ndarray]:
+    """Prompts without their padding, as ``metajax.lm.generate`` takes them.
+
+    Example:
+        >>> from experiments.evolution.programs.language import programs_of, values_of
+        >>> prompt_lists(deduction(programs_of(["sum"]), values_of([[1, 2]])))[0].tolist()
+        [1, 10, 49, 6, 4, 14, 15, 5, 7]
+    """
+    return [row[row != PAD] for row in np.asarray(tasks.prompts)]

@@ -1,0 +1,1 @@
+"""Language models: training, and adaptation to tasks."""

@@ -1,0 +1,1 @@
+"""String rules that a language model adapts to."""

@@ -1,0 +1,133 @@
+"""The meta-gradient: the mean over a batch of tasks, in chunks that suit the machine."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metajax import _checks, trees
+from metajax.errors import ArgumentError
+from metajax.learners.base import (
+    Learner,
+    checked_episode,
+    checked_learner,
+    task_gradient,
+    task_outcome,
+)
+from metajax.parallel import chunks
+from metajax.parallel.chunks import TasksPerChunk
+from metajax.types import Episode, Metrics, Params, PyTree
+
+MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
+
+
+def meta_gradient(
+    learner: Learner,
+    *,
+    tasks_per_chunk: TasksPerChunk = None,
+    memory_budget: int | None = None,
+) -> MetaGradient:
+    """The gradient of the mean over tasks of the loss after adaptation.
+
+    Within a chunk, tasks are ``vmap``ped and differentiated together; a ``scan`` runs over the
+    chunks and sums their gradients, so that memory is one chunk's whatever the number of tasks.
+    The result doesn't depend on the chunking beyond rounding.
+
+    Args:
+        learner: the algorithm.
+        tasks_per_chunk: how many tasks are computed together, at least 1; it need not divide their
+            number. If None, one on a CPU, where a task's working set then stays in cache, and all
+            elsewhere. ``"auto"`` compiles a chunk, and picks the largest that fits the cache on a
+            CPU, the memory elsewhere; it logs what it picked (logger ``metajax.parallel.chunks``).
+        memory_budget: with ``"auto"``, bytes of temporary memory that a chunk may take; if None,
+            80 % of what is free on an accelerator.
+
+    Returns:
+        ``gradient_fn(params, episodes) -> (gradient, metrics)``: ``episodes`` is an ``Episode``
+        with a leading task axis ``[tasks, ...]``; ``metrics`` the means over tasks of ``"loss"``
+        and of what the learner's loss reports.
+
+    Raises:
+        ArgumentError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or,
+            when the function is called, if not even one task fits the budget.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, metajax
+        >>> learner = metajax.maml(lambda p, x: jnp.sum((p - x) ** 2), optax.sgd(0.25), steps=1)
+        >>> episodes = metajax.Episode(jnp.ones(4), jnp.ones(4))
+        >>> gradient, metrics = metajax.meta_gradient(learner)(jnp.array(0.0), episodes)
+        >>> metrics["loss"]
+        Array(0.25, dtype=float32)
+    """
+    checked_learner("learner", learner)
+    chunks.check(tasks_per_chunk, memory_budget)
+
+    outcome, one_gradient = task_outcome(learner), task_gradient(learner)
+
+    def mean(tree: PyTree) -> Any:
+        return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
+
+    def chunk_gradient(params, episodes):
+        """Gradient and metrics of one chunk of tasks, their means."""
+        if learner.gradient is not None:
+            return mean(jax.vmap(learner.gradient, in_axes=(None, 0))(params, episodes))
+
+        def mean_outcome(params):
+            loss, metrics = jax.vmap(outcome, in_axes=(None, 0))(params, episodes)
+            return loss.mean(), mean(metrics)
+
+        return jax.grad(mean_outcome, has_aux=True)(params)
+
+    def resolve(params, episodes, n_tasks: int) -> int:
+        if tasks_per_chunk == "auto":
+            choice = chunks.choose(chunk_gradient, params, episodes, memory_budget=memory_budget)
+            return choice.tasks_per_chunk
+        return chunks.at_once(tasks_per_chunk, n_tasks)
+
+    def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
+        _check_floating(params)
+        checked_episode("episodes", episodes)
+        n_tasks = chunks.count_tasks(episodes)
+        chunk = resolve(params, episodes, n_tasks)
+        if n_tasks == 1:
+            # Without a task axis: XLA shares an operation between a CPU's cores along its first.
+            return one_gradient(params, jax.tree.map(lambda leaf: leaf[0], episodes))
+        if chunk == n_tasks:
+            return chunk_gradient(params, episodes)
+        n_chunks, remainder = divmod(n_tasks, chunk)
+        body = one_gradient if chunk == 1 else chunk_gradient
+        head = jax.tree.map(lambda leaf: leaf[: n_chunks * chunk], episodes)
+        if chunk > 1:
+            head = jax.tree.map(lambda leaf: leaf.reshape(n_chunks, chunk, *leaf.shape[1:]), head)
+
+        shapes = jax.eval_shape(body, params, jax.tree.map(lambda leaf: leaf[0], head))
+
+        def accumulate(total, episodes):
+            return jax.tree.map(jnp.add, total, body(params, episodes)), None
+
+        # Sums of many tasks are kept in float32 at least, whatever the parameters' type.
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
+        )
+        total, _ = jax.lax.scan(accumulate, zeros, head)
+        total = jax.tree.map(lambda leaf: leaf * (chunk / n_tasks), total)
+        if remainder:
+            tail = jax.tree.map(lambda leaf: leaf[n_chunks * chunk :], episodes)
+            rest = chunk_gradient(params, tail)
+            total = jax.tree.map(lambda a, b: a + b * (remainder / n_tasks), total, rest)
+        gradient, metrics = total
+        like = jax.tree.map(lambda leaf, p: leaf.astype(jnp.result_type(p)), gradient, params)
+        return like, metrics
+
+    return gradient_fn
+
+
+def _check_floating(params: Params) -> None:
+    _checks.arrays("params", params, some=True)
+    for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if not trees.is_floating(leaf):
+            raise ArgumentError(
+                f"params: leaf {path!r} is {jnp.result_type(leaf)}, which has no gradient; the "
+                "outer loop learns floating-point leaves only. Let the loss close over the others."
+            )

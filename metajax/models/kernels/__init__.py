@@ -1,0 +1,1 @@
+"""Primitives, and forms of an operation that one backend alone needs."""

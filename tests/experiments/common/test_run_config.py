@@ -1,0 +1,82 @@
+"""The command line."""
+
+import dataclasses
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+from toy_trainer import ToyConfig
+
+from experiments import common
+from experiments.common.config import identity
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        common.parse(ToyConfig, ["--help"], "What the toy does.")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stop.value.code == 0
+    assert "What the toy does." in text
+    for field in dataclasses.fields(ToyConfig):
+        assert "--" + field.name.replace("_", "-") in text
+    for words in ("Numbers to learn.", "Go on from the last checkpoint", "new or empty"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps must be above zero; got 0"),
+        (["--steps", "-5"], "steps must be above zero; got -5"),
+        (["--steps", "many"], "many"),
+        (["--log-every", "0"], "log_every must be above zero"),
+        (["--seed", "-1"], "seed must be between"),
+        (["--unknown"], "--unknown"),
+        (["--resume", "1"], "1"),
+    ],
+)
+def test_wrong_values_say_what_is_wrong(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        common.parse(ToyConfig, arguments, "A toy.")
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert message in " ".join((captured.out + captured.err).split())
+
+
+def test_a_flag_is_a_flag():
+    assert common.parse(ToyConfig, ["--resume"], "").resume is True
+    assert common.parse(ToyConfig, [], "").resume is False
+
+
+def test_identity_and_command_leave_out_what_names_a_machine():
+    config = ToyConfig(seed=4, out=Path("somewhere"), resume=True, tensorboard=True)
+    assert set(identity(config)) == {"steps", "width", "log_every", "checkpoint_every", "seed"}
+    assert common.command("experiments.toy", config) == "python -m experiments.toy --seed 4"
+
+
+def test_guard_shows_no_traceback_for_what_a_user_can_mend():
+    def main():
+        raise common.RunError("out: not empty")
+
+    with pytest.raises(SystemExit) as stop:
+        common.guard(main)
+    assert stop.value.code == "error: out: not empty"
+
+
+def test_guard_shows_no_traceback_for_a_full_disk():
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/training.png")
+
+    with pytest.raises(SystemExit, match=r"No space left on device.*training\.png.*--resume"):
+        common.guard(main)
+
+
+def test_guard_leaves_bugs_alone():
+    with pytest.raises(ZeroDivisionError):
+        common.guard(lambda: 1 / 0)
+
+
+def test_guard_lets_metajax_say_what_it_chose(caplog):
+    common.guard(lambda: logging.getLogger("metajax.parallel.chunks").info("picked 4 of 8"))
+    assert "picked 4 of 8" in caplog.text

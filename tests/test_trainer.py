@@ -1,0 +1,197 @@
+"""The trainer: what it draws, moves, compiles and keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from compilations import no_compilation
+
+import metajax
+from metajax.trainer import episode_keys, hoist_constants
+
+
+def make_trainer(sample=None, **options):
+    learner = metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=1)
+    sample = toy.make_sampler() if sample is None else sample
+    return metajax.meta_trainer(learner, optax.adam(1e-2), sample, **({"meta_batch": 4} | options))
+
+
+def start(trainer):
+    return trainer.init(toy.init_params(), jax.random.key(3))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def test_a_run_equals_its_steps():
+    trainer = make_trainer()
+    state, metrics = trainer.run(start(trainer), 5)
+    stepped, losses = start(trainer), []
+    for _ in range(5):
+        stepped, one = trainer.step(stepped)
+        losses.append(one["loss"])
+    np.testing.assert_allclose(metrics["loss"], jnp.stack(losses), rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        state.params,
+        stepped.params,
+    )
+    assert int(state.step) == 5
+
+
+def test_two_halves_equal_the_whole_bit_for_bit():
+    trainer = make_trainer()
+    whole = trainer.run(trainer.run(start(trainer), 10)[0], 10)[0]
+    half = trainer.run(start(trainer), 10)[0]
+    # Out to the host and back, as through a checkpoint.
+    kept = jax.device_get(half._replace(key=jax.random.key_data(half.key)))
+    again = jax.tree.map(jnp.asarray, kept)
+    again = again._replace(key=jax.random.wrap_key_data(again.key))
+    resumed = trainer.run(again, 10)[0]
+    assert_equal(whole.params, resumed.params)
+    assert_equal(whole.optimizer_state, resumed.optimizer_state)
+
+
+def test_one_step_is_the_meta_gradient_of_the_keyed_episodes():
+    trainer, sample = make_trainer(), toy.make_sampler()
+    state = start(trainer)
+    params = toy.init_params()
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), i) for i in range(4)]
+    episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(sample, keys))
+    learner = metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=1)
+    gradient, expected = metajax.meta_gradient(learner)(params, episodes)
+    optimizer = optax.adam(1e-2)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    state, metrics = trainer.step(state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+        state.params,
+        optax.apply_updates(params, updates),
+    )
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-4)
+
+
+def test_episodes_do_not_depend_on_the_size_of_the_meta_batch():
+    key = jax.random.key(0)
+    small, large = (episode_keys(key, 7, n) for n in (3, 8))
+    assert_equal(jax.random.key_data(small), jax.random.key_data(large[:3]))
+    assert not np.array_equal(jax.random.key_data(large[0]), jax.random.key_data(large[1]))
+    assert not np.array_equal(
+        jax.random.key_data(large), jax.random.key_data(episode_keys(key, 8, 8))
+    )
+
+
+def test_nothing_moves_between_host_and_device():
+    trainer = make_trainer()
+    state, _ = trainer.run(start(trainer), 3)
+    with jax.transfer_guard("disallow"):
+        state, metrics = trainer.run(state, 3)
+    assert np.isfinite(jax.device_get(metrics["loss"])).all()
+
+
+def test_parameters_of_a_weak_type_compile_once_too():
+    loss_fn = lambda params, centre: (params - centre) ** 2
+    trainer = metajax.meta_trainer(
+        metajax.reptile(loss_fn, optax.sgd(0.1), steps=1),
+        optax.adam(1e-2),
+        lambda key: metajax.Episode(jax.random.normal(key), None),
+        meta_batch=2,
+    )
+    assert jnp.array(0.1).weak_type
+    state, _ = trainer.run(trainer.init(jnp.array(0.1), jax.random.key(0)), 2)
+    with no_compilation():
+        trainer.run(state, 2)
+
+
+def test_training_leaves_the_callers_parameters_alone():
+    params, trainer = toy.init_params(), make_trainer()
+    key = jax.random.key(0)
+    trainer.step(trainer.init(params, key))
+    assert_equal(params, toy.init_params())
+    assert not key.is_deleted()
+
+
+def test_raw_keys_are_accepted():
+    trainer = make_trainer()
+    old = trainer.init(toy.init_params(), jax.random.PRNGKey(3))
+    assert_equal(trainer.run(old, 2)[0].params, trainer.run(start(trainer), 2)[0].params)
+
+
+def test_the_data_set_is_an_argument_of_the_program_not_a_constant():
+    data = jnp.arange(2.0**20)
+    sample = lambda key: metajax.Episode(data[jax.random.randint(key, (3,), 0, 2**20)], None)
+    function, constants = hoist_constants(sample)
+    key = jax.random.key(1)
+    assert_equal(function(constants, key).support, sample(key).support)
+    assert any(constant.size == 2**20 for constant in constants)
+    assert len(jax.jit(function).lower(constants, key).as_text()) < 100_000
+
+
+def test_carry_takes_what_has_no_gradient_along():
+    def carry(params, metrics):
+        return {**params, "seen": metrics.pop("bias")}, metrics
+
+    def loss_fn(params, batch):
+        loss, metrics = toy.loss_fn(params, batch)
+        return loss + 0.0 * params["seen"], metrics
+
+    learner = metajax.maml(
+        loss_fn, optax.sgd(0.1), steps=1, trainable=lambda path: not path.startswith("seen")
+    )
+    trainer = metajax.meta_trainer(
+        learner, optax.sgd(0.1), toy.make_sampler(), meta_batch=4, carry=carry
+    )
+    plain = make_trainer()
+    state, metrics = trainer.step(
+        trainer.init({**toy.init_params(), "seen": jnp.zeros(())}, jax.random.key(3))
+    )
+    _, expected = plain.step(start(plain))
+    assert "bias" not in metrics
+    np.testing.assert_allclose(state.params["seen"], expected["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: make_trainer(meta_batch=0), "meta_batch must be at least 1, got 0"),
+        (lambda: make_trainer(tasks_per_chunk=-1), "tasks_per_chunk must be at least 1, got -1"),
+        (lambda: make_trainer().run(None, 0), "steps must be at least 1, got 0"),
+        (
+            lambda: metajax.meta_gradient(metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=1))(
+                {**toy.init_params(), "count": jnp.array(1)},
+                jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(0), 2)),
+            ),
+            "leaf 'count' is int32",
+        ),
+        (
+            lambda: metajax.meta_gradient(metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=1))(
+                toy.init_params(), metajax.Episode(jnp.ones((2, 3)), jnp.ones((4, 3)))
+            ),
+            "episodes must share one leading task axis",
+        ),
+    ],
+)
+def test_bad_input_is_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("mesh", [None, metajax.task_mesh(4)], ids=["one", "shared"])
+def test_data_of_a_call_takes_the_place_of_what_was_given_and_compiles_nothing(mesh):
+    def sample(key, data):
+        return toy.make_sampler()(key)._replace(support=data)
+
+    first, second = (toy.make_sampler()(jax.random.key(seed)).support for seed in (0, 1))
+    trainer = make_trainer(sample, data=first, mesh=mesh)
+    trainer.run(start(trainer), 3)
+    state = start(trainer)
+    with no_compilation():
+        state, _ = trainer.run(state, 3, data=second)
+    expected = make_trainer(sample, data=second, mesh=mesh)
+    assert_equal(state.params, expected.run(start(expected), 3)[0].params)
+    with pytest.raises(ValueError, match="data must be arrays like"):
+        trainer.step(state, data=jnp.zeros(7))
