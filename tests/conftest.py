@@ -3,28 +3,38 @@
 import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import pytest
 
+SHIPPED = os.environ.get("METAJAX_TEST_XLA") == "shipped"
+"""Whether XLA runs with the flags that users have; `make test-shipped` sets it."""
+
+OPTIONS = {
+    # Programs that two workers compile, or that are compiled again after they were let go of, are
+    # read from a folder of this run.
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+if not SHIPPED:
+    # Most of the suite's time is compilation, for programs that then run for milliseconds.
+    OPTIONS["jax_disable_most_optimizations"] = True
+    # Operations don't say which lines of Python made them: an eighth of the time of compiling.
+    OPTIONS["jax_traceback_in_locations_limit"] = 0
+    # XLA's older emitters of loops, and one piece of code a program, compile in a quarter of the
+    # time. XLA ends a process that names a flag it doesn't know, so only where these are known.
+    if jax.__version_info__[:2] == (0, 10):
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 # Two devices on any machine, before JAX is first used: what shares tasks does so in every test.
 jax.config.update("jax_num_cpu_devices", 2)
-# Most of the suite's time is compilation, for programs that then run for milliseconds. Processes
-# that tests start do the same: they are compared bit for bit.
-jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-# Nor does an operation say which lines of Python made it: an eighth of the time of compiling.
-jax.config.update("jax_traceback_in_locations_limit", 0)
-os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
-# XLA's older emitters of loops, and one piece of code a program, compile in a quarter of the time.
-# XLA ends a process that names a flag it doesn't know, so only where these are known to exist.
-if jax.__version_info__[:2] == (0, 10):
-    os.environ["XLA_FLAGS"] = " ".join(
-        [
-            "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-            os.environ.get("XLA_FLAGS", ""),
-        ]
-    )
+for option, value in OPTIONS.items():
+    jax.config.update(option, value)
+    # Processes that tests start do the same: they are compared bit for bit.
+    os.environ[option.upper()] = str(value).lower()
 
 
 @pytest.fixture
@@ -54,6 +64,14 @@ class _Mappings:
 
 def pytest_configure(config):
     config.pluginmanager.register(_Mappings())
+    if not hasattr(config, "workerinput"):  # the process that starts the workers
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="metajax-tests-")
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_finish():
