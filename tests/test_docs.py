@@ -121,7 +121,7 @@ def options(file):
 
 def wrong_commands(lines):
     for line in lines:
-        if match := re.search(r"python -m (experiments[.\w]*)(.*)", line):
+        if match := re.search(r"(?<!')python -m (experiments[.\w]*)(.*)", line):
             module, rest = match[1].rstrip("."), match[2].partition("#")[0]
             if (file := script(module)) is None:
                 yield module
