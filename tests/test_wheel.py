@@ -28,7 +28,9 @@ def test_a_wheel_alone_runs_the_programs_of_readme(tmp_path):
     (wheel,) = tmp_path.glob("metajax-*.whl")
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, *pip, "install", "--no-compile", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path)
+    run(
+        python, *pip, "install", "--no-compile", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path
+    )
     (tmp_path / "readme.py").write_text("\n".join(programs(README)), encoding="utf-8")
     printed = run(python, "readme.py", cwd=tmp_path)
     assert "±" in printed

@@ -92,7 +92,7 @@ def few_shot(found: Found) -> list[str]:
 def learners(found: Found) -> list[str]:
     """The table of learners beside their papers."""
     (cells,) = found.values()
-    show = lambda value: "–" if value is None else figure(*value)
+    show = lambda value: "–" if value is None else figure(value[0], value[1])
     columns = {
         "method": [cell["title"] for cell in cells],
         "cell": [cell["cell"] for cell in cells],
@@ -132,9 +132,11 @@ def language(found: Found) -> list[str]:
         columns = {"% right ± 95 % CI": methods}
         for kind, units in summary.items():
             for unit, figures in units.items():
-                columns[f"{kind} rules, {unit}"] = [figure(*figures[m], 1) for m in methods]
-        tasks = ", ".join(f"{count} of {kind} rules" for kind, count in result["tasks"].items())
-        lines += [*markdown_table(columns), "", made(run_of(path), result, f"{tasks} tasks")]
+                columns[f"{kind} rules, {unit}"] = [figure(*figures[m], digits=1) for m in methods]
+        tasks = ", ".join(
+            f"{count} tasks of {kind} rules" for kind, count in result["tasks"].items()
+        )
+        lines += [*markdown_table(columns), "", made(run_of(path), result, tasks)]
     return lines[1:]
 
 
