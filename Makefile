@@ -59,7 +59,7 @@ common_flags = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak clean
+.PHONY: help install demo test test-all lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -144,6 +144,9 @@ bench-lm: $(PARITY_INSTALLED) ## generation beside transformers, and LoRA on man
 
 soak: $(INSTALLED) ## kill a training 100 times (KILLS=), and check that nothing is lost
 	$(RUN) -m experiments.benchmarks.soak $(if $(KILLS),--kills '$(KILLS)') $(if $(SEED),--seed '$(SEED)') $(if $(OUT),--out '$(OUT)')
+
+results: $(INSTALLED) ## make the tables of docs/results from the JSON files there
+	$(RUN) -m experiments.results
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

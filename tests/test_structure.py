@@ -17,7 +17,8 @@ ORDER = (
 )
 """The parts of metajax: each may import those before it."""
 STUDIES = ("fewshot", "language", "evolution", "bilevel", "benchmarks")
-"""The folders of experiments; ``common`` is below them, and benchmarks may import the others."""
+"""The folders of experiments; ``common`` is below them; benchmarks, and ``results`` above all, may
+import others."""
 
 
 def modules(folder):
@@ -87,7 +88,7 @@ def test_studies_import_no_other_study():
             target = as_module(module, imported).split(".")
             if target[0] == "metajax" or len(target) < 2:
                 continue
-            if target[1] not in (study, "common") and study != "benchmarks":
+            if target[1] not in (study, "common") and study not in ("benchmarks", "results"):
                 wrong.append((name, module, imported))
     assert wrong == []
 
@@ -116,8 +117,7 @@ def public_modules():
     return [
         (name, file)
         for name, file in modules("metajax")
-        if not any(part.startswith("_") for part in name.split("."))
-        and file.name != "__init__.py"
+        if not any(part.startswith("_") for part in name.split(".")) and file.name != "__init__.py"
     ]
 
 

@@ -1,0 +1,157 @@
+"""Which page is made from which JSON files, and what it says."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from experiments.results import tables
+from experiments.results.tables import FOLDER, Found
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A page of results.
+
+    Attributes:
+        title: its heading.
+        patterns: which JSON files it is made from, in this order.
+        table: the lines of the page, from these.
+        about: what is measured, in a sentence or two.
+        pictures: file and caption.
+    """
+
+    title: str
+    patterns: tuple[str, ...]
+    table: Callable[[Found], Iterable[str]]
+    about: str
+    pictures: tuple[tuple[str, str], ...] = ()
+
+
+STUDIES = {
+    "demo": Study(
+        "MAML on glyphs",
+        ("demo/**/result.json",),
+        tables.few_shot,
+        "`make demo`: characters drawn from fonts, tested on classes never trained on.",
+        (
+            ("demo/episode.png", "an episode"),
+            ("demo/inner_steps.png", "accuracy after each inner step"),
+        ),
+    ),
+    "omniglot": Study(
+        "MAML on Omniglot, 5-way",
+        ("omniglot-5way/**/result.json", "omniglot-5way-*/**/result.json"),
+        tables.few_shot,
+        "`omniglot-5way` is `make omniglot`, with three seeds; `-paper` is the paper's training in "
+        "full and `-paper-4000` its first 4,000 meta-steps, with the published head or one from a "
+        "deviation of 0.125; the others are earlier schedules of ours.",
+        (
+            ("omniglot-5way/training.png", "training of seed 0"),
+            ("omniglot-5way/inner_steps.png", "accuracy after each inner step, seed 0"),
+            ("omniglot-5way/episode.png", "an episode"),
+        ),
+    ),
+    "omniglot-table": Study(
+        "Omniglot: ten learners beside their papers",
+        ("omniglot-table/table.json",),
+        tables.learners,
+        "Accuracy in % with the 95 % interval over episodes; 5w1s is 5-way 1-shot. Transductive "
+        "figures are by MAML's protocol: as many query images a class as shots, rotated test "
+        "classes, statistics of the query batch. The others have 15 query images a class, each "
+        "predicted by itself. A paper's figure of a learner by gradients is transductive, that of "
+        "one that compares isn't; `unchecked` was quoted from memory. Each training's own figures "
+        "are in the folder `omniglot-table`, the trials behind four of the schedules in "
+        "[trials](omniglot-table/trials.md).",
+        (("omniglot-table/table.png", "ours beside the papers'"),),
+    ),
+    "sinusoid": Study(
+        "MAML on sinusoid regression",
+        ("sinusoid/**/result.json",),
+        tables.few_shot,
+        "`make sinusoid`, beside a network trained on all tasks, and an oracle.",
+        (
+            ("sinusoid/fit.png", "three tasks, before and after adaptation"),
+            ("sinusoid/inner_steps.png", "error after each inner step"),
+        ),
+    ),
+    "data-weighting": Study(
+        "Learned weights of training examples, nearly half of them mislabelled",
+        ("data-weighting/**/result.json",),
+        tables.few_shot,
+        "`make data-weighting`, three seeds.",
+        (("data-weighting/training.png", "training"),),
+    ),
+    "language": Study(
+        "Language models",
+        (
+            "shakespeare/result.json",
+            "test-time-training/result.json",
+            "meta-lora/result.json",
+        ),
+        tables.language,
+        "`make shakespeare` trains a character model in nanoGPT's CPU setting: 2,000 steps of 12 "
+        "windows of 64 ([samples](shakespeare/samples.txt)). `make test-time-training` adapts "
+        "low-rank factors to a task's eight examples before it answers "
+        "([its answers](test-time-training/answers.txt)), `make meta-lora` meta-learns where the "
+        "factors start, by second-order MAML through five inner steps; both on rules whose "
+        "compositions the model never saw. Rule by rule: "
+        "[test-time training](test-time-training/table.md), [meta-LoRA](meta-lora/table.md).",
+        (
+            ("shakespeare/training.png", "the character model's training"),
+            ("test-time-training/adaptation.png", "test-time training, step by step"),
+            ("meta-lora/adaptation.png", "adaptation from each start, step by step"),
+        ),
+    ),
+    "evolution-strings": Study(
+        "Self-evolution on strings of digits",
+        (
+            "evolve/copy-seed-*/result.json",
+            "evolve/copy*/result.json",
+            "evolve/reverse*/result.json",
+            "evolve/damage-*/result.json",
+        ),
+        tables.strings,
+        "Exact match in %, greedy, on fresh prompts of each length, before the first round and "
+        "after the last; the control learns as many steps from real data alone. A section a run; "
+        "what the runs are for is told in [self-evolution](../self-evolution.md).",
+    ),
+    "evolution-programs": Study(
+        "Self-evolution on programs",
+        ("evolve/programs/result.json",),
+        tables.programs,
+        "Right answers on 265 programs written by hand, that nobody taught the model; four inputs "
+        "each, greedy; one seed. The paired gains and their intervals: "
+        "[table](evolve/programs/table.md); [some tasks and answers](evolve/programs/tasks.txt).",
+    ),
+    "benchmarks": Study(
+        "Benchmarks",
+        ("bench/meta_step.json", "bench/*.json", "soak/soak.json"),
+        tables.benchmarks,
+        "`make bench`, `make bench-memory`, `make bench-transformer`, `make bench-lm`, "
+        "`make bench-checkpoints`, `make soak`, `python -m experiments.benchmarks.devices` and "
+        "`python -m experiments.benchmarks.determinism_settings`; in each section the command, "
+        "machine and commit. What the figures say is in [performance](../performance.md).",
+        (
+            ("bench/prototypical.png", "the training step of Prototypical Networks"),
+            ("bench/generation.png", "generation"),
+            ("bench/lora.png", "low-rank adaptation"),
+            ("bench/checkpoints.png", "checkpoints"),
+        ),
+    ),
+}
+
+
+def files(study: Study) -> list[Path]:
+    """The JSON files of a study, each once, below ``FOLDER``."""
+    found = [path for pattern in study.patterns for path in sorted(FOLDER.glob(pattern))]
+    return list(dict.fromkeys(path.relative_to(FOLDER) for path in found))
+
+
+def page(study: Study) -> str:
+    """The page of a study, in Markdown."""
+    found = {path: json.loads((FOLDER / path).read_text("utf-8")) for path in files(study)}
+    pictures = [f"![{caption}]({file})" for file, caption in study.pictures]
+    made_by = "Made by `make results` from the JSON files below this folder."
+    lines = [f"# {study.title}", "", f"{study.about} {made_by}", "", *study.table(found)]
+    return "\n".join([*lines, *(["", *pictures] if pictures else []), ""])
