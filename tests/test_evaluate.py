@@ -11,7 +11,7 @@ import toy
 from compilations import no_compilation
 
 import metajax
-from metajax.evaluate import summarise
+from metajax.evaluate import _summarise
 
 
 def learner():
@@ -67,7 +67,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     draws = rng.normal(3.0, 2.0, size=(2000, 400))
     covered = [
         abs(scores.mean["x"] - 3.0) < scores.ci95["x"]
-        for scores in (summarise({"x": row[:, None]}) for row in draws)
+        for scores in (_summarise({"x": row[:, None]}) for row in draws)
     ]
     assert 0.935 < np.mean(covered) < 0.965
 

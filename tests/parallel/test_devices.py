@@ -58,7 +58,7 @@ def test_programs_that_sum_over_devices_compute_what_one_device_does():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "NPROC": "8"}
     code = (
         "import test_devices, test_non_finite, metajax; "
-        "metajax.parallel.devices.on_cpu = lambda mesh: False; "
+        "metajax.parallel._cpu.on_cpu = lambda mesh: False; "
         "test_devices.check_the_meta_gradient_of_sharded_episodes(); "
         "test_devices.test_training_is_that_of_one_device(); "
         "test_devices.test_shared_training_compiles_once_and_moves_nothing(); "
@@ -117,7 +117,7 @@ def test_a_mesh_has_as_many_devices_as_can_share_the_tasks(n_tasks, count):
         ),
         (
             lambda: make_trainer(Mesh(np.array(jax.devices()), ("data",))),
-            r"mesh must have the one axis 'tasks', or 'model' after it, got \('data',\)",
+            r"mesh must have the axis 'tasks', or the axes 'tasks' and 'model', got \('data',\)",
         ),
     ],
 )
