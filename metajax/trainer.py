@@ -152,13 +152,12 @@ def meta_trainer(
         return learner if isinstance(learner, Learner) else learner(step)
 
     def init(params: Params, key: jax.Array) -> TrainState:
-        # Steps donate their state: it must not be the caller's arrays.
-        copy = lambda leaf: jnp.array(leaf, copy=True)
-        params, key = jax.tree.map(copy, (params, typed_key(key)))
+        # Steps donate their state: it must hold none of the caller's arrays, and no array twice.
+        params, key = jax.tree.map(_copy, (params, typed_key(key)))
         params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
         optimizer_state = sharding.placed_like(optimizer.init, params, mesh)
         state = TrainState(params, optimizer_state, key, jnp.zeros((), jnp.int32))
-        return devices.replicate(state, mesh)
+        return devices.replicate(_distinct(state), mesh)
 
     def means_of_step(state: TrainState, arrays: SamplerArrays) -> tuple[Params, Metrics]:
         """Draws this device's tasks; the means over them of gradient and metrics."""
@@ -198,6 +197,23 @@ def meta_trainer(
         return run(_unused(state), sampler.arrays(state.key, sample), steps)
 
     return Trainer(init, one_step, many_steps)
+
+
+def _copy(leaf: jax.Array) -> jax.Array:
+    return jnp.array(leaf, copy=True)
+
+
+def _distinct(state: TrainState) -> TrainState:
+    """Copies an array where it occurs again, as parameters do in some optimizers' state."""
+    seen: set[int] = set()
+
+    def once(leaf: jax.Array) -> jax.Array:
+        if id(leaf) in seen:
+            return _copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(once, state)
 
 
 def _updates(

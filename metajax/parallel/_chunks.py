@@ -16,8 +16,8 @@ TasksPerChunk = int | Literal["auto"] | None
 the memory; or None for the backend's default."""
 
 CACHE_BYTES = 6 * 2**20
-"""Temporary memory up to which larger chunks were no slower on a CPU. Measured with Conv-4 of 16, 32,
-64 filters and with fully connected networks, on one core with 1 MiB of second-level cache."""
+"""Temporary memory up to which larger chunks were no slower on a CPU. Measured with Conv-4 of 16,
+32, 64 filters and with fully connected networks, on one core with 1 MiB of second-level cache."""
 
 DEVICE_FRACTION = 0.8
 """How much of an accelerator's free memory a chunk may take."""

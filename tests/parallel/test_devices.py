@@ -132,11 +132,23 @@ def test_bad_input_is_named(build, message):
 )
 def test_every_core_becomes_a_device_unless_the_user_chose(setting, expected):
     code = (
-        "import jax, metajax; metajax.use_every_core(); print(jax.device_count()); "
-        "metajax.use_every_core()"  # too late to change anything, and harmless
+        "import jax, metajax, warnings; warnings.simplefilter('error'); "
+        "metajax.use_every_core(); print(jax.device_count()); metajax.use_every_core()"
     )
     environment = os.environ | {"JAX_PLATFORMS": "cpu"} | setting
     found = subprocess.run(
         [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
     )
     assert int(found.stdout) == expected
+
+
+def test_asking_for_every_core_too_late_warns():
+    code = (
+        "import jax, metajax, metajax.parallel._cpu as cpu; cpu._cores = lambda: 7; jax.devices(); "
+        "metajax.use_every_core()"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    assert "Call it before anything uses JAX, or set JAX_NUM_CPU_DEVICES=7." in found.stderr
