@@ -89,10 +89,10 @@ def test_an_evaluator_compiles_at_its_first_call_alone():
 def test_a_dropped_evaluator_frees_its_program_and_its_data(mesh):
     params, built = toy.init_params(), learner()
 
-    def sampler(data, tasks=toy.make_sampler()):
+    def sampler(tasks, data):
         return lambda key: tasks(jax.random.fold_in(key, data[:2].sum().astype(int)))
 
-    sample = sampler(jnp.arange(12_343.0))
+    sample = sampler(toy.make_sampler(), jnp.arange(12_343.0))
     dropped = [weakref.ref(sample), weakref.ref(built.adapt)]
     score = metajax.evaluator(built, sample, episodes=4, mesh=mesh)
     score(params, jax.random.key(0))
