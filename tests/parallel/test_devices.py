@@ -1,7 +1,6 @@
 """Sharing tasks between devices changes who computes, not what is computed."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 import toy
 from compilations import no_compilation
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from processes import environment
 
 import metajax
 
@@ -55,7 +55,7 @@ def test_training_is_that_of_one_device():
 
 def test_programs_that_sum_over_devices_compute_what_one_device_does():
     # What accelerators run. CPU devices that wait for one another need spare threads not to hang.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "NPROC": "8"}
+    variables = environment(JAX_NUM_CPU_DEVICES="2", NPROC="8")
     code = (
         "import test_devices, test_non_finite, metajax; "
         "metajax.parallel._cpu.on_cpu = lambda mesh: False; "
@@ -65,10 +65,7 @@ def test_programs_that_sum_over_devices_compute_what_one_device_does():
         "test_non_finite.check_skip(metajax.task_mesh(4), 'both'); "
         "test_non_finite.check_raise(metajax.task_mesh(4), 'both', '')"
     )
-    folder = pathlib.Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=environment, cwd=folder, timeout=300
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=variables, timeout=300)
 
 
 def test_shared_training_compiles_once_and_moves_nothing():
@@ -135,9 +132,9 @@ def test_every_core_becomes_a_device_unless_the_user_chose(setting, expected):
         "import jax, metajax, warnings; warnings.simplefilter('error'); "
         "metajax.use_every_core(); print(jax.device_count()); metajax.use_every_core()"
     )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | setting
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"} | setting
     found = subprocess.run(
-        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, env=variables, capture_output=True, text=True
     )
     assert int(found.stdout) == expected
 
@@ -147,8 +144,8 @@ def test_asking_for_every_core_too_late_warns():
         "import jax, metajax, metajax.parallel._cpu as cpu; cpu._cores = lambda: 7; jax.devices(); "
         "metajax.use_every_core()"
     )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
     found = subprocess.run(
-        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, env=variables, capture_output=True, text=True
     )
     assert "Call it before anything uses JAX, or set JAX_NUM_CPU_DEVICES=7." in found.stderr

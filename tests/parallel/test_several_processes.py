@@ -12,7 +12,7 @@ from several_processes import Config, fit, flat, train
 
 from experiments import common
 
-SCRIPT = "tests/several_processes.py"
+SCRIPT = "several_processes.py"
 
 
 @pytest.fixture(scope="module")

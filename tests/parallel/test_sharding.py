@@ -23,9 +23,9 @@ def specs(params):
 
 def test_on_many_devices_as_on_one():
     # CPU devices that wait for one another need threads to do so: more than this machine's cores.
-    own = environment(JAX_NUM_CPU_DEVICES="8", NPROC="16")
+    variables = environment(JAX_NUM_CPU_DEVICES="8", NPROC="16")
     script = str(HERE / "many_devices.py")
-    subprocess.run([sys.executable, script], check=True, env=own, timeout=1200)
+    subprocess.run([sys.executable, script], check=True, env=variables, timeout=1200)
 
 
 def test_the_largest_axis_that_divides_is_split_and_small_leaves_are_not():
