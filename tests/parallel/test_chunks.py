@@ -16,9 +16,9 @@ TASKS = jnp.zeros((12, WIDTH))
 
 
 def work(params, tasks):
-    """A product for each task: temporary memory that grows with their number."""
+    """A sorted matrix for each task: temporary memory that grows with their number."""
     outer = jnp.sin(tasks[:, :, None] * tasks[:, None, :] + params)
-    return jnp.sum(outer @ outer, axis=0)
+    return jnp.sum(jnp.sort(outer, axis=1), axis=(0, 1))
 
 
 def memory(size):

@@ -13,6 +13,7 @@ from several_processes import Config, fit, flat, train
 from experiments import common
 
 SCRIPT = "several_processes.py"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
