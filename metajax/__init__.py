@@ -10,7 +10,7 @@ from metajax.errors import (
     MetajaxError,
     NonFiniteError,
 )
-from metajax.evaluate import Scores, evaluate, evaluate_episodes
+from metajax.evaluate import Scores, evaluate, evaluate_episodes, evaluator
 from metajax.interop import from_linen, from_nnx
 from metajax.learners import (
     CAVIAParams,
@@ -46,8 +46,7 @@ from metajax.modes import (
     truncated,
     unrolled,
 )
-from metajax.parallel.devices import task_mesh, use_every_core
-from metajax.parallel.sharding import shard_params
+from metajax.parallel import shard_params, task_mesh, use_every_core
 from metajax.trainer import Trainer, TrainState, meta_trainer
 from metajax.trees import combine, partition
 from metajax.types import Batch, Episode, MaskedBatch, Sampler
@@ -89,6 +88,7 @@ __all__ = [
     "combine",
     "evaluate",
     "evaluate_episodes",
+    "evaluator",
     "first_order",
     "from_linen",
     "from_nnx",

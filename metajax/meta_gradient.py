@@ -8,15 +8,9 @@ import jax.numpy as jnp
 
 from metajax import _checks, trees
 from metajax.errors import ArgumentError
-from metajax.learners.base import (
-    Learner,
-    checked_episode,
-    checked_learner,
-    task_gradient,
-    task_outcome,
-)
-from metajax.parallel import chunks
-from metajax.parallel.chunks import TasksPerChunk
+from metajax.learners.base import Learner, task_gradient, task_outcome
+from metajax.parallel import TasksPerChunk
+from metajax.parallel import _chunks as chunks
 from metajax.types import Episode, Metrics, Params, PyTree
 
 MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
@@ -30,23 +24,23 @@ def meta_gradient(
 ) -> MetaGradient:
     """The gradient of the mean over tasks of the loss after adaptation.
 
-    Within a chunk, tasks are ``vmap``ped and differentiated together; a ``scan`` runs over the
-    chunks and sums their gradients, so that memory is one chunk's whatever the number of tasks.
-    The result doesn't depend on the chunking beyond rounding.
+    Within a chunk, tasks are ``vmap``ped and differentiated together. A ``scan`` over the chunks
+    sums their gradients, so that memory is that of one chunk whatever the number of tasks. The
+    result doesn't depend on the chunking beyond rounding.
 
     Args:
         learner: the algorithm.
         tasks_per_chunk: how many tasks are computed together, at least 1; it need not divide their
             number. If None, one on a CPU, where a task's working set then stays in cache, and all
-            elsewhere. ``"auto"`` compiles a chunk, and picks the largest that fits the cache on a
-            CPU, the memory elsewhere; it logs what it picked (logger ``metajax.parallel.chunks``).
+            elsewhere. ``"auto"`` compiles a chunk, picks the largest that fits the cache on a CPU
+            or the memory elsewhere, and logs it (logger ``metajax.parallel``).
         memory_budget: with ``"auto"``, bytes of temporary memory that a chunk may take; if None,
             80 % of what is free on an accelerator.
 
     Returns:
         ``gradient_fn(params, episodes) -> (gradient, metrics)``: ``episodes`` is an ``Episode``
-        with a leading task axis ``[tasks, ...]``; ``metrics`` the means over tasks of ``"loss"``
-        and of what the learner's loss reports.
+        with a leading task axis ``[tasks, ...]``, with a key for each task if the learner is keyed;
+        ``metrics`` are the means over tasks of ``"loss"`` and of what the learner's loss reports.
 
     Raises:
         ArgumentError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or,
@@ -60,7 +54,6 @@ def meta_gradient(
         >>> metrics["loss"]
         Array(0.25, dtype=float32)
     """
-    checked_learner("learner", learner)
     chunks.check(tasks_per_chunk, memory_budget)
 
     outcome, one_gradient = task_outcome(learner), task_gradient(learner)
@@ -69,7 +62,7 @@ def meta_gradient(
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
 
     def chunk_gradient(params, episodes):
-        """Gradient and metrics of one chunk of tasks, their means."""
+        """The means over a chunk of tasks: gradient and metrics."""
         if learner.gradient is not None:
             return mean(jax.vmap(learner.gradient, in_axes=(None, 0))(params, episodes))
 
@@ -87,11 +80,11 @@ def meta_gradient(
 
     def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
         _check_floating(params)
-        checked_episode("episodes", episodes)
         n_tasks = chunks.count_tasks(episodes)
         chunk = resolve(params, episodes, n_tasks)
         if n_tasks == 1:
-            # Without a task axis: XLA shares an operation between a CPU's cores along its first.
+            # Without a task axis, since XLA splits an operation between a CPU's cores along its
+            # first axis.
             return one_gradient(params, jax.tree.map(lambda leaf: leaf[0], episodes))
         if chunk == n_tasks:
             return chunk_gradient(params, episodes)

@@ -1,35 +1,38 @@
-"""The outer loop: sampling, meta-gradient and update as one program."""
+"""The outer loop: sampling, adaptation, meta-gradient and update as one program."""
 
 import functools
+import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, trees
-from metajax import non_finite as _non_finite
+from metajax import _checks, _non_finite, trees
+from metajax._non_finite import NonFinite
+from metajax._samplers import HoistedSampler, SamplerArrays, episode_keys, typed_key
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, checked_episode, checked_learner
+from metajax.learners.base import Learner
 from metajax.meta_gradient import meta_gradient
-from metajax.parallel import chunks, devices, sharding
-from metajax.parallel.chunks import TasksPerChunk
-from metajax.types import Episode, Metrics, Params, PyTree, Sampler
+from metajax.parallel import TasksPerChunk
+from metajax.parallel import _chunks as chunks
+from metajax.parallel import _cpu as cpu
+from metajax.parallel import _devices as devices
+from metajax.parallel import _sharding as sharding
+from metajax.types import Metrics, Params, PyTree, Sampler
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on.
+    """Everything that a run needs to go on.
 
     Attributes:
         params: the learner's meta-parameters.
         optimizer_state: the outer optimizer's state.
-        key: the run's random key (typed); it never changes, episodes are drawn from it by folding
-            in the step and the task.
+        key: the run's random key (typed). It never changes: folded with the step and the task it
+            gives each episode's key.
         step: how many outer steps were taken, int32 scalar.
     """
 
@@ -48,8 +51,9 @@ class Trainer(NamedTuple):
         run: ``run(state, steps) -> (state, metrics)``, many outer steps, every metric ``[steps]``;
             ``state`` is donated. It is one dispatch, compiled once for each value of ``steps``.
 
-    Both take ``data=`` in place of what ``meta_trainer`` was given: arrays of the same shapes and
-    dtypes, for which nothing is compiled again.
+    ``step`` and ``run`` take ``sample=``, another sampler to draw from, such as
+    ``jax.tree_util.Partial(draw, arrays)``. It must have the structure, shapes and dtypes of the
+    sampler that ``meta_trainer`` was given; then nothing is compiled again.
     """
 
     init: Callable[[Params, jax.Array], TrainState]
@@ -57,62 +61,17 @@ class Trainer(NamedTuple):
     run: Callable[..., tuple[TrainState, Metrics]]
 
 
-def hoist_constants(
-    sample: Callable[..., Episode], *data: PyTree
-) -> tuple[Callable[..., Episode], PyTree]:
-    """Turns the arrays that a sampler closes over into an argument.
-
-    A data set that is a constant of the compiled program would be written into it, copied, and
-    perhaps folded at compile time.
-
-    Args:
-        sample: ``sample(key, *data) -> Episode``.
-        *data: examples of its further arguments.
-
-    Returns:
-        ``(function, constants)``, with ``function(constants, key, *data)`` equal to
-        ``sample(key, *data)``.
-
-    Raises:
-        ArgumentTypeError: if ``sample`` doesn't return an ``Episode`` of arrays.
-    """
-
-    def checked(key, *data):
-        return checked_episode("what sample returns", sample(key, *data))
-
-    jaxpr, shape = jax.make_jaxpr(checked, return_shape=True)(jax.random.key(0), *data)
-    treedef = jax.tree.structure(shape)
-
-    def function(constants, key, *data):
-        leaves = jax.tree.leaves(data)
-        return treedef.unflatten(jax.core.eval_jaxpr(jaxpr.jaxpr, constants, key, *leaves))
-
-    return function, [jnp.asarray(constant) for constant in jaxpr.consts]
-
-
-def episode_keys(
-    key: jax.Array, step: jax.Array | int, n_tasks: int, first: jax.Array | int = 0
-) -> jax.Array:
-    """The keys of one step's episodes, from ``first`` on.
-
-    That of episode i is ``key`` folded with step and with i.
-    """
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda i: jax.random.fold_in(step_key, i))(first + jnp.arange(n_tasks))
-
-
 def meta_trainer(
     learner: Learner | Callable[[jax.Array], Learner],
     optimizer: optax.GradientTransformation,
-    sample: Sampler | Callable[[jax.Array, PyTree], Episode],
+    sample: Sampler,
     *,
     meta_batch: int,
-    data: PyTree = None,
     tasks_per_chunk: TasksPerChunk = None,
     memory_budget: int | None = None,
     carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
     mesh: Mesh | None = None,
-    non_finite: _non_finite.NonFinite = None,
+    non_finite: NonFinite = None,
 ) -> Trainer:
     """Builds the outer loop of a learner.
 
@@ -122,33 +81,39 @@ def meta_trainer(
     Args:
         learner: the algorithm; or ``learner(step) -> Learner`` for one that changes with the
             meta-step (int32 scalar), such as ``metajax.learners.warm_start`` or annealed weights.
-        optimizer: the outer optimizer, any Optax transformation.
-        sample: ``sample(key) -> Episode``, pure JAX. Arrays that it closes over, such as the data
-            set, stay on the device and are not copied into the program.
+        optimizer: the outer optimizer, any Optax transformation; one that needs the loss, such as
+            ``optax.contrib.reduce_on_plateau``, gets it as ``value=``, and the meta-gradient as
+            ``grad=``.
+        sample: ``sample(key) -> Episode``, pure JAX. Its arrays, such as a data set, are arguments
+            of the program: those that a function closes over, and the leaves of a pytree such as
+            ``jax.tree_util.Partial(draw, arrays)``, which calls of ``step`` and ``run`` may
+            exchange.
         meta_batch: how many tasks an outer step takes.
-        data: arrays that ``sample`` gets as its second argument, if any; those that change between
-            calls of ``step`` and ``run``, which take others of the same shapes.
         tasks_per_chunk: how many of them are computed together; see ``metajax.meta_gradient``.
-        memory_budget: bytes that these may take, with ``tasks_per_chunk="auto"``; as there.
-        carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update, for what
-            is carried along without a gradient, such as running statistics that the loss returned
-            among its metrics (where they are means over tasks).
+        memory_budget: see ``metajax.meta_gradient``.
+        carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update. It is for
+            values without a gradient, such as running statistics that the loss returned among its
+            metrics; these are means over tasks.
         mesh: the devices that share the tasks, from ``metajax.task_mesh``; JAX's default device if
-            None. Each draws and computes its own tasks, and all take the same update. Where they
-            are a CPU's cores, the gradients meet on the host after each step, and ``run`` is as
-            many dispatches as steps. With a model axis, parameters that ``metajax.shard_params``
-            placed stay split along it, and the optimizer's state with them. Over several processes,
-            all of them call the same functions with the same values.
-        non_finite: what a step does whose loss or meta-gradient, means over its tasks, has a NaN or
-            an infinity. None: nothing, it is applied as it is. ``"skip"``: parameters and
-            optimizer state stay, the step is counted, the next draws other tasks. ``"clip"``:
-            elements of the gradient are replaced, NaN by 0, an infinity by the largest finite
-            element of its leaf with the infinity's sign, and the update is applied; of a loss that
-            isn't finite while its gradient is, nothing but the metric tells. ``"raise"``: the state
-            stays at that before the step, later steps of the call change nothing, and
-            ``NonFiniteError`` is raised after it; each call waits for its end. Under each of them
-            an update that would make finite parameters or optimizer state NaN or infinite isn't
-            applied either.
+            None. Each draws and computes its own tasks, and all take the same update. If they are
+            a CPU's cores, the gradients meet on the host after each step, and ``run`` is as many
+            dispatches as steps. With a model axis, parameters that ``metajax.shard_params`` split
+            stay split, and the optimizer's state with them. Over several processes, all of them
+            call the same functions with the same values.
+        non_finite: what happens in a step whose loss or meta-gradient, means over its tasks, has a
+            NaN or an infinity.
+
+            - None: nothing; the update is applied as it is.
+            - ``"skip"``: parameters and optimizer state stay; the step is counted, and the next one
+              draws other tasks.
+            - ``"clip"``: in the gradient, a NaN becomes 0, and an infinity the largest finite
+              element of its leaf with the infinity's sign. A loss that isn't finite only counts in
+              the metric.
+            - ``"raise"``: the state stays at the one before the step, the call's later steps change
+              nothing, and ``NonFiniteError`` is raised after it. Each call waits for its end.
+
+            Under each but None, an update that would make finite parameters or optimizer state NaN
+            or infinite isn't applied either.
 
     Returns:
         A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
@@ -158,12 +123,12 @@ def meta_trainer(
 
     Raises:
         ArgumentError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer,
-            or the devices can't share ``meta_batch`` equally, or ``data`` of a call has other
-            shapes, or its state was consumed before, or ``non_finite`` is another word.
-        ArgumentTypeError: if ``optimizer`` isn't an Optax transformation, ``sample`` doesn't return
-            an ``Episode``, or another argument is of a wrong type.
-        NonFiniteError: from ``step`` and ``run``, with ``non_finite="raise"``; its ``state`` is
-            that before the bad step.
+            the devices can't share ``meta_batch`` equally, ``non_finite`` is another word, a call's
+            ``sample`` differs from the first in structure or shapes, its state was used before, or
+            the optimizer needs more than ``value=`` and ``grad=``.
+        ArgumentTypeError: if ``sample`` doesn't return an ``Episode``, or ``key`` isn't a key.
+        NonFiniteError: from ``step`` and ``run``, with ``non_finite="raise"``; its ``state`` is the
+            one before the bad step.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, metajax
@@ -177,52 +142,37 @@ def meta_trainer(
         >>> metrics["loss"].shape, bool(abs(state.params) < 0.5)
         ((100,), True)
     """
-    if not isinstance(learner, Learner):
-        _checks.function("learner", learner, "of the meta-step, or a Learner such as maml(...)")
-    _checks.optimizer("optimizer", optimizer)
-    _checks.function("sample", sample, "sample(key)")
-    _checks.optional_function("carry", carry, "carry(params, metrics)")
     meta_batch = _checks.positive_int("meta_batch", meta_batch)
-    own = devices.equal_share("meta_batch", meta_batch, mesh)
+    per_device = devices.equal_share("meta_batch", meta_batch, mesh)
     chunks.check(tasks_per_chunk, memory_budget)
     _non_finite.check(non_finite)
+    sampler = HoistedSampler(sample, mesh)
 
-    def learner_at(step) -> Learner:
-        if isinstance(learner, Learner):
-            return learner
-        return checked_learner("what learner(step) returns", learner(step))
-
-    def as_arrays(data: PyTree) -> PyTree:
-        return jax.tree.map(jnp.asarray, _checks.arrays("data", data))
-
-    extra = () if data is None else (as_arrays(data),)
-    draw, hoisted = hoist_constants(sample, *extra)
-    # What the programs take beside the state: what sample closes over, and its data.
-    constants = devices.replicate((hoisted, extra), mesh)
+    def learner_at(step: jax.Array) -> Learner:
+        return learner if isinstance(learner, Learner) else learner(step)
 
     def init(params: Params, key: jax.Array) -> TrainState:
-        _checks.arrays("params", params, some=True)
-        if not jnp.issubdtype(_checks.key("key", key).dtype, jax.dtypes.prng_key):
-            key = jax.random.wrap_key_data(key)
-        # Steps donate their state: what the caller passed must not be what they consume.
-        params, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (params, key))
+        # Steps donate their state: it must hold none of the caller's arrays, and no array twice.
+        params, key = jax.tree.map(_copy, (params, typed_key(key)))
         params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
         optimizer_state = sharding.placed_like(optimizer.init, params, mesh)
         state = TrainState(params, optimizer_state, key, jnp.zeros((), jnp.int32))
-        return devices.replicate(state, mesh)
+        return devices.replicate(_distinct(state), mesh)
 
-    def means_of_step(state: TrainState, constants: PyTree) -> tuple[Params, Metrics]:
-        """Gradient and metrics: their means over this device's tasks."""
-        keys = episode_keys(state.key, state.step, own, devices.first_task(own, mesh))
-        episodes = jax.vmap(lambda key: draw(constants[0], key, *constants[1]))(keys)
+    def means_of_step(state: TrainState, arrays: SamplerArrays) -> tuple[Params, Metrics]:
+        """Draws this device's tasks; the means over them of gradient and metrics."""
+        now = learner_at(state.step)
+        first = devices.first_task(per_device, mesh)
+        keys = episode_keys(state.key, state.step, per_device, first)
+        episodes = jax.vmap(lambda key: sampler.draw(arrays, key, keyed=now.keyed))(keys)
         gradient_fn = meta_gradient(
-            learner_at(state.step), tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
+            now, tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
         )
         return gradient_fn(state.params, episodes)
 
     def update(state: TrainState, means: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
         gradient, metrics = means
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer_state, state.params)
+        updates, optimizer_state = _updates(optimizer, state, gradient, metrics)
         params = optax.apply_updates(state.params, updates)
         if carry is not None:
             params, metrics = carry(params, metrics)
@@ -230,113 +180,106 @@ def meta_trainer(
         return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
 
     halves = _non_finite.guard(non_finite, means_of_step, update)
-    if mesh is not None and devices.meets_on_host(mesh):
-        step, run = _a_program_a_device(*halves, mesh)
+    if cpu.meets_on_host(mesh):
+        step, run = cpu.a_program_a_device(*halves, mesh)
     else:
         step, run = _one_program(*halves, mesh)
     place = functools.partial(devices.replicate, mesh=mesh)
     step, run = (_non_finite.watch(non_finite, program, place) for program in (step, run))
 
-    def with_data(data: PyTree) -> PyTree:
-        if data is None:
-            return constants
-        arrays = (as_arrays(data),)
-        shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), x) for x in (extra, arrays)]
-        if shapes[0] != shapes[1]:
-            raise ArgumentError(f"data must be arrays like {shapes[0]}, got {shapes[1]}.")
-        return constants[0], devices.replicate(arrays, mesh)
+    def one_step(state: TrainState, *, sample: Sampler | None = None) -> tuple[TrainState, Metrics]:
+        return step(_unused(state), sampler.arrays(state.key, sample))
 
-    def run_steps(state, steps, *, data=None):
+    def many_steps(
+        state: TrainState, steps: int, *, sample: Sampler | None = None
+    ) -> tuple[TrainState, Metrics]:
         steps = _checks.positive_int("steps", steps)
-        return run(_unspent(state), with_data(data), steps)
+        return run(_unused(state), sampler.arrays(state.key, sample), steps)
 
-    return Trainer(
-        init, lambda state, *, data=None: step(_unspent(state), with_data(data)), run_steps
-    )
+    return Trainer(init, one_step, many_steps)
 
 
-def _unspent(state: Any) -> TrainState:
-    """The state, if it is one, and no earlier call has consumed it."""
-    wanted = "a TrainState, from trainer.init or an earlier call"
-    _checks.instance("state", state, TrainState, wanted)
+def _copy(leaf: jax.Array) -> jax.Array:
+    return jnp.array(leaf, copy=True)
+
+
+def _distinct(state: TrainState) -> TrainState:
+    """Copies an array where it occurs again, as parameters do in some optimizers' state."""
+    seen: set[int] = set()
+
+    def once(leaf: jax.Array) -> jax.Array:
+        if id(leaf) in seen:
+            return _copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(once, state)
+
+
+def _updates(
+    optimizer: optax.GradientTransformation, state: TrainState, gradient: Params, metrics: Metrics
+) -> tuple[Params, PyTree]:
+    """What the optimizer makes of a gradient: its updates and its new state."""
+    loss = {"value": metrics["loss"]} if "loss" in metrics else {}
+    try:
+        return optax.with_extra_args_support(optimizer).update(
+            gradient, state.optimizer_state, state.params, grad=gradient, **loss
+        )
+    except TypeError as error:
+        missing = re.search(r"missing .* required keyword-only arguments?: (.*)", str(error))
+        if missing is None:
+            raise
+        raise ArgumentError(
+            f"optimizer needs {missing[1]}, but meta_trainer gives value= (the loss, if the "
+            "learner reports one) and grad= alone. Take an optimizer that needs no more, such as "
+            "optax.lbfgs(1.0, linesearch=None) instead of one with a line search."
+        ) from error
+
+
+def _unused(state: TrainState) -> TrainState:
+    """The state, or an ArgumentError if an earlier call has consumed it."""
     step = state.step
     if isinstance(step, jax.Array) and not isinstance(step, jax.core.Tracer) and step.is_deleted():
         raise ArgumentError(
-            "state was consumed by an earlier call of step or run: go on with the one that it "
-            "returned, or copy a state before it is passed."
+            "state was consumed by an earlier call of step or run. Go on with the state that this "
+            "call returned, or copy a state before you pass it."
         )
     return state
 
 
 def _one_program(means_of_step: Callable, update: Callable, mesh: Mesh | None):
-    """``step`` and ``run`` as one program each, on all devices of the mesh."""
+    """``step`` and ``run`` as one program each, on all devices of the mesh.
+
+    Args:
+        means_of_step: ``means_of_step(state, arrays) -> (gradient, metrics)`` of a device's tasks.
+        update: ``update(state, (gradient, metrics)) -> (state, metrics)``.
+        mesh: the devices.
+
+    Returns:
+        ``step(state, arrays)`` and ``run(state, arrays, steps)``.
+    """
     everywhere = PartitionSpec()
-    waits = mesh is not None and devices.on_cpu(mesh)
+    waits = mesh is not None and cpu.on_cpu(mesh)
 
     @functools.partial(jax.jit, static_argnums=(2, 3), donate_argnums=0)
-    def program(state, constants, steps, placement):
-        def outer_step(state, constants):
-            means = devices.mean(means_of_step(state, constants), mesh)
+    def program(state, arrays, steps, placement):
+        def outer_step(state, arrays):
+            means = devices.mean(means_of_step(state, arrays), mesh)
             state, metrics = update(state, means)
             return sharding.keep(state, placement, mesh), metrics
 
-        def steps_of(state, constants):
+        def steps_of(state, arrays):
             if steps is None:
-                return outer_step(state, constants)
-            return jax.lax.scan(lambda s, _: outer_step(s, constants), state, length=steps)
+                return outer_step(state, arrays)
+            return jax.lax.scan(lambda s, _: outer_step(s, arrays), state, length=steps)
 
         shared = devices.share(steps_of, mesh, in_specs=everywhere, out_specs=everywhere)
-        return sharding.kept_by_program(shared(state, constants), placement, mesh)
+        return sharding.kept_by_program(shared(state, arrays), placement, mesh)
 
-    def call(state, constants, steps=None):
-        outcome = program(state, constants, steps, sharding.placement_of(state, mesh))
-        # CPU devices wait for one another in XLA's few threads: with many calls in flight these
+    def call(state, arrays, steps=None):
+        outcome = program(state, arrays, steps, sharding.placement_of(state, mesh))
+        # CPU devices wait for one another in XLA's few threads. With many calls in flight these
         # were seen to run out, and the program to hang.
         return jax.block_until_ready(outcome) if waits else outcome
 
     return call, call
-
-
-def _a_program_a_device(means_of_step: Callable, update: Callable, mesh: Mesh):
-    """``step`` and ``run`` where devices are a CPU's cores: they meet on the host.
-
-    A program that sums over CPU devices waits for the others inside XLA's few threads, and was seen
-    to hang. Here none waits for another.
-    """
-    everywhere, each = PartitionSpec(), PartitionSpec(devices.AXIS)
-    # Vector to gradient and metrics. Set where a state's first program is traced, and so before
-    # its second program is, which alone uses it.
-    unravel: Callable[[jax.Array], PyTree] = lambda vector: vector
-
-    @jax.jit
-    def means_of_devices(state, constants):
-        def own_means(state, constants):
-            nonlocal unravel
-            # One array to copy, not one for each leaf: that takes half a millisecond, not two.
-            vector, unravel = ravel_pytree(means_of_step(state, constants))
-            return vector[None]
-
-        shared = devices.share(own_means, mesh, in_specs=everywhere, out_specs=each)
-        return shared(state, constants)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update_everywhere(state, vector):
-        def own_update(state, vector):
-            return update(state, unravel(vector))
-
-        shared = devices.share(own_update, mesh, in_specs=everywhere, out_specs=everywhere)
-        return shared(state, vector)
-
-    def step(state, constants):
-        vectors = jax.device_get(means_of_devices(state, constants))
-        return update_everywhere(state, devices.replicate(vectors.mean(axis=0), mesh))
-
-    def run(state, constants, steps):
-        history = []
-        for _ in range(steps):
-            state, metrics = step(state, constants)
-            history.append(metrics)
-        history = jax.tree.map(lambda *values: np.stack(values), *jax.device_get(history))
-        return state, devices.replicate(history, mesh)
-
-    return step, run

@@ -53,10 +53,12 @@ class Episode(NamedTuple):
     Attributes:
         support: any pytree that the loss accepts as a batch; usually a ``Batch``.
         query: the same, for scoring after adaptation.
+        key: a random key for the learner, if it is keyed; the trainer and the evaluator fill it.
     """
 
     support: PyTree
     query: PyTree
+    key: jax.Array | None = None
 
 
 class Sampler(Protocol):

@@ -1,6 +1,8 @@
 """Scores against numpy."""
 
 import functools
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import toy
 from compilations import no_compilation
 
 import metajax
-from metajax.evaluate import summarise
+from metajax.evaluate import _summarise
 
 
 def learner():
@@ -67,34 +69,51 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     draws = rng.normal(3.0, 2.0, size=(2000, 400))
     covered = [
         abs(scores.mean["x"] - 3.0) < scores.ci95["x"]
-        for scores in (summarise({"x": row[:, None]}) for row in draws)
+        for scores in (_summarise({"x": row[:, None]}) for row in draws)
     ]
     assert 0.935 < np.mean(covered) < 0.965
 
 
-def test_evaluating_again_with_other_parameters_compiles_nothing():
-    built, sample, key = learner(), toy.make_sampler(), jax.random.key(0)
-    first = metajax.evaluate(built, toy.init_params(), sample, key, episodes=4)
-    other = jax.tree.map(lambda leaf: leaf + 0.1, toy.init_params())
+def test_an_evaluator_compiles_at_its_first_call_alone():
+    score = metajax.evaluator(learner(), toy.make_sampler(), episodes=4)
+    params, key = toy.init_params(), jax.random.key(0)
+    first = score(params, key)
+    other, raw = jax.tree.map(lambda leaf: leaf + 0.1, params), jax.random.key_data(key)
     with no_compilation():
-        second = metajax.evaluate(built, other, sample, key, episodes=4)
+        second, again = score(other, key), score(params, key)
     assert first.mean["loss"] != second.mean["loss"]
+    assert again.mean == first.mean == score(params, raw).mean
+
+
+@pytest.mark.parametrize("mesh", [None, metajax.task_mesh(2)], ids=["one", "shared"])
+def test_a_dropped_evaluator_frees_its_program_and_its_data(mesh):
+    params, built = toy.init_params(), learner()
+
+    def sampler(tasks, data):
+        return lambda key: tasks(jax.random.fold_in(key, data[:2].sum().astype(int)))
+
+    sample = sampler(toy.make_sampler(), jnp.arange(12_343.0))
+    dropped = [weakref.ref(sample), weakref.ref(built.adapt)]
+    score = metajax.evaluator(built, sample, episodes=4, mesh=mesh)
+    score(params, jax.random.key(0))
+    metajax.evaluate(built, params, sample, jax.random.key(0), episodes=4, mesh=mesh)
+    dropped.append(weakref.ref(score))
+    del sample, built, score
+    gc.collect()
+    assert [reference() for reference in dropped] == [None] * 3
+    assert not [a.shape for a in jax.live_arrays() if a.shape == (12_343,)]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"episodes": 0}, "episodes must be at least 1, got 0"),
         ({"episodes": 1}, "episodes must be at least 2 for a confidence interval, got 1"),
-        ({"episodes": 2.5}, "episodes must be a positive integer, got 2.5"),
         ({"tasks_per_chunk": 0}, "tasks_per_chunk must be at least 1, got 0"),
     ],
 )
 def test_bad_input_is_named(options, message):
     with pytest.raises(ValueError, match=message):
-        metajax.evaluate(
-            learner(), toy.init_params(), toy.make_sampler(), jax.random.key(0), **options
-        )
+        metajax.evaluator(learner(), toy.make_sampler(), **options)
 
 
 def test_classification_losses_against_numpy():

@@ -12,7 +12,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
     *("types", "errors", "_extras", "_checks", "trees", "files", "losses", "modes", "adapt"),
-    *("interop", "learners", "parallel", "non_finite", "meta_gradient", "trainer", "evaluate"),
+    *("interop", "learners", "parallel", "_samplers", "_non_finite", "meta_gradient", "trainer"),
+    *("evaluate",),
     *("models", "data", "lm", "evolve", "check"),
 )
 """The parts of metajax: each may import those before it."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 import metajax
@@ -33,7 +33,6 @@ from metajax import lm
 from metajax.lm import lora
 from metajax.lm.peft_format import save_adapters
 from metajax.models import Transformer, TransformerConfig
-from metajax.parallel import chunks, devices
 
 MODEL = TransformerConfig.llama(
     vocab_size=4096, width=384, n_layers=6, n_heads=6, mlp_width=1024, scan=False
@@ -130,14 +129,21 @@ def ours(config: Config, cell: Cell, params: Any, factors: Any, tokens: Any) -> 
             )
             return variables["lora"], info.loss
 
-        return chunks.map_chunks(one_task, tokens, tasks_per_chunk=cell.at_once)
+        batch_size = None if cell.at_once == 1 else cell.at_once
+        return jax.lax.map(one_task, tokens, batch_size=batch_size)
 
-    shared, by_task = PartitionSpec(), PartitionSpec(devices.AXIS)
+    shared, by_task = PartitionSpec(), PartitionSpec("tasks")
     program = jax.jit(
-        devices.share(adapted, mesh, in_specs=(shared, shared, by_task), out_specs=by_task)
+        jax.shard_map(
+            adapted,
+            mesh=mesh,
+            in_specs=(shared, shared, by_task),
+            out_specs=by_task,
+            check_vma=False,
+        )
     )
-    params, factors = devices.replicate((params, factors), mesh)
-    tokens = jax.device_put(tokens, jax.sharding.NamedSharding(mesh, by_task))
+    params, factors = jax.device_put((params, factors), NamedSharding(mesh, shared))
+    tokens = jax.device_put(tokens, NamedSharding(mesh, by_task))
 
     def call() -> np.ndarray:
         _, losses = jax.block_until_ready(program(params, factors, tokens))

@@ -99,9 +99,10 @@ def train(folder: Path, steps: int, marks_file: Path, log: Path) -> None:
     sample = sinusoid_sampler(5, 5)
     trainer = metajax.meta_trainer(learner, optax.adam(1e-2), sample, meta_batch=2)
 
+    score = metajax.evaluator(learner, sample, episodes=20)
+
     def validate(params: Any) -> dict[str, float]:
-        scores = metajax.evaluate(learner, params, sample, jax.random.key(7), episodes=20)
-        return {"loss": float(scores.mean["loss"])}
+        return {"loss": float(score(params, jax.random.key(7)).mean["loss"])}
 
     fitted = common.fit(
         run,

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 
 from experiments.common.config import RunError, TrainingConfig
 from metajax.errors import ArgumentError, MetajaxError
-from metajax.parallel import devices
+from metajax.parallel import use_every_core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def connect(config: DistributedConfig) -> None:
     >>> connect(DistributedConfig())
     """
     if not config.distributed:
-        devices.use_every_core()
+        use_every_core()
         return
     # Its handler of SIGTERM would take the place of the one that ends a process.
     jax.config.update("jax_enable_preemption_service", False)

@@ -12,8 +12,7 @@ from experiments.common import processes
 from experiments.common._closing import Closing
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.metrics import MetricsLog
-from metajax import trees
-from metajax.parallel import devices
+from metajax import parallel, trees
 
 StateT = TypeVar("StateT")
 
@@ -110,9 +109,9 @@ class SharedCheckpoints(Closing):
 def _local(leaf: Any) -> Any:
     """The whole of a leaf, of this process alone."""
     if trees.is_key(leaf):
-        data = jnp.asarray(devices.to_host(jax.random.key_data(leaf)))
+        data = jnp.asarray(parallel.to_host(jax.random.key_data(leaf)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    return devices.to_host(leaf)
+    return parallel.to_host(leaf)
 
 
 def _blank(leaf: Any) -> Any:
@@ -133,7 +132,7 @@ def _from_first(leaf: Any, template: Any) -> Any:
         leaf = jax.random.wrap_key_data(shared, impl=jax.random.key_impl(leaf))
     else:
         leaf = _array_from_first(np.asarray(leaf))
-    return devices.put(leaf, template.sharding) if isinstance(template, jax.Array) else leaf
+    return parallel.put(leaf, template.sharding) if isinstance(template, jax.Array) else leaf
 
 
 def _array_from_first(array: np.ndarray) -> np.ndarray:

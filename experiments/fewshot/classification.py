@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -22,8 +22,7 @@ from metajax.data.augment import random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.learners import Learner
 from metajax.modes import GradientMode
-from metajax.non_finite import NonFinite
-from metajax.parallel.chunks import TasksPerChunk
+from metajax.parallel import TasksPerChunk
 from metajax.types import Batch, Params, Sampler
 
 TEST_SEED = 2017
@@ -212,7 +211,7 @@ def train(
     validate_every: int,
     transductive: bool = True,
     tasks_per_chunk: TasksPerChunk = None,
-    non_finite: NonFinite = None,
+    non_finite: Literal["raise", "skip", "clip"] | None = None,
 ) -> Fitted:
     """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
     key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
@@ -234,25 +233,20 @@ def train(
     test_learner = schedule.learner(network, schedule.test_steps, transductive=transductive)
     # As at test: the paper turns each class of a test task too.
     turned: Rotations = "none" if schedule.rotations == "none" else "per_class"
-    sample_validation = sampler(validation, turned)
-
-    def validate(params: Params) -> Mapping[str, float]:
-        return metajax.evaluate(
-            test_learner,
-            params,
-            sample_validation,
-            key_validation,
-            episodes=VALIDATION_EPISODES,
-            curve=False,
-            mesh=metajax.task_mesh(jax.device_count()),
-        ).mean
+    score = metajax.evaluator(
+        test_learner,
+        sampler(validation, turned),
+        episodes=VALIDATION_EPISODES,
+        curve=False,
+        mesh=metajax.task_mesh(jax.device_count()),
+    )
 
     return fit(
         run,
         trainer,
         trainer.init(network.params, key_tasks),
         steps=schedule.steps,
-        validate=validate,
+        validate=lambda params: score(params, key_validation).mean,
         validate_every=validate_every,
     )
 

@@ -71,11 +71,10 @@ def fine_tune(
     prompt_share = _checks.between("prompt_share", prompt_share, 0, 1)
     _checks.function("shares", shares, "of which rounds kept something")
     _checks.one_of("start", start, ("current", "base"))
-    draw = lambda key, data: lm.as_episodes(lm.row_sampler(data, batch=rows // micro_batches))(key)
+    draw = lambda data, key: lm.as_episodes(lm.row_sampler(data, batch=rows // micro_batches))(key)
     trainer_of = trainers(
         lm.supervised(lm.next_token_loss(apply)),
         scaled(optimizer, trainable),
-        draw,
         meta_batch=micro_batches,
         mesh=mesh,
     )
@@ -101,8 +100,9 @@ def fine_tune(
         real = float((batch.segments != 0).mean())
         if start == "base":
             state = init(base["params"], state.key)._replace(step=state.step)
-        trainer = trainer_of(batch)
-        state, metrics = trainer.run(to_train(state, scale, mesh), steps, data=batch)
+        sample = jax.tree_util.Partial(draw, batch)
+        trainer = trainer_of(sample)
+        state, metrics = trainer.run(to_train(state, scale, mesh), steps, sample=sample)
         return state, metrics, round(steps * rows * (length + 1) * real)
 
     return Update(f"fine-tuning from the {start} parameters", init, update)

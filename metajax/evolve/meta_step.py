@@ -77,7 +77,7 @@ def meta_step(
     real_share = _checks.between("real_share", real_share, 0, 1, ends="()")
     full = scaled(optimizer, trainable)
 
-    def draw(key: jax.Array, data: Grouped) -> Episode:
+    def draw(data: Grouped, key: jax.Array) -> Episode:
         first_key, own_key = jax.random.split(key)
         chance = jnp.log(data.weights)
         group = data.group[jax.random.categorical(first_key, chance)]
@@ -91,7 +91,7 @@ def meta_step(
         take = lambda part: jax.tree.map(lambda leaf: leaf[part], texts)
         return Episode(take(slice(0, support)), take(slice(support, None)))
 
-    trainer_of = trainers(learner, full, draw, meta_batch=meta_batch, mesh=mesh)
+    trainer_of = trainers(learner, full, meta_batch=meta_batch, mesh=mesh)
 
     def update(
         state: TrainState, data: Data, key: jax.Array, scale: float = 1.0
@@ -100,7 +100,9 @@ def meta_step(
         grouped = grouped_of(
             data, np.asarray(group_of(round_of(data, "meta_step").tasks)), real_share
         )
-        state, metrics = trainer_of(grouped).run(to_train(state, scale, mesh), steps, data=grouped)
+        sample = jax.tree_util.Partial(draw, grouped)
+        trainer = trainer_of(sample)
+        state, metrics = trainer.run(to_train(state, scale, mesh), steps, sample=sample)
         lengths = np.concatenate([data.new.lengths, data.real.lengths])
         tokens = meta_batch * (support + query) * np.average(lengths, weights=grouped.weights)
         return state, metrics, round(steps * tokens)

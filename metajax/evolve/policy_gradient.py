@@ -104,12 +104,12 @@ def policy_gradient(
         metrics = {"kl": jnp.where(own, divergence, 0).sum() / jnp.maximum(own.sum(), 1)}
         return jnp.where(mask, losses, 0).sum() / count, metrics
 
-    def draw(key, data):
+    def draw(data, key):
         scored, weights = data
         rows = jax.random.categorical(key, jnp.log(weights), shape=(batch // micro_batches,))
         return lm.as_episodes(lambda _: jax.tree.map(lambda leaf: leaf[rows], scored))(key)
 
-    trainer_of = trainers(lm.supervised(loss_fn), full, draw, meta_batch=micro_batches, mesh=mesh)
+    trainer_of = trainers(lm.supervised(loss_fn), full, meta_batch=micro_batches, mesh=mesh)
     anchor: dict[str, Params] = {}
     log_probs_of = jax.jit(lambda params, tokens: _log_probs(apply, params, tokens))
 
@@ -131,10 +131,9 @@ def policy_gradient(
             own = np.resize(rows[start : start + size], size)
             reference[own, 1:] = log_probs_of(anchor["params"], scored.tokens[own])
         scored = scored._replace(reference=reference * scored.mask)
-        batch_of = (scored, weights)
-        state, metrics = trainer_of(batch_of).run(
-            to_train(state, scale, mesh), steps, data=batch_of
-        )
+        sample = jax.tree_util.Partial(draw, (scored, weights))
+        trainer = trainer_of(sample)
+        state, metrics = trainer.run(to_train(state, scale, mesh), steps, sample=sample)
         return state, metrics, round(steps * batch * np.average(lengths, weights=weights))
 
     return Update("policy gradient", init, update)

@@ -12,7 +12,7 @@ from metajax import _checks, lm
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.evolve.types import Attempts, Solver, Tasks
 from metajax.models import Transformer
-from metajax.parallel import devices
+from metajax.parallel import _devices as devices
 from metajax.types import Params
 
 MULTIPLE = 16

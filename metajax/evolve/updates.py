@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, trees
-from metajax.parallel import devices
+from metajax.parallel import _devices as devices
 from metajax.trainer import TrainState, meta_trainer
 from metajax.types import Metrics, Params
 
@@ -75,14 +75,14 @@ def to_train(state: TrainState, scale: float, mesh: Mesh | None) -> TrainState:
     return devices.replicate(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state), mesh)
 
 
-def trainers(*arguments: Any, **options: Any):
-    """``trainer_of(data)``: one trainer for each shape of the data."""
+def trainers(learner: Any, optimizer: optax.GradientTransformation, **options: Any):
+    """``trainer_of(sample)``: one trainer for each shape of the sampler's arrays."""
     found: dict[Any, Any] = {}
 
-    def trainer_of(data: Any):
-        shape = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(data))
+    def trainer_of(sample: Any):
+        shape = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(sample))
         if shape not in found:
-            found[shape] = meta_trainer(*arguments, data=data, **options)
+            found[shape] = meta_trainer(learner, optimizer, sample, **options)
         return found[shape]
 
     return trainer_of

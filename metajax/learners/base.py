@@ -21,6 +21,7 @@ class AdaptFn(Protocol):
         support: PyTree,
         *,
         observe: Callable[[Params], PyTree] | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[Params, AdaptInfo]: ...
 
 
@@ -36,12 +37,16 @@ class Learner(NamedTuple):
         gradient: ``gradient(meta_params, episode) -> (gradient, metrics)`` of one task, for
             algorithms whose update isn't the derivative of ``loss`` after ``adapt``; None for those
             whose update is.
+        predict: ``predict(adapted, support, inputs) -> outputs``, if the learner has one.
+        keyed: whether ``adapt`` needs a random key, ``adapt(meta_params, support, key=key)``.
     """
 
     init: Callable[[Params], Params]
     adapt: AdaptFn
     loss: Callable[[Params, Episode], tuple[jax.Array, Metrics]]
     gradient: Callable[[Params, Episode], tuple[Params, Metrics]] | None = None
+    predict: Callable[..., PyTree] | None = None
+    keyed: bool = False
 
 
 def task_gradient(learner: Learner) -> Callable[[Params, Episode], tuple[Params, Metrics]]:
@@ -56,7 +61,8 @@ def task_outcome(learner: Learner) -> Callable[[Params, Episode], tuple[jax.Arra
     """``outcome(meta_params, episode) -> (loss, metrics)`` of one task after adaptation."""
 
     def outcome(params: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
-        adapted, _ = learner.adapt(params, episode.support)
+        key = {"key": episode.key} if learner.keyed else {}
+        adapted, _ = learner.adapt(params, episode.support, **key)
         return reported(learner, adapted, episode)
 
     return outcome

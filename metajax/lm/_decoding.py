@@ -11,7 +11,7 @@ from metajax.lm.sampling import choose, row_keys
 from metajax.models import Transformer, TransformerConfig
 from metajax.models.cache import Cache, empty_cache
 from metajax.models.transformer import positions_of
-from metajax.parallel import devices
+from metajax.parallel import _devices as devices
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"))

@@ -15,7 +15,7 @@ from metajax.lm import _decoding
 from metajax.lm.prepared import Prepared, variables_of
 from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
-from metajax.parallel import devices
+from metajax.parallel import _devices as devices
 from metajax.types import Params
 
 Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array

@@ -10,7 +10,7 @@ from metajax.errors import ArgumentError
 from metajax.lm.fitting import check_lora, check_params
 from metajax.models import TransformerConfig
 from metajax.models.transformer import unstack_layers
-from metajax.parallel import devices
+from metajax.parallel import _devices as devices
 from metajax.types import Params
 
 

@@ -48,10 +48,10 @@ def gradient(episodes=TASKS, params=PARAMS, learner=LEARNER, **options):
 
 
 def spent():
-    own = trainer()
-    state = own.init(PARAMS, KEY)
+    built = trainer()
+    state = built.init(PARAMS, KEY)
     state.step.delete()  # as a call that takes the state does, without its compilation
-    return own.step(state)
+    return built.step(state)
 
 
 def other_width():
@@ -242,54 +242,31 @@ OUTER = [
     Row(
         "no-tasks", lambda: gradient(jax.tree.map(lambda x: x[:0], TASKS)), ("number of task", "0")
     ),
-    Row("tuple", lambda: gradient(tuple(TASKS)), ("episodes must be a metajax.Episode",)),
-    Row("gradient-params", lambda: gradient(params={"a": "b"}), ("params", "'b' at 'a'")),
-    Row("gradient-learner", lambda: gradient(learner=loss_fn), ("learner must be a Learner",)),
+    Row("no-params", lambda: gradient(params={}), ("params", "at least one array")),
     Row("chunk", lambda: gradient(tasks_per_chunk=0), ("tasks_per_chunk must be at least 1", "0")),
     Row("chunk-name", lambda: gradient(tasks_per_chunk="Auto"), ("'auto' or None", "'Auto'")),
     Row("budget", lambda: gradient(memory_budget=1e9), ("memory_budget must be", "1000000000.0")),
     Row("meta-batch", lambda: trainer(meta_batch=0), ("meta_batch must be at least 1", "got 0")),
-    Row("outer-optimizer", lambda: trainer(optimizer=1e-3), ("optimizer must be an Optax",)),
-    Row("sample", lambda: trainer(sample=EPISODE), ("sample must be a function", "Episode")),
     Row("sample-tuple", lambda: trainer(sample=lambda key: tuple(EPISODE)), ("sample", "Episode(")),
-    Row("sample-none", lambda: trainer(sample=lambda key: None), ("sample returns", "None")),
+    Row("sample-none", lambda: trainer(sample=lambda key: None), ("sample must return", "None")),
     Row(
         "sample-text",
         lambda: trainer(sample=lambda key: metajax.Episode("a", "b")),
         ("sample returns", "str 'a'"),
     ),
-    Row(
-        "trainer-learner", lambda: trainer(learner="maml"), ("learner must be a function", "'maml'")
-    ),
-    Row("carry", lambda: trainer(carry={}), ("carry must be a function", "dict {}")),
-    Row("mesh", lambda: trainer(mesh=2), ("mesh must be a mesh from metajax.task_mesh", "int 2")),
-    Row("mesh-axes", lambda: trainer(mesh=OTHER_MESH), ("one axis 'tasks'", "('batch',)")),
+    Row("mesh-axes", lambda: trainer(mesh=OTHER_MESH), ("axis 'tasks'", "('batch',)")),
     Row("mesh-share", lambda: trainer(meta_batch=3, mesh=metajax.task_mesh(2)), ("3", "2 devices")),
     Row("no-devices", lambda: metajax.task_mesh(2, devices=[]), ("devices", "none")),
-    Row("devices", lambda: metajax.task_mesh(2, devices=["cpu"]), ("JAX devices", "'cpu'")),
-    Row("data", lambda: trainer(sample=lambda k, d: EPISODE, data={"a": "b"}), ("data", "'b'")),
     Row("init-key", lambda: trainer().init(PARAMS, 0), ("key must be one random key", "int 0")),
     Row(
         "init-keys",
         lambda: trainer().init(PARAMS, jax.random.split(KEY, 3)),
         ("key must be one random key", "[3]"),
     ),
-    Row("init-params", lambda: trainer().init({"a": "b"}, KEY), ("params", "'b' at 'a'")),
-    Row("state", lambda: trainer().step(PARAMS), ("state must be a TrainState",)),
-    Row("state-spent", spent, ("state was consumed", "go on with the one that it returned")),
+    Row("state-spent", spent, ("state was consumed", "Go on with the state")),
     Row("run-steps", lambda: trainer().run(trainer().init(PARAMS, KEY), 0), ("steps", "got 0")),
     Row("one-episode", lambda: evaluate(episodes=1), ("episodes must be at least 2", "got 1")),
-    Row("episodes-nan", lambda: evaluate(episodes=float("nan")), ("episodes must be", "nan")),
     Row("evaluate-key", lambda: evaluate(key=0), ("key must be one random key", "int 0")),
-    Row("evaluate-params", lambda: evaluate(params=lambda: 0), ("params", "function")),
-    Row("evaluate-learner", lambda: evaluate(learner=adapt), ("learner must be a Learner",)),
-    Row("evaluate-curve", lambda: evaluate(curve="yes"), ("curve must be True or False", "'yes'")),
-    Row("evaluate-sample", lambda: evaluate(sample=EPISODE), ("sample must be a function",)),
-    Row(
-        "evaluate-list",
-        lambda: metajax.evaluate_episodes(LEARNER, PARAMS, [EPISODE, EPISODE]),
-        ("episodes must be a metajax.Episode", "["),
-    ),
     Row(
         "evaluate-one",
         lambda: metajax.evaluate_episodes(LEARNER, PARAMS, jax.tree.map(lambda x: x[:1], TASKS)),

@@ -203,7 +203,7 @@ def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
 
 
 def _draw_key():
-    from metajax.trainer import episode_keys
+    from metajax._samplers import episode_keys
 
     return episode_keys(jax.random.key(4), 0, 1)[0]
 

@@ -8,9 +8,9 @@ import pytest
 
 import metajax
 from metajax import losses
+from metajax._samplers import episode_keys
 from metajax.data import ClassData, episode_sampler
 from metajax.models import Conv4
-from metajax.trainer import episode_keys
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ def free_port() -> int:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """That of a process with one CPU device, and this checkout's metajax."""
-    paths = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
+    """That of a process with one CPU device, which imports this checkout and its tests."""
+    paths = [*map(str, (HERE.parent.parent, HERE.parent, HERE)), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -33,17 +33,17 @@ def run_together(
     *,
     timeout: int = 1200,
 ) -> list[subprocess.CompletedProcess]:
-    """Runs Python with each command's words at the same time; what each wrote, and its status."""
+    """Runs Python commands at the same time; returns what each wrote, and its status."""
     started = [
         subprocess.Popen(
             [sys.executable, *words],
-            env=own,
-            cwd=HERE.parent,
+            env=variables,
+            cwd=HERE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for words, own in zip(commands, environments, strict=True)
+        for words, variables in zip(commands, environments, strict=True)
     ]
     try:
         outputs = [process.communicate(timeout=timeout) for process in started]

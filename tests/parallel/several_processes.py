@@ -17,8 +17,7 @@ import toy
 import metajax
 from experiments import common
 from experiments.common import processes
-from metajax import lm
-from metajax.parallel import devices
+from metajax import lm, parallel
 
 
 @functools.cache
@@ -51,7 +50,7 @@ def train(mesh, dtype=jnp.float32):
     trainer = metajax.meta_trainer(learner(), optax.sgd(0.05), sample, meta_batch=6, mesh=mesh)
     state, metrics = trainer.run(trainer.init(toy.init_params(dtype), key), 100)
     # Copies: the next step donates its state.
-    params = jax.tree.map(np.array, devices.to_host(state.params))
+    params = jax.tree.map(np.array, parallel.to_host(state.params))
     found = {"params": params, "metrics": metrics}
     if dtype == jnp.float64:
         return found
@@ -110,7 +109,7 @@ def fit(config, mesh):
 
 
 def flat(tree):
-    leaves, _ = jax.tree_util.tree_flatten_with_path(devices.to_host(tree))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(parallel.to_host(tree))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 

@@ -34,6 +34,7 @@ def twice(tmp_path_factory):
     return folders, said
 
 
+@pytest.mark.slow
 def test_sampling_training_and_evaluation_are_the_same_bits_in_two_processes(twice):
     folders, said = twice
     one, other = (
@@ -45,6 +46,7 @@ def test_sampling_training_and_evaluation_are_the_same_bits_in_two_processes(twi
     assert one["digests"]["params"].encode() in said[0]
 
 
+@pytest.mark.slow
 def test_this_process_computes_what_they_did(twice, tmp_path):
     """And a comparison says so; of a run that isn't the same, it says how far."""
     (folder, _), _ = twice
@@ -73,6 +75,7 @@ def test_more_cores_than_there_are_are_refused():
     assert os.sched_getaffinity(0) == there
 
 
+@pytest.mark.slow
 def test_settings_are_compared_in_processes_of_their_own(tmp_path, monkeypatch):
     absent = determinism_settings.Setting(flags="--xla_cpu_no_such_flag=true")
     monkeypatch.setitem(determinism_settings.SETTINGS, "what XLA doesn't have", absent)

@@ -1,7 +1,6 @@
 """Sharing tasks between devices changes who computes, not what is computed."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ import pytest
 import toy
 from compilations import no_compilation
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from processes import environment
 
 import metajax
 
@@ -53,22 +53,20 @@ def test_training_is_that_of_one_device():
     assert_close(*outcomes)
 
 
+@pytest.mark.slow
 def test_programs_that_sum_over_devices_compute_what_one_device_does():
     # What accelerators run. CPU devices that wait for one another need spare threads not to hang.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "NPROC": "8"}
+    variables = environment(JAX_NUM_CPU_DEVICES="2", NPROC="8")
     code = (
         "import test_devices, test_non_finite, metajax; "
-        "metajax.parallel.devices.on_cpu = lambda mesh: False; "
+        "metajax.parallel._cpu.on_cpu = lambda mesh: False; "
         "test_devices.check_the_meta_gradient_of_sharded_episodes(); "
         "test_devices.test_training_is_that_of_one_device(); "
         "test_devices.test_shared_training_compiles_once_and_moves_nothing(); "
         "test_non_finite.check_skip(metajax.task_mesh(4), 'both'); "
         "test_non_finite.check_raise(metajax.task_mesh(4), 'both', '')"
     )
-    folder = pathlib.Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env=environment, cwd=folder, timeout=300
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=variables, timeout=300)
 
 
 def test_shared_training_compiles_once_and_moves_nothing():
@@ -117,7 +115,7 @@ def test_a_mesh_has_as_many_devices_as_can_share_the_tasks(n_tasks, count):
         ),
         (
             lambda: make_trainer(Mesh(np.array(jax.devices()), ("data",))),
-            r"mesh must have the one axis 'tasks', or 'model' after it, got \('data',\)",
+            r"mesh must have the axis 'tasks', or the axes 'tasks' and 'model', got \('data',\)",
         ),
     ],
 )
@@ -132,11 +130,23 @@ def test_bad_input_is_named(build, message):
 )
 def test_every_core_becomes_a_device_unless_the_user_chose(setting, expected):
     code = (
-        "import jax, metajax; metajax.use_every_core(); print(jax.device_count()); "
-        "metajax.use_every_core()"  # too late to change anything, and harmless
+        "import jax, metajax, warnings; warnings.simplefilter('error'); "
+        "metajax.use_every_core(); print(jax.device_count()); metajax.use_every_core()"
     )
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | setting
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"} | setting
     found = subprocess.run(
-        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, env=variables, capture_output=True, text=True
     )
     assert int(found.stdout) == expected
+
+
+def test_asking_for_every_core_too_late_warns():
+    code = (
+        "import jax, metajax, metajax.parallel._cpu as cpu; cpu._cores = lambda: 7; jax.devices(); "
+        "metajax.use_every_core()"
+    )
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=variables, capture_output=True, text=True
+    )
+    assert "Call it before anything uses JAX, or set JAX_NUM_CPU_DEVICES=7." in found.stderr

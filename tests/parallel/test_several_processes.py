@@ -12,7 +12,8 @@ from several_processes import Config, fit, flat, train
 
 from experiments import common
 
-SCRIPT = "tests/several_processes.py"
+SCRIPT = "several_processes.py"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ published schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 ep
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,33 +153,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         non_finite=config.non_finite,
     )
 
-    @functools.cache  # evaluate compiles a learner and a sampler once, if they are the same objects
-    def test(split, n_way):
-        learner = learner_of(config.method, network, n_way=n_way, train=False)
-        return learner, sampler(data[split], n_way, config.k_shot, QUERY_AT_TEST)
-
-    def score(params, split, n_way, key, episodes):
-        learner, sample = test(split, n_way)
-        return metajax.evaluate(
-            learner,
-            params,
-            sample,
-            key,
+    def evaluator(split, n_way, episodes):
+        return metajax.evaluator(
+            learner_of(config.method, network, n_way=n_way, train=False),
+            sampler(data[split], n_way, config.k_shot, QUERY_AT_TEST),
             episodes=episodes,
             curve=False,
             mesh=metajax.task_mesh(episodes),
         )
 
-    def validate(params):
-        n_way, episodes = TEST_WAYS[-1], classification.VALIDATION_EPISODES
-        return score(params, "validation", n_way, key_validation, episodes).mean
-
+    score = evaluator("validation", TEST_WAYS[-1], classification.VALIDATION_EPISODES)
     fitted = common.fit(
         run,
         trainer,
         trainer.init(network.variables, key_tasks),
         steps=config.steps,
-        validate=validate,
+        validate=lambda params: score(params, key_validation).mean,
         validate_every=config.validate_every,
     )
 
@@ -189,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for n_way in TEST_WAYS:
         key = jax.random.fold_in(jax.random.key(classification.TEST_SEED), n_way)
-        scores = score(fitted.state.params, "test", n_way, key, config.test_episodes)
+        scores = evaluator("test", n_way, config.test_episodes)(fitted.state.params, key)
         rows.append(
             common.Row(
                 task=f"{n_way}-way {config.k_shot}-shot",

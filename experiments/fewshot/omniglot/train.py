@@ -16,7 +16,6 @@ an honest one: normalised with the support set's statistics, 15 query images a c
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -95,7 +94,6 @@ def evaluations(
     """The rows of the table: the paper's evaluation and the honest one, 1-shot and 5-shot."""
     published = PUBLISHED[config.method][1]
 
-    @functools.cache  # evaluate compiles the same learner once
     def learner(transductive: bool, steps: int) -> metajax.Learner:
         return schedule.learner(network, steps, transductive=transductive)
 

@@ -1,4 +1,4 @@
-"""How many tasks are computed together: in chunks that suit the machine."""
+"""Tasks in chunks: how many are computed together."""
 
 import logging
 from collections.abc import Callable
@@ -12,26 +12,27 @@ from metajax.errors import ArgumentError
 from metajax.types import PyTree
 
 TasksPerChunk = int | Literal["auto"] | None
-"""A number; ``"auto"`` for what ``choose`` picks; None for the backend's default."""
+"""How many tasks are computed together: a number; ``"auto"`` for the largest that fits the cache or
+the memory; or None for the backend's default."""
 
 CACHE_BYTES = 6 * 2**20
-"""Up to how much temporary memory larger chunks were no slower on a CPU: by Conv-4 of 16, 32 and 64
-filters and by fully connected networks, on one core with 1 MiB of second-level cache."""
+"""Temporary memory up to which larger chunks were no slower on a CPU. Measured with Conv-4 of 16,
+32, 64 filters and with fully connected networks, on one core with 1 MiB of second-level cache."""
 
 DEVICE_FRACTION = 0.8
 """How much of an accelerator's free memory a chunk may take."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("metajax.parallel")
 
 
-class Choice(NamedTuple):
+class ChunkSize(NamedTuple):
     """What ``choose`` picked.
 
     Attributes:
         tasks_per_chunk: how many tasks are computed together.
-        temporary_bytes: the temporary memory that XLA plans for such a chunk.
-        budget_bytes: what it was to fit into. Both are None where there is no budget.
-        reason: the choice in words.
+        temporary_bytes: the temporary memory that XLA plans for it; None without a budget.
+        budget_bytes: the budget; None if there is none.
+        reason: why this number.
     """
 
     tasks_per_chunk: int
@@ -59,28 +60,20 @@ def check(tasks_per_chunk: Any, memory_budget: Any = None) -> None:
             )
 
 
-def default(n_tasks: int, backend: str | None = None) -> int:
-    """How many tasks at a time are fastest on a backend, by measurement.
-
-    On a CPU one: a task's working set then stays in cache. Elsewhere all of them, which is what
-    fills the device.
-
-    Example:
-        >>> default(32, backend="cpu")
-        1
-    """
-    backend = jax.default_backend() if backend is None else backend
-    return 1 if backend == "cpu" else n_tasks
-
-
 def count_tasks(tasks: PyTree) -> int:
-    """The length of the leading axis that all leaves share; raises an ArgumentError otherwise."""
+    """The length of the leading axis that all leaves share, or an ArgumentError."""
     return _checks.leading_axis("episodes", tasks, "task")
 
 
 def at_once(tasks_per_chunk: int | None, n_tasks: int) -> int:
-    """How many tasks that is: the backend's default if None, and never more than there are."""
-    return min(default(n_tasks) if tasks_per_chunk is None else tasks_per_chunk, n_tasks)
+    """How many tasks that is, never more than there are.
+
+    If None, what was fastest: one on a CPU, where a task's working set then stays in cache; all
+    elsewhere, which fills the device.
+    """
+    if tasks_per_chunk is None:
+        return 1 if jax.default_backend() == "cpu" else n_tasks
+    return min(tasks_per_chunk, n_tasks)
 
 
 def map_chunks(
@@ -109,21 +102,21 @@ def choose(
     tasks: PyTree,
     *,
     memory_budget: int | None = None,
-) -> Choice:
+) -> ChunkSize:
     """Picks the largest power of two, or all tasks, whose temporary memory fits a budget.
 
-    On a CPU a chunk should also fit the cache, but one task is always computed, whatever it takes
-    up to the budget. The choice is logged at level INFO. Nothing is run; the function is compiled
-    for one to three sizes of a chunk.
+    On a CPU a chunk should also fit the cache; one task within the budget is accepted even if it
+    doesn't. The choice is logged at level INFO. Nothing is run; the function is compiled for one to
+    three sizes of a chunk.
 
     Args:
-        fn: ``fn(params, chunk)``, what is computed of each chunk, whose leaves have a leading axis.
+        fn: ``fn(params, chunk)``, computed for each chunk, whose leaves have a leading task axis.
         params: its first argument, or the shapes of it.
         tasks: all tasks ``[tasks, ...]``, or the shapes of them.
         memory_budget: bytes; if None, 80 % of what is free on an accelerator, no limit on a CPU.
 
     Returns:
-        A ``Choice``.
+        A ``ChunkSize``.
 
     Raises:
         ArgumentError: if not even one task fits.
@@ -155,19 +148,19 @@ def choose(
             measured[size] = 0 if memory is None else int(memory.temp_size_in_bytes)
         return measured[size]
 
-    def decided(size: int, reason: str) -> Choice:
-        choice = Choice(size, measured.get(size), budget, reason)
+    def decided(size: int, reason: str) -> ChunkSize:
+        chosen = ChunkSize(size, measured.get(size), budget, reason)
         _log.info("tasks_per_chunk: %d of %d tasks (%s)", size, n_tasks, reason)
-        return choice
+        return chosen
 
     def fitting(size: int, budget: int) -> int:
-        """What fits, if memory grows with the number of tasks as it does up to ``size``."""
+        """What fits if memory is proportional to the number of tasks."""
         number = size * budget // max(temporary_bytes(size), 1)
         return n_tasks if number >= n_tasks else 1 << max(number.bit_length() - 1, 0)
 
     if budget is None:
-        return decided(n_tasks, "all, since the device doesn't tell its memory")
-    # On a CPU one task is the usual choice, elsewhere all of them: that is compiled first.
+        return decided(n_tasks, "all: the device doesn't report its memory")
+    # One task is the usual choice on a CPU, all of them elsewhere: that size is compiled first.
     size = 1 if on_cpu else n_tasks
     if temporary_bytes(size) <= budget:
         size = fitting(size, budget)

@@ -12,10 +12,10 @@ from metajax.errors import NonFiniteError
 from metajax.types import PyTree
 
 NonFinite = Literal["raise", "skip", "clip"] | None
-"""A policy, as ``meta_trainer(non_finite=...)`` explains them; None for no check at all."""
+"""A policy; see ``meta_trainer(non_finite=...)``. None for no check at all."""
 
 Update = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
-"""``update(state, (gradient, metrics)) -> (state, metrics)``: an outer step's second half."""
+"""``update(state, (gradient, metrics)) -> (state, metrics)``: the second half of an outer step."""
 
 
 class Guarded(NamedTuple):
@@ -23,8 +23,8 @@ class Guarded(NamedTuple):
 
     Attributes:
         state: the trainer's state.
-        found: of the first bad step, how many elements of what ``_names`` lists were not finite,
-            int32 ``[names]``; zeros as long as there was none.
+        found: how many elements of what ``_names`` lists were not finite in the first bad step,
+            int32 ``[names]``; zeros before it.
     """
 
     state: Any
@@ -42,8 +42,8 @@ def count(tree: PyTree, before: PyTree | None = None) -> PyTree:
 
     Args:
         tree: any pytree of arrays; leaves that aren't floating-point have none.
-        before: the same before an update; elements that were not finite there don't count, such as
-            the infinity from which an optimizer's best loss so far starts.
+        before: the tree before an update; elements that were not finite then don't count. An
+            optimizer's best loss so far starts as an infinity, for example.
 
     Example:
         >>> count({"a": jnp.array([1.0, jnp.nan, jnp.inf]), "b": jnp.array(3)})
@@ -62,9 +62,9 @@ def count(tree: PyTree, before: PyTree | None = None) -> PyTree:
 def clip(gradient: PyTree) -> PyTree:
     """Replaces what is not finite, leaf by leaf.
 
-    A NaN says nothing of a direction: it becomes 0. An infinity does: it keeps its sign and becomes
-    as large as the largest finite element of its leaf, and no larger, so that it can't be all that
-    an optimizer sees, nor overflow when it is squared; 0 where the leaf has no finite element.
+    A NaN has no direction: it becomes 0. An infinity keeps its sign and becomes as large as the
+    largest finite element of its leaf, 0 if there is none. Larger, it would drown the other
+    elements, or overflow when an optimizer squares it.
 
     Example:
         >>> clip(jnp.array([1.0, -3.0, jnp.nan, jnp.inf, -jnp.inf])).tolist()
@@ -84,13 +84,13 @@ _MAY_OVERFLOW = ("params", "optimizer_state")
 
 
 def guard(policy: NonFinite, means_of_step: Callable, update: Update) -> tuple[Callable, Update]:
-    """The two halves of an outer step under a policy; as they are without one.
+    """The two halves of an outer step under a policy; without one, as they are.
 
     Every device decides by the same means over tasks, so all decide alike. Under "raise" both take
     a ``Guarded`` in place of the state, which ``watch`` makes and takes apart.
 
     Args:
-        policy: which.
+        policy: the policy.
         means_of_step: ``means_of_step(state, constants) -> (gradient, metrics)``.
         update: ``update(state, (gradient, metrics)) -> (state, metrics)``.
     """
@@ -136,12 +136,12 @@ def watch(policy: NonFinite, program: Callable, place: Callable[[PyTree], PyTree
     """``program(state, ...) -> (state, metrics)`` that raises under the policy "raise".
 
     Args:
-        policy: which; under any other, the program is returned as it is.
+        policy: the policy; under any other, the program is returned as it is.
         program: made of what ``guard`` returned.
         place: puts arrays on the program's devices.
 
     Raises:
-        NonFiniteError: when run; it waits for the program's end, to see.
+        NonFiniteError: when run; it waits for the end of the program.
     """
     if policy != "raise":
         return program
@@ -159,7 +159,7 @@ def watch(policy: NonFinite, program: Callable, place: Callable[[PyTree], PyTree
 
 
 def _names(state: Any) -> list[str]:
-    """What ``Guarded.found`` counts, in words."""
+    """The names of what ``Guarded.found`` counts."""
     paths = [repr(path) for path in trees.leaf_paths(state.params)]
     inner = [repr(path) for path in trees.leaf_paths(state.optimizer_state)]
     return [
@@ -173,7 +173,7 @@ def _names(state: Any) -> list[str]:
 def _error(state: Any, found: np.ndarray, names: list[str]) -> NonFiniteError:
     step = int(state.step) + 1
     bad = [f"{name} (elements: {n})" for name, n in zip(names, found, strict=True) if n]
-    # What came of a loss or a gradient that wasn't finite is no news.
+    # After a bad loss or gradient, bad parameters are no news.
     bad = [words for words in bad if " after the update " not in words] or bad
     listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
     return NonFiniteError(

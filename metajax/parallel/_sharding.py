@@ -1,4 +1,4 @@
-"""Parameters split between devices, where a model is too large for each to hold all of it."""
+"""Parameters split between devices, for models too large for one device."""
 
 import math
 from collections.abc import Callable
@@ -10,34 +10,34 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from metajax import _checks, trees
 from metajax.errors import ArgumentError
-from metajax.parallel import devices
+from metajax.parallel import _devices as devices
 from metajax.types import Params, PyTree
 
 Rule = Callable[[str, Any], PartitionSpec]
 """``rule(path, leaf) -> PartitionSpec``: which axis of a leaf is split along ``"model"``, if any; a
-path is as ``"params/head/kernel"``."""
+path looks like ``"params/head/kernel"``."""
 
 Placement = tuple[NamedSharding, ...] | None
-"""Where the leaves of a tree are; None where nothing is split."""
+"""The shardings of a tree's leaves; None where nothing is split."""
 
 
 def shard_params(
     params: Params, mesh: Mesh, rule: Rule | None = None, *, min_size: int = 2**14
 ) -> Params:
-    """Places parameters on a mesh with a model axis, each device of the axis holding its part.
+    """Splits parameters along the model axis of a mesh: each device holds its part.
 
-    ``meta_trainer`` and ``evaluate`` with the same mesh then leave them there: gradients and the
-    optimizer's state are split as they are, and XLA adds the communication.
+    ``meta_trainer`` and ``evaluator`` with the same mesh keep them split, gradients and the
+    optimizer's state too; XLA adds the communication.
 
     Args:
         params: any pytree of arrays, the same on every process.
         mesh: from ``task_mesh(n_tasks, model=...)``.
-        rule: which axis of each leaf is split; if None, the largest that the model axis divides,
-            the last of equal ones.
+        rule: which axis of each leaf is split; if None, the largest axis that the model axis
+            divides, the last of equal ones.
         min_size: without a rule, leaves of fewer elements are whole on every device.
 
     Returns:
-        The same parameters, placed.
+        The same parameters, split.
 
     Raises:
         ArgumentError: if the mesh has no model axis, or the rule names another axis, or one of a
@@ -70,7 +70,8 @@ def shard_params(
     leaves, structure = jax.tree.flatten(params)
     specs = [spec(*of) for of in zip(trees.leaf_paths(params), leaves, strict=True)]
     placed = [
-        devices.put(leaf, NamedSharding(mesh, own)) for leaf, own in zip(leaves, specs, strict=True)
+        devices.put(leaf, NamedSharding(mesh, of_leaf))
+        for leaf, of_leaf in zip(leaves, specs, strict=True)
     ]
     return structure.unflatten(placed)
 
@@ -84,14 +85,12 @@ def _largest_axis(shape: tuple[int, ...], parts: int, min_size: int) -> Partitio
 
 
 def _checked(spec: PartitionSpec, path: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
-    """What a rule returned, or an ArgumentError that says why it can't be."""
+    """What a rule returned, or an ArgumentError that says what is wrong with it."""
     wrong = None
-    if not isinstance(spec, PartitionSpec):
-        wrong = "which is no jax.sharding.PartitionSpec"
-    elif len(spec) > len(shape):
+    if len(spec) > len(shape):
         wrong = f"which has more entries than the shape {shape}"
     elif any(name not in (None, devices.MODEL_AXIS) for name in spec):
-        wrong = f"but {devices.MODEL_AXIS!r} is the one axis to split along"
+        wrong = f"but only {devices.MODEL_AXIS!r} can split parameters"
     elif any(name and length % parts for name, length in zip(spec, shape, strict=False)):
         wrong = f"but the {parts} devices of the model axis don't divide that axis of {shape}"
     if wrong:
@@ -100,8 +99,10 @@ def _checked(spec: PartitionSpec, path: str, shape: tuple[int, ...], parts: int)
 
 
 def placed_like(init: Callable[[Params], PyTree], params: Params, mesh: Mesh | None) -> PyTree:
-    """``init(params)``, where what stands for a parameter (of its path's end, and of its shape) is
-    placed as it is: so an optimizer's moments are never whole on a device."""
+    """``init(params)``, such as an optimizer's state, whose leaves are split as the parameters are.
+
+    A leaf belongs to the parameter that its path ends with, if both have one shape.
+    """
     if mesh is None or placement_of(params, mesh) is None:
         return init(params)
     known = dict(jax.tree_util.tree_flatten_with_path(params)[0])
@@ -121,7 +122,7 @@ def placed_like(init: Callable[[Params], PyTree], params: Params, mesh: Mesh | N
 
 
 def placement_of(tree: PyTree, mesh: Mesh | None) -> Placement:
-    """Where the leaves are, if any of them is split along the mesh's model axis."""
+    """The leaves' shardings, if any leaf is split along the mesh's model axis."""
     if mesh is None or devices.MODEL_AXIS not in mesh.axis_names:
         return None
     leaves = jax.tree.leaves(tree)
@@ -131,22 +132,22 @@ def placement_of(tree: PyTree, mesh: Mesh | None) -> Placement:
 
 
 def keep(tree: PyTree, placement: Placement, mesh: Mesh | None) -> PyTree:
-    """Within ``devices.share``: has XLA keep the leaves where they are."""
+    """Within ``devices.share``: the same leaves, which XLA must keep where they are."""
     if placement is None or mesh is None:
         return tree
-    # Within a part of the mesh, a placement is one on the rest of its axes.
+    # A device that computes a part of the tasks sees the other axes alone.
     part = devices.tasks_are_shared(mesh)
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten(
-        jax.lax.with_sharding_constraint(leaf, own.spec if part else own)
-        for leaf, own in zip(leaves, placement, strict=True)
+        jax.lax.with_sharding_constraint(leaf, place.spec if part else place)
+        for leaf, place in zip(leaves, placement, strict=True)
     )
 
 
 def kept_by_program(
     outcome: tuple[PyTree, PyTree], placement: Placement, mesh: Mesh | None
 ) -> tuple[PyTree, PyTree]:
-    """Of a program's state and metrics: the state where it was, the metrics on every device."""
+    """A program's state and metrics: the state where it was, the metrics on every device."""
     if placement is None or mesh is None:
         return outcome
     state, metrics = outcome
