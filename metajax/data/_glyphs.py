@@ -1,17 +1,16 @@
 """Glyphs: the data set that needs no download, drawn from the fonts that matplotlib ships."""
 
-import contextlib
 import functools
 import importlib.metadata
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-import jax.numpy as jnp
 import numpy as np
 import PIL
 
-from metajax import _checks
+from metajax._checks import one_of
+from metajax._extras import import_extra
 from metajax.data import _cache
 from metajax.data import _glyph_render as render
 from metajax.data.episodes import ClassData
@@ -117,13 +116,12 @@ def _splits(signature: np.ndarray) -> list[Split | None]:
     Classes that are alike after quarter turns stay together: otherwise the rotations that
     Omniglot's protocols train with would show test classes.
     """
-    from scipy.sparse.csgraph import connected_components  # a slow import, for drawing alone
-
     classes = len(signature)
     pictures = signature.reshape(classes, 24, 24)
     turns = [np.rot90(pictures, k, (1, 2)).reshape(classes, -1) for k in range(4)]
     distance = 1 - np.max([signature @ turned.T for turned in turns], axis=0)
-    families, family = connected_components(distance < ALIKE, directed=False)
+    csgraph = import_extra("scipy.sparse.csgraph", extra="glyphs")
+    families, family = csgraph.connected_components(distance < ALIKE, directed=False)
     splits: list[Split | None] = [None] * classes
     room: dict[Split, int] = dict(CLASSES)
     for chosen in np.random.Generator(np.random.PCG64(_SEED)).permutation(families):
@@ -188,8 +186,7 @@ def glyphs(split: Split = "train") -> ClassData:
     Cyrillic A; o and O, as size and position don't count). Its images are drawn in several faces
     where the fonts have them, each with an affine and an elastic change of its own. The classes of
     the splits (840, 120 and 240) are disjoint, also up to quarter turns, and fixed by a constant.
-    The first call takes some seconds; later ones read the cache, a folder named by
-    ``METAJAX_CACHE`` or the user's own.
+    The first call takes some seconds; later ones read ``metajax.data.cache_folder()``.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``.
@@ -198,30 +195,37 @@ def glyphs(split: Split = "train") -> ClassData:
         ``ClassData`` with examples ``[classes, 20, 28, 28]``, uint8, ink = 255 on 0.
 
     Raises:
-        ArgumentError: if ``split`` is none of these, or the cached file is not what was written.
+        ArgumentError: if ``split`` is none of these.
+        CacheError: if the cache file is damaged or isn't metajax's. It is left as it is.
+        ImportError: if they aren't cached, and ``metajax[glyphs]`` is not installed.
 
     Example:
         >>> data = glyphs("validation")
         >>> data.examples.shape
         (120, 20, 28, 28)
     """
-    _checks.one_of("split", split, get_args(Split))
+    one_of("split", split, get_args(Split))
     shape = (CLASSES[split], IMAGES_PER_CLASS, render.SIZE, render.SIZE)
     path = _cache.cache_folder() / f"glyphs-v{_VERSION}-{split}.npz"
     cached = _cache.read(path, shape)
-    if cached is None or cached.fingerprint != _drawn_with():
+    if cached is None or not _is_current(cached):
         chosen = [glyph for glyph in glyph_classes() if glyph.split == split]
         images = np.stack([class_images(glyph.characters[0], glyph.faces) for glyph in chosen])
         cached = _cache.Cached(images, _drawn_with())
-        # A folder that can't be written to costs the next call some seconds, and no more.
-        with contextlib.suppress(OSError):
-            _cache.write(path, cached)
-    counts = jnp.full(len(cached.images), IMAGES_PER_CLASS, jnp.int32)
-    return ClassData(jnp.asarray(cached.images), counts)
+        _cache.write(path, cached, "The glyphs")
+    return ClassData(cached.images, np.full(len(cached.images), IMAGES_PER_CLASS, np.int32))
+
+
+def _is_current(cached: _cache.Cached) -> bool:
+    """Whether the libraries that are here would draw the same images; they are if none is here."""
+    try:
+        return cached.fingerprint == _drawn_with()
+    except importlib.metadata.PackageNotFoundError:
+        return True
 
 
 def _drawn_with() -> str:
-    """All but this package that the images depend on: fonts and rasteriser."""
+    """The libraries that the images depend on: fonts and rasteriser."""
     return f"matplotlib {_matplotlib()}, Pillow {PIL.__version__}"
 
 
