@@ -1,5 +1,7 @@
 """Conv-4: its published forms, and its meta-gradient against float64 finite differences."""
 
+from typing import get_args
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,7 @@ import pytest
 
 import metajax
 from metajax import losses
-from metajax.models import Conv4, adapts_in_maml
-from metajax.models.normalization import POLICIES
+from metajax.models import Conv4, Norm, adapts_in_maml
 
 MODES = [metajax.unrolled(), metajax.rematerialised(), metajax.mixed()]
 
@@ -99,7 +100,7 @@ def test_outputs_are_those_of_linens_layers(form, norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", POLICIES)
+@pytest.mark.parametrize("norm", get_args(Norm))
 def test_a_convolutions_bias_counts_unless_statistics_take_it_away(norm):
     module = Conv4(5, features=8, norm=norm)
     images = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))
