@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from metajax.models import Conv
 
@@ -69,6 +70,24 @@ def test_vmap_over_weights_makes_no_convolution(algorithm):
     expected = jax.vmap(theirs.apply, in_axes=(0, None))(many, inputs)
     np.testing.assert_allclose(both(many, inputs), expected, rtol=1e-4, atol=1e-5)
     assert "stablehlo.convolution" not in both.lower(many, inputs).as_text()
+
+
+def test_a_mesh_with_explicit_axes_takes_patches():
+    """Winograd's primitives have no rule for a sharding in an array's type."""
+    module = Conv(16)
+    images = jax.random.normal(jax.random.key(0), (2, 5, 4, 16))
+    params = module.init(jax.random.key(1), images)
+    loss = lambda params, images: jnp.sum(jnp.sin(module.apply(params, images)))
+    expected = jax.jit(jax.value_and_grad(loss))(params, images)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(images, PartitionSpec("data"))
+        found = jax.jit(jax.value_and_grad(loss))(params, sharded)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+        )
+        with pytest.raises(ValueError, match="no mesh with explicit axes, got .* and one"):
+            Conv(16, algorithm="winograd").apply(params, sharded)
 
 
 @pytest.mark.parametrize(
