@@ -1,11 +1,9 @@
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from metajax.data import (
     ClassData,
-    episode_sampler,
     from_arrays,
     from_folder,
     select_classes,
@@ -26,12 +24,6 @@ def test_from_arrays_puts_every_example_in_its_class_in_order():
         assert not data.examples[index, len(own) :].any()
     assert data.examples.dtype == np.float32
     assert data.counts.sum() == 50
-
-
-def test_from_arrays_feeds_a_sampler():
-    images = np.zeros([12, 8, 8], np.uint8)
-    sample = episode_sampler(from_arrays(images, np.arange(12) % 3), n_way=3, k_shot=1, query=3)
-    assert sample(jax.random.key(0)).query.inputs.shape == (9, 8, 8, 1)
 
 
 @pytest.mark.parametrize(

@@ -201,17 +201,6 @@ def test_large_episodes_stay_distinct():
     assert all(len(set(row)) == 120 for row in codes)
 
 
-def test_same_key_same_episode_and_no_retrace():
-    traces = []
-    sample = episode_sampler(coded(), n_way=3, k_shot=1, query=1)
-    jitted = jax.jit(lambda key: (traces.append(1), sample(key))[1])
-    first, again = jitted(jax.random.key(5)), jitted(jax.random.key(5))
-    chex.assert_trees_all_equal(first, again)
-    other = jitted(jax.random.key(6))
-    assert len(traces) == 1
-    assert not np.array_equal(first.support.inputs, other.support.inputs)
-
-
 GOOD = {"n_way": 3, "k_shot": 1, "query": 1}
 
 
