@@ -41,7 +41,7 @@ FACES = (
     "cmss10",
     "cmtt10",
 )
-"""Fonts shipped by matplotlib that are used, by file name."""
+"""The fonts shipped by matplotlib that are used, by file name."""
 
 SIZE = 28  # pixels a side of an image
 _SUPERSAMPLING = 2  # samples a pixel and axis, averaged: this is what makes the grey levels
@@ -54,8 +54,8 @@ _INK_LEVEL = 32  # grey level from which a pixel belongs to the ink's box
 # Computer Modern files use TeX's encodings: only these code points mean what Unicode says.
 _TEX_COVERAGE = frozenset(map(ord, string.ascii_letters + string.digits))
 
-# The hand: uniform ranges of one image's distortion, as of one careful writer. In 5-way 1-shot the
-# nearest pixels are right at about 80 % with these, at 65 % with half as much again.
+# Ranges of an image's random distortion, like a careful writer's. In 5-way 1-shot tasks, nearest
+# neighbours in pixels are right at about 80 % with these, at 65 % with ranges half as large again.
 _ROTATION = math.radians(8.0)
 _SHEAR = 0.12
 _SCALE = (0.85, 1.0)  # of the ink box below

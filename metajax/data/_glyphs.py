@@ -47,10 +47,10 @@ class GlyphClass(NamedTuple):
 
 
 def is_candidate(code: int) -> bool:
-    """Whether a code point can found a class: a letter, syllable or digit of its own form.
+    """Whether a class can be made of a code point: a letter, syllable or digit.
 
-    Accented and stylistic variants (those that Unicode decomposes) are left out, but for the
-    forms that Arabic letters take inside a word, which are shapes of their own.
+    Accented and stylistic variants (those that Unicode decomposes) are left out. The forms that
+    Arabic letters take inside a word are not: their shapes differ.
     """
     category, parts = unicodedata.category(chr(code)), unicodedata.decomposition(chr(code))
     return category in _CATEGORIES and (not parts or parts.startswith(_POSITIONAL))
@@ -69,8 +69,8 @@ def group_alike(characters: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Puts characters that render alike, whatever their size and position, into groups.
 
     In the order given, a character joins the group whose first member is nearest if that is
-    nearer than ``ALIKE``, and otherwise founds a group. So no chain of small differences can
-    merge what looks different, and the first members are all at least ``ALIKE`` apart.
+    nearer than ``ALIKE``, and otherwise starts a group. So no chain of small differences can
+    merge characters that look different, and all first members are at least ``ALIKE`` apart.
 
     Args:
         characters: characters of the reference face; those without a form are left out.
@@ -94,9 +94,9 @@ def group_alike(characters: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
 
 def usable_faces(characters: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Faces in which each of these characters has a form of its own.
+    """The faces that draw each of these characters unlike all others of them.
 
-    An italic Cyrillic т that looks like an m is drawn as neither.
+    An italic Cyrillic т looks like an m: neither is drawn in that face.
     """
     faces: dict[str, list[str]] = {character: [] for character in characters}
     for face in render.FACES:
@@ -113,7 +113,7 @@ def usable_faces(characters: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def _splits(signature: np.ndarray) -> list[Split | None]:
     """Assigns each class to a split, or to none once the splits are full.
 
-    Classes that are alike after quarter turns stay together: otherwise the rotations that
+    Classes that are alike after quarter turns stay in one split. Otherwise the rotations that
     Omniglot's protocols train with would show test classes.
     """
     classes = len(signature)
@@ -163,7 +163,7 @@ def glyph_classes() -> tuple[GlyphClass, ...]:
 
 
 def class_images(character: str, faces: Sequence[str]) -> np.ndarray:
-    """The images of one class; they depend on these arguments alone.
+    """The images of one class, which depend only on these arguments.
 
     Args:
         character: the character to draw.
@@ -182,11 +182,11 @@ def class_images(character: str, faces: Sequence[str]) -> np.ndarray:
 def glyphs(split: Split = "train") -> ClassData:
     """Characters of many scripts, 20 images each, drawn from the fonts that matplotlib ships.
 
-    A class is a letter, syllable or digit with all that render like it (Latin, Greek and
-    Cyrillic A; o and O, as size and position don't count). Its images are drawn in several faces
-    where the fonts have them, each with an affine and an elastic change of its own. The classes of
-    the splits (840, 120 and 240) are disjoint, also up to quarter turns, and fixed by a constant.
-    The first call takes some seconds; later ones read ``metajax.data.cache_folder()``.
+    A class is a letter, syllable or digit with all characters that render like it (Latin, Greek and
+    Cyrillic A; o and O, as size and position don't count). Its images are drawn in several fonts
+    where these have it, each distorted at random. The splits (840, 120 and 240 classes) are
+    constants, and no class of one is a class of another turned by 90 degrees. The first call takes
+    some seconds; later ones read ``metajax.data.cache_folder()``.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``.
