@@ -145,11 +145,6 @@ def glyph_classes() -> tuple[GlyphClass, ...]:
     """All classes of the data set, letters before digits, each in code-point order.
 
     ``glyphs(split)`` holds those of its split in the same order.
-
-    Example:
-        >>> classes = glyph_classes()
-        >>> classes[0].characters[0], classes[0].split, classes[0].faces[:2]
-        ('A', 'train', ('DejaVuSans', 'DejaVuSans-Bold'))
     """
     candidates = map(chr, sorted(filter(is_candidate, render.coverage(render.REFERENCE_FACE))))
     # Letters first: else S would be one of 5's, and drawn as it.

@@ -36,6 +36,7 @@ class Conv4(nn.Module):
     Its parameters are ``conv_0`` to ``conv_3``, ``norm_0`` to ``norm_3`` and ``head``.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> images = jnp.zeros((5, 28, 28, 1))
         >>> variables = Conv4(n_classes=5).init(jax.random.key(0), images)
         >>> sorted(variables["params"])[:2], Conv4(n_classes=5).apply(variables, images).shape

@@ -47,6 +47,8 @@ def test_1200_classes_in_three_splits():
     counts = [sum(glyph.split == split for glyph in classes) for split in SPLITS]
     assert counts == [840, 120, 240]
     assert len(classes) == 1200
+    first = classes[0]
+    assert (first.characters[0], first.split, first.faces[0]) == ("A", "train", "DejaVuSans")
 
 
 @pytest.mark.slow
