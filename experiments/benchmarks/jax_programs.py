@@ -27,9 +27,7 @@ from experiments.benchmarks.workload import (
     initial_weights,
     random_episodes,
 )
-from metajax.models import MLP, Conv4, adapts_in_maml
-from metajax.models.conv import Algorithm
-from metajax.models.conv4 import max_pool
+from metajax.models import MLP, Algorithm, Conv4, adapts_in_maml, max_pool
 
 METAJAX = "metajax"
 ADAM_B1 = 0.9

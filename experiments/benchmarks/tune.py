@@ -18,7 +18,7 @@ import metajax
 from experiments import common
 from experiments.benchmarks import jax_programs, report
 from experiments.benchmarks.workload import CELLS, Workload, check_cells
-from metajax.models.conv import Algorithm
+from metajax.models import Algorithm
 
 MODES = {"unrolled": metajax.unrolled, "mixed": metajax.mixed}
 

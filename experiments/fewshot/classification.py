@@ -18,8 +18,7 @@ from experiments.common.fit import Fitted, fit
 from experiments.common.folder import Run
 from experiments.common.report import Report, Row, environment, write_report
 from metajax import losses, models
-from metajax.data.augment import random_shifts
-from metajax.data.episodes import ClassData, Rotations, episode_sampler
+from metajax.data import ClassData, Rotations, episode_sampler, random_shifts
 from metajax.learners import Learner
 from metajax.modes import GradientMode
 from metajax.parallel import TasksPerChunk

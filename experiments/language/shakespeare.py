@@ -29,8 +29,7 @@ import metajax
 from experiments import common
 from experiments.common import plots
 from experiments.common.report import duration, markdown_table
-from metajax.data import DataNotFoundError
-from metajax.data._cache import cache_folder
+from metajax.data import DataNotFoundError, cache_folder
 from metajax.errors import ArgumentError
 from metajax.files import write_atomically
 from metajax.lm import generate, training

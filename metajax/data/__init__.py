@@ -1,14 +1,19 @@
-"""Data sets, and samplers that draw episodes from them on the device."""
+"""Data sets, and samplers that draw episodes from them on the device.
 
-from metajax.data._cache import CacheError
+``sample(key)`` draws an episode. A sampler is also a pytree whose leaves are the data: a compiled
+program that takes it as an argument can be given another with the same options, of data of the same
+shapes.
+"""
+
+from metajax.data._cache import CacheError, cache_folder
+from metajax.data._cifar_fs import cifar_fs
+from metajax.data._glyphs import glyphs
+from metajax.data._mini_imagenet import mini_imagenet
+from metajax.data._omniglot import omniglot, omniglot_alphabets
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, from_folder, select_classes, split_classes
 from metajax.data.augment import random_shifts
-from metajax.data.cifar_fs import cifar_fs
-from metajax.data.episodes import ClassData, episode_sampler
-from metajax.data.glyphs import glyphs
-from metajax.data.mini_imagenet import mini_imagenet
-from metajax.data.omniglot import omniglot, omniglot_alphabets
+from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.data.sinusoid import sinusoid_sampler
 from metajax.data.variable import variable_episode_sampler
 
@@ -16,6 +21,8 @@ __all__ = [
     "CacheError",
     "ClassData",
     "DataNotFoundError",
+    "Rotations",
+    "cache_folder",
     "cifar_fs",
     "episode_sampler",
     "from_arrays",

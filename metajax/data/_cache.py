@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ import numpy as np
 import platformdirs
 
 from metajax.errors import MetajaxError
+from metajax.files import replacing
 
 _HEADER = 1 << 12
-"""Bytes of a cache file's arrays besides their numbers, at most."""
+"""The most bytes that a cache file's arrays have besides their numbers."""
 
 
 class CacheError(MetajaxError, ValueError):
@@ -34,7 +34,17 @@ class Cached(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """``METAJAX_CACHE`` where it is set, else the user's own cache folder."""
+    """The folder that data sets are cached in.
+
+    It is ``METAJAX_CACHE`` where that is set, else metajax's folder in the user's own cache folder.
+    It need not exist.
+
+    Example:
+        >>> import os
+        >>> os.environ["METAJAX_CACHE"] = "my_cache"  # doctest: +SKIP
+        >>> cache_folder()  # doctest: +SKIP
+        PosixPath('my_cache')
+    """
     return Path(os.environ.get("METAJAX_CACHE") or platformdirs.user_cache_dir("metajax"))
 
 
@@ -61,48 +71,34 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
     return Cached(images, fingerprint)
 
 
-def _check_sizes(content: Any, expected: int) -> None:
-    """Raises a ValueError if much more would be unpacked than ``write`` packs.
-
-    Not for another dtype, which is named when it is read.
-    """
-    for entry in content.zip.infolist():
-        limit = _HEADER + (16 * expected if entry.filename == "images.npy" else 0)
-        if entry.file_size > limit:
-            raise ValueError(f"{entry.filename} has {entry.file_size} bytes, more than {limit}")
-
-
-def write(path: Path, cached: Cached) -> None:
-    """Writes beside the target and renames, so that a reader sees all of the file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile's: that only its owner may read, and a cache may be shared.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+def write(path: Path, cached: Cached, name: str) -> None:
+    """Writes a cache file; where that fails, warns the user of the data set ``name``."""
     try:
-        with temporary.open("xb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 images=cached.images,
                 fingerprint=np.array(cached.fingerprint),
                 checksum=np.array(_checksum(cached.images)),
             )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_or_warn(path: Path, cached: Cached, name: str) -> None:
-    """``write``, or a warning to the data set's user where that fails."""
-    try:
-        write(path, cached)
     except OSError as error:
         warnings.warn(
-            f"{name} could not be cached in {path.parent} ({error}); set METAJAX_CACHE to a"
-            " folder that can be written, or it will be read from its source every time.",
+            f"{name} could not be cached in {path.parent} ({error}). Set METAJAX_CACHE to a folder"
+            " that can be written, or it will be made from its source every time.",
             stacklevel=4,
         )
+
+
+def _check_sizes(content: Any, expected: int) -> None:
+    """Raises a ValueError if much more would be unpacked than ``write`` packs.
+
+    The limit leaves room for numbers of another dtype, which ``read`` names.
+    """
+    for entry in content.zip.infolist():
+        limit = _HEADER + (16 * expected if entry.filename == "images.npy" else 0)
+        if entry.file_size > limit:
+            raise ValueError(f"{entry.filename} has {entry.file_size} bytes, more than {limit}")
 
 
 def _checksum(images: np.ndarray) -> str:

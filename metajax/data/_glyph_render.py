@@ -1,7 +1,8 @@
-"""Characters as pictures: faces, coverage, one glyph's ink, and the hand that distorts it.
+"""Characters as pictures: the fonts, what they cover, the drawing of a character, its distortion.
 
-Everything here is NumPy on the host; ``glyphs`` turns it into a data set. matplotlib and SciPy take
-half a second to import, so the functions that draw do it: cached images need neither.
+Everything here is NumPy on the host; ``glyphs`` makes a data set of it. matplotlib and SciPy, the
+extra "glyphs", take half a second to import. The functions that draw import them; cached images
+need neither.
 """
 
 import functools
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFont
+
+from metajax._extras import import_extra
 
 REFERENCE_FACE = "DejaVuSans"
 """The face that covers the most scripts: characters are compared in it."""
@@ -38,7 +41,7 @@ FACES = (
     "cmss10",
     "cmtt10",
 )
-"""Fonts shipped by matplotlib that are used, by file name."""
+"""The fonts shipped by matplotlib that are used, by file name."""
 
 SIZE = 28  # pixels a side of an image
 _SUPERSAMPLING = 2  # samples a pixel and axis, averaged: this is what makes the grey levels
@@ -51,8 +54,8 @@ _INK_LEVEL = 32  # grey level from which a pixel belongs to the ink's box
 # Computer Modern files use TeX's encodings: only these code points mean what Unicode says.
 _TEX_COVERAGE = frozenset(map(ord, string.ascii_letters + string.digits))
 
-# The hand: uniform ranges of one image's distortion, as of one careful writer. In 5-way 1-shot the
-# nearest pixels are right at about 80 % with these, at 65 % with half as much again.
+# Ranges of an image's random distortion, like a careful writer's. In 5-way 1-shot tasks, nearest
+# neighbours in pixels are right at about 80 % with these, at 65 % with ranges half as large again.
 _ROTATION = math.radians(8.0)
 _SHEAR = 0.12
 _SCALE = (0.85, 1.0)  # of the ink box below
@@ -64,17 +67,15 @@ _CONTROL_POINTS = 6  # a side
 
 
 def _path(face: str) -> Path:
-    import matplotlib
-
+    matplotlib = import_extra("matplotlib", extra="glyphs")
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
 
 @functools.cache
 def coverage(face: str) -> frozenset[int]:
     """Code points that a face has a glyph for; a missing-glyph box is not one."""
-    from matplotlib.ft2font import FT2Font
-
-    charmap = FT2Font(str(_path(face))).get_charmap()
+    ft2font = import_extra("matplotlib.ft2font", extra="glyphs")
+    charmap = ft2font.FT2Font(str(_path(face))).get_charmap()
     covered = frozenset(int(code) for code, glyph in charmap.items() if glyph != 0)
     return covered & _TEX_COVERAGE if face.startswith("cm") else covered
 
@@ -123,8 +124,7 @@ def signatures(drawings: np.ndarray) -> np.ndarray:
     Returns:
         float32 ``[drawings, 24, 24]``; 1 − the dot product of two is their distance.
     """
-    from scipy import ndimage
-
+    ndimage = import_extra("scipy.ndimage", extra="glyphs")
     small = drawings.reshape(-1, 24, 3, 24, 3).mean((2, 4), dtype=np.float32)
     # Blurred by half a stroke's width: thickness and a small shift then count for little, corners
     # still do (o and O are nearer than D and O).
@@ -151,8 +151,7 @@ def handwritten(drawings: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
         uint8 ``[images, 28, 28]``, ink = 255 on 0, anti-aliased.
     """
-    from scipy import ndimage
-
+    ndimage = import_extra("scipy.ndimage", extra="glyphs")
     images = len(drawings)
     angle = rng.uniform(-_ROTATION, _ROTATION, images)
     shear = rng.uniform(-_SHEAR, _SHEAR, images)

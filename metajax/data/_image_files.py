@@ -1,46 +1,95 @@
-"""Image files and archives of them, read with limits: what is damaged or a bomb is refused."""
+"""Image files, and folders and archives of them; damaged files and bombs are refused."""
 
 import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from metajax.errors import ArgumentError
 
 MOST_PIXELS = 1 << 26
-"""Of one image (8192 × 8192): a tiny file can declare any number of pixels."""
+"""The most pixels of an image (8192 × 8192): a tiny file can declare any number."""
 MOST_ENTRIES = 100_000
-"""Of one archive; Omniglot's larger one has 20,000."""
+"""The most files of an archive; Omniglot's larger one has 20,000."""
 MOST_ENTRY_BYTES = 1 << 20
-"""Of one file of an archive, unpacked; a drawing of Omniglot's has a few hundred."""
+"""The most bytes of one file of an archive, unpacked; a drawing of Omniglot has a few hundred."""
 MOST_BYTES = 1 << 28
-"""Of all files of an archive together, unpacked; all of Omniglot's drawings have 10 MB."""
+"""The most bytes of an archive's files together, unpacked; Omniglot's drawings have 10 MB."""
 
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000")
-"""What is read. Pillow knows others, of which one calls a program and some write files."""
+"""The formats that are read. Of the others that Pillow knows, one calls a program and some write
+files."""
 
+Mode = Literal["RGB", "L"]
 Result = TypeVar("Result")
+
+
+def read_classes(folders: Sequence[Path], size: int, mode: Mode) -> tuple[np.ndarray, list[int]]:
+    """The images of several folders, each of which is a class.
+
+    Returns:
+        uint8 ``[images, size, size, channels]``, and the number of the folder of each.
+
+    Raises:
+        ArgumentError: if a folder is empty, or one of its files is refused by ``read_image``.
+    """
+    images, labels = [], []
+    for label, folder in enumerate(folders):
+        files = visible(folder)
+        if not files:
+            raise ArgumentError(
+                f"{folder} is empty. Put the images of the class there, or remove it."
+            )
+        images += [read_image(file, size, mode) for file in files]
+        labels += [label] * len(files)
+    return np.stack(images), labels
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, in the order of its names, without names that begin with a dot."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
+    """One image as uint8 ``[size, size, channels]``, whatever its proportions.
+
+    Raises:
+        ArgumentError: if ``decoded`` refuses it, or it has more than 8 bits a channel.
+    """
+
+    def converted_of(image: Image.Image) -> Image.Image | None:
+        if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to white
+            return None
+        # To 8-bit channels first: an image with a palette or one bit is resized without greys.
+        return ImageOps.exif_transpose(image).convert(mode)
+
+    converted = decoded(file, converted_of, name=str(file), remedy="Repair or remove it.")
+    if converted is None:
+        raise ArgumentError(f"{file} has more than 8 bits a channel. Convert it to 8 bits.")
+    resized = np.asarray(converted.resize((size, size), Image.Resampling.LANCZOS))
+    return resized.reshape(size, size, -1)
 
 
 def decoded(
     source: Path | BytesIO, use: Callable[[Image.Image], Result], *, name: str, remedy: str
 ) -> Result:
-    """What ``use`` makes of an image; an ArgumentError with its name if it can't be read.
+    """Opens an image and returns what ``use`` makes of it.
 
     Args:
         source: a file, or its content.
-        use: decodes the image, which is opened only.
-        name: of the file, for messages.
+        use: decodes the image, which is only opened before.
+        name: the file's name, for messages.
         remedy: the end of the error's message.
 
     Raises:
         ArgumentError: if it is no image of ``FORMATS``, is damaged, or has more than
-            ``MOST_PIXELS``.
+            ``MOST_PIXELS`` pixels.
     """
     if isinstance(source, Path) and not source.is_file():
         raise ArgumentError(f"{name} cannot be read as an image (it is no file). {remedy}")
@@ -65,14 +114,14 @@ class _TooLarge(Exception):
 
 
 def unzipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """The files of an archive whose names are wanted: name and content, in memory alone.
+    """The name and content of every file of an archive whose name is ``wanted``.
 
-    Nothing is written. No more is held at a time than one file, whatever sizes the archive
+    Nothing is written to disk. One file is in memory at a time, whatever sizes the archive
     declares.
 
     Raises:
         ArgumentError: if it isn't an archive or is damaged; if any of its names leads out of it (an
-            absolute path, a drive or ``..``), or is that of a symbolic link; or if it has more
+            absolute path, a drive or ``..``) or is that of a symbolic link; or if it has more
             files, or larger ones, than the limits of this module.
     """
     total = 0

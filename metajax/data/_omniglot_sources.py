@@ -18,27 +18,37 @@ _FILE = re.compile(r"(?:^|/)([^/]+)/character(\d+)/\d+_\d+\.png$")
 
 
 def from_folder(folder: Path) -> Drawings:
-    """Reads Lake's two archives, or what was unpacked from them.
+    """Reads Lake's two archives, or the folders unpacked from them.
 
     Args:
         folder: holds ``images_background`` and ``images_evaluation``, each a zip or a folder; or
-            a clone of Lake's repository, where they lie in ``python``.
+            is a clone of Lake's repository, where they lie in ``python``.
 
     Raises:
-        DataNotFoundError: if the folder or one of the two parts is not there.
+        DataNotFoundError: if one of the two parts is not there.
         ArgumentError: if an archive or a file cannot be read, or is larger than the limits of
             ``_image_files``.
     """
-    if not folder.is_dir():
-        raise DataNotFoundError(
-            f"folder={str(folder)!r} is not a folder. Name the one with images_background.zip and"
-            " images_evaluation.zip."
-        )
     drawings: Drawings = defaultdict(list)
     for part in PARTS:
         for name, png in _files(_locate(folder, part)):
             if match := _FILE.search(name):
                 drawings[match[1], int(match[2])].append(png)
+    return dict(drawings)
+
+
+def from_builder(builder: Any) -> Drawings:
+    """Reads tensorflow-datasets' ``omniglot``."""
+    # The PNG files as they are: left to decode these 1-bit images, tensorflow-datasets returns 0
+    # and 1, or 0 and 255, depending on what else is installed.
+    decoders = {"image": _tfds.import_tfds().decode.SkipDecoding()}
+    alphabets = builder.info.features["alphabet"]
+    drawings: Drawings = defaultdict(list)
+    for split in ("train", "test"):
+        for example in _tfds.examples(builder, split, decoders):
+            alphabet = alphabets.int2str(int(example["alphabet"]))
+            character = int(example["alphabet_char_id"]) + 1
+            drawings[alphabet, character].append(example["image"])
     return dict(drawings)
 
 
@@ -55,57 +65,20 @@ def _locate(folder: Path, part: str) -> Path:
 
 
 def _files(source: Path) -> Iterator[tuple[str, bytes]]:
-    if source.is_dir():
-        for path in source.rglob("*.png"):
-            if _FILE.search(path.as_posix()):
-                yield path.relative_to(source).as_posix(), _content(path)
+    if not source.is_dir():
+        yield from _image_files.unzipped(source, lambda name: _FILE.search(name) is not None)
         return
-    yield from _image_files.unzipped(source, lambda name: _FILE.search(name) is not None)
+    for path in source.rglob("*.png"):
+        if _FILE.search(path.as_posix()):
+            yield path.relative_to(source).as_posix(), _content(path)
 
 
 def _content(path: Path) -> bytes:
     limit = _image_files.MOST_ENTRY_BYTES
-    try:
-        if not path.is_file():
-            raise ArgumentError(f"{path} is no file. Remove it.")
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise ArgumentError(f"{path} cannot be read: {error}. Fetch it again.") from error
+    if not path.is_file():
+        raise ArgumentError(f"{path} is no file. Remove it.")
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
     if len(content) > limit:
         raise ArgumentError(f"{path} has more than {limit} bytes: it is no drawing of Omniglot's.")
     return content
-
-
-def from_prepared(data_dir: Path) -> Drawings:
-    """Reads what tensorflow-datasets has prepared; needs no TensorFlow.
-
-    Raises:
-        DataNotFoundError: if ``data_dir`` holds no prepared Omniglot.
-        Exception: whatever tensorflow-datasets raises on files that it cannot read.
-    """
-    return _read(_tfds.prepared("omniglot", data_dir))
-
-
-def from_download(data_dir: Path) -> Drawings:
-    """Lets tensorflow-datasets download and prepare Omniglot, then reads it.
-
-    Raises:
-        ImportError: without TensorFlow, which preparing (but not reading) needs.
-        Exception: whatever tensorflow-datasets raises when the download fails.
-    """
-    return _read(_tfds.downloaded("omniglot", data_dir))
-
-
-def _read(builder: Any) -> Drawings:
-    # The PNG files as they are: left to decode these 1-bit images, tensorflow-datasets returns 0
-    # and 1, or 0 and 255, depending on what else is installed.
-    decoders = {"image": _tfds.import_tfds().decode.SkipDecoding()}
-    alphabets = builder.info.features["alphabet"]
-    drawings: Drawings = defaultdict(list)
-    for split in ("train", "test"):
-        for example in _tfds.examples(builder, split, decoders):
-            alphabet = alphabets.int2str(int(example["alphabet"]))
-            character = int(example["alphabet_char_id"]) + 1
-            drawings[alphabet, character].append(example["image"])
-    return dict(drawings)

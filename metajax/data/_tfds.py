@@ -1,18 +1,52 @@
-"""What tensorflow-datasets has prepared, or downloads: read without TensorFlow."""
+"""Data sets that tensorflow-datasets has prepared, or downloads: read without TensorFlow."""
 
 import importlib.util
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from metajax.errors import MetajaxError
+
+Result = TypeVar("Result")
 
 
 class DataNotFoundError(MetajaxError, FileNotFoundError):
     """A data set is at none of the places where it was looked for; the message lists them."""
+
+
+def find(
+    title: str, name: str, read: Callable[[Any], Result], *, tried: list[str], remedy: str
+) -> tuple[str, Result]:
+    """Reads a data set where it has been prepared, or else downloads it first.
+
+    Args:
+        title: the data set's name, for the error.
+        name: tensorflow-datasets' name for it.
+        read: reads the data set from its builder.
+        tried: what was looked for before, for the error.
+        remedy: the end of the error's message.
+
+    Returns:
+        Where it was found, and what ``read`` returned.
+
+    Raises:
+        DataNotFoundError: if neither works; it tells why.
+    """
+    tried, data_dir = list(tried), prepared_folder()
+    for where, builder_of in (
+        (f"tensorflow-datasets' folder {data_dir}", prepared),
+        (f"a download by tensorflow-datasets to {data_dir}", _downloaded),
+    ):
+        try:
+            return where, read(builder_of(name, data_dir))
+        except Exception as error:  # tensorflow-datasets raises of many types; all are reported
+            reason = str(error).strip() or repr(error)
+            tried.append(f"{where}: {reason if len(reason) < 300 else reason[:300] + ' ...'}")
+    lines = "".join(f"  - {line}\n" for line in tried)
+    raise DataNotFoundError(f"{title} was not found. Tried:\n{lines}{remedy}")
 
 
 def prepared_folder() -> Path:
@@ -21,23 +55,14 @@ def prepared_folder() -> Path:
 
 
 def prepared(name: str, data_dir: Path) -> Any:
-    """The builder of a prepared data set; needs no TensorFlow.
-
-    Raises:
-        DataNotFoundError: if ``data_dir`` holds no prepared data set of that name.
-    """
+    """The builder of a prepared data set, or a DataNotFoundError."""
     if not any((data_dir / name).glob("*/dataset_info.json")):
         raise DataNotFoundError(f"holds no prepared {name}")
     return import_tfds().builder(name, data_dir=data_dir)
 
 
-def downloaded(name: str, data_dir: Path) -> Any:
-    """The builder of a data set that tensorflow-datasets downloads and prepares.
-
-    Raises:
-        ImportError: without TensorFlow, which preparing (but not reading) needs.
-        Exception: whatever tensorflow-datasets raises when the download fails.
-    """
+def _downloaded(name: str, data_dir: Path) -> Any:
+    """The builder of a data set that is downloaded and prepared first."""
     if importlib.util.find_spec("tensorflow") is None:
         raise ImportError("needs TensorFlow, which is not installed")
     builder = import_tfds().builder(name, data_dir=data_dir)
@@ -56,7 +81,7 @@ def import_tfds() -> Any:
 def examples(
     builder: Any, split: str, decoders: dict[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The examples of a split, one by one, with each feature's own decoder if None is given."""
+    """The examples of a split one by one, decoded by each feature's own decoder by default."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if builder.info.file_format.value != "tfrecord":
@@ -71,26 +96,3 @@ def examples(
                 record = content[start + 12 : start + 12 + length]
                 yield builder.info.features.deserialize_example_np(record, decoders=decoders)
                 start += 16 + length
-
-
-def find(name: str, sources: dict[str, Any], *, tried: list[str], remedy: str) -> tuple[str, Any]:
-    """The first source that works, by its name, and what it gave.
-
-    Args:
-        name: of the data set, for the error.
-        sources: functions without arguments, in the order in which they are tried.
-        tried: what was looked for before.
-        remedy: the end of the error's message.
-
-    Raises:
-        DataNotFoundError: if none works; it tells why, source by source.
-    """
-    tried = list(tried)
-    for where, source in sources.items():
-        try:
-            return where, source()
-        except Exception as error:  # tensorflow-datasets raises of many types; all are reported
-            reason = str(error).strip() or repr(error)
-            tried.append(f"{where}: {reason if len(reason) < 300 else reason[:300] + ' ...'}")
-    lines = "".join(f"  - {line}\n" for line in tried)
-    raise DataNotFoundError(f"{name} was not found. Tried:\n{lines}{remedy}")

@@ -1,14 +1,15 @@
 """Episodes drawn on the device from a class-major array, inside the training program."""
 
-from typing import Any, Literal, NamedTuple, get_args
+import dataclasses
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from metajax import _checks
 from metajax._checks import one_of, positive_int
-from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.errors import ArgumentError
 from metajax.types import Batch, Episode, Sampler
 
 Rotations = Literal["none", "per_class", "as_classes"]
@@ -57,14 +58,15 @@ def episode_sampler(
             classes are then of one group, which is drawn uniformly first; of all if None.
 
     Returns:
-        A pure function: a key to an episode with ``support.inputs`` ``[n_way * k_shot, ...]``,
+        A pure function of a key, and a pytree: its leaves are the examples and counts on the device
+        (and the groups). The episode has ``support.inputs`` ``[n_way * k_shot, ...]``,
         ``query.inputs`` ``[n_way * query, ...]`` and int32 ``targets`` of the same lengths.
+        Samplers with the same options, of data of the same shapes, have the same structure.
 
     Raises:
         ArgumentError: if an argument is not a positive integer, the data has too few classes or too
             few examples in a class, its values are not finite, images to rotate are not square, or
             a group has fewer classes than ``n_way``.
-        ArgumentTypeError: if the examples are not numbers.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,8 +88,7 @@ def episode_sampler(
     query = positive_int("query", query)
     one_of("rotations", rotations, get_args(Rotations))
     examples, counts = _checked(data)
-    turned = rotations != "none"
-    if turned and (examples.ndim != 5 or examples.shape[2] != examples.shape[3]):
+    if rotations != "none" and (examples.ndim != 5 or examples.shape[2] != examples.shape[3]):
         raise ArgumentError(
             f"rotations={rotations!r} needs square images [classes, max_per_class, H, H, channels],"
             f" got examples of shape {tuple(examples.shape)}. Use rotations='none'."
@@ -98,7 +99,6 @@ def episode_sampler(
             f"n_way is {n_way}, but there are only {n_classes} classes to draw from."
             " Lower n_way, or use a split with more classes."
         )
-    members, sizes_of_groups = _groups(groups, examples.shape[0], n_way, rotations)
     per_class = k_shot + query
     smallest = int(np.argmin(counts))
     if per_class > counts[smallest]:
@@ -107,48 +107,70 @@ def episode_sampler(
             f" {counts[smallest]} examples. Lower one of them, or drop the small classes with"
             " metajax.data.select_classes."
         )
-    sizes = jnp.asarray(counts, jnp.uint32)
-    to_label = lambda n: jnp.repeat(jnp.arange(n_way, dtype=jnp.int32), n)
-    support_targets, query_targets = to_label(k_shot), to_label(query)
+    draw = _Draw(n_way, k_shot, query, rotations)
+    on_device = ClassData(examples, jnp.asarray(counts))
+    if groups is None:
+        return Partial(draw, on_device, None)
+    return Partial(draw, on_device, _grouped(np.asarray(groups), len(counts), draw))
 
-    def sample(key: jax.Array, /) -> Episode:
-        _checks.key("key", key)
+
+class _Groups(NamedTuple):
+    """The classes of each group ``[groups, largest]``, padded, and how many there are, uint32."""
+
+    members: jax.Array
+    sizes: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """What is static of a sampler. Equal options are equal values: they need one program."""
+
+    n_way: int
+    k_shot: int
+    query: int
+    rotations: Rotations
+
+    @property
+    def rotations_of_a_class(self) -> int:
+        """How many classes there are for each class of the data."""
+        return 4 if self.rotations == "as_classes" else 1
+
+    def __call__(self, data: ClassData, groups: _Groups | None, key: jax.Array) -> Episode:
+        examples, sizes = data.examples, jnp.asarray(data.counts, jnp.uint32)
+        per_class = self.k_shot + self.query
         # One call of the generator for the whole episode: each call costs more than its numbers.
         columns = 2 + per_class + (groups is not None)
-        bits = jax.random.bits(key, [n_way, columns])
-        group = bits[0, -1] % len(members) if groups is not None else 0
-        repeats = n_classes // examples.shape[0]
-        classes = _distinct(bits[:, 0], repeats * sizes_of_groups[group])
-        turns = jnp.zeros([n_way], jnp.int32)
-        if rotations == "as_classes":
+        bits = jax.random.bits(key, [self.n_way, columns])
+        group = None if groups is None else bits[0, -1] % len(groups.members)
+        total = jnp.uint32(len(examples)) if groups is None else groups.sizes[group]
+        classes = _distinct(bits[:, 0], self.rotations_of_a_class * total)
+        turns = jnp.zeros([self.n_way], jnp.int32)
+        if self.rotations == "as_classes":
             # Two classes may be the same character in two rotations: each draws its own examples.
             classes, turns = classes // 4, classes % 4
-        elif rotations == "per_class":
+        elif self.rotations == "per_class":
             turns = (bits[:, 1] % 4).astype(jnp.int32)
         if groups is not None:
-            classes = members[group, classes]
+            classes = groups.members[group, classes]
         chosen = jax.vmap(_distinct)(bits[:, 2 : 2 + per_class], sizes[classes])
         # Gathered and turned in the stored dtype: a quarter of the memory traffic of float32.
         picked = examples[classes[:, None], chosen]
-        if turned:
+        if self.rotations != "none":
             picked = _turn(picked, turns)
         picked = _to_model_dtype(picked)
-        flat = lambda part: part.reshape(-1, *part.shape[2:])
         return Episode(
-            support=Batch(flat(picked[:, :k_shot]), support_targets),
-            query=Batch(flat(picked[:, k_shot:]), query_targets),
+            support=self._batch(picked[:, : self.k_shot]),
+            query=self._batch(picked[:, self.k_shot :]),
         )
 
-    return sample
+    def _batch(self, examples: jax.Array) -> Batch:
+        """Examples ``[n_way, n, ...]``, class by class, with their labels."""
+        labels = jnp.repeat(jnp.arange(self.n_way, dtype=jnp.int32), examples.shape[1])
+        return Batch(examples.reshape(-1, *examples.shape[2:]), labels)
 
 
-def _groups(
-    groups: jax.Array | np.ndarray | None, n_classes: int, n_way: int, rotations: Rotations
-) -> tuple[jax.Array, jax.Array]:
-    """The classes of each group ``[groups, largest]``, padded, and how many there are, uint32."""
-    if groups is None:
-        return jnp.zeros((1, 1), jnp.int32), jnp.array([n_classes], jnp.uint32)
-    labels = _checks.numbers("groups", groups, "integers [classes]")
+def _grouped(labels: np.ndarray, n_classes: int, draw: _Draw) -> _Groups:
+    """The groups as arrays, or an ArgumentError if one is too small for an episode."""
     if labels.shape != (n_classes,) or not np.issubdtype(labels.dtype, np.integer):
         raise ArgumentError(
             f"groups must be integers of shape [{n_classes}], one for each class, got "
@@ -156,29 +178,27 @@ def _groups(
         )
     names = np.unique(labels)
     parts = [np.flatnonzero(labels == name) for name in names]
-    turns = 4 if rotations == "as_classes" else 1
     for name, part in zip(names, parts, strict=True):
-        if turns * len(part) < n_way:
+        available = draw.rotations_of_a_class * len(part)
+        if available < draw.n_way:
             raise ArgumentError(
-                f"n_way is {n_way}, but group {name} has only {turns * len(part)} classes. Lower "
+                f"n_way is {draw.n_way}, but group {name} has only {available} classes. Lower "
                 "n_way, or leave out the small groups' classes with metajax.data.select_classes."
             )
     table = np.zeros((len(parts), max(map(len, parts))), np.int32)
     for row, part in zip(table, parts, strict=True):
         row[: len(part)] = part
-    return jnp.asarray(table), jnp.array([len(part) for part in parts], jnp.uint32)
+    return _Groups(jnp.asarray(table), jnp.array([len(part) for part in parts], jnp.uint32))
 
 
 def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     """The examples on the device, with a channel axis, and the counts on the host."""
-    _checks.instance("data", data, ClassData, "ClassData, as metajax.data.from_arrays makes it")
-    examples = _as_numbers("data.examples", data.examples)
+    examples, counts = jnp.asarray(data.examples), np.asarray(data.counts)
     if examples.ndim < 2 or 0 in examples.shape:
         raise ArgumentError(
             "data.examples must be [classes, max_per_class, ...] and not empty, got shape"
             f" {tuple(examples.shape)}."
         )
-    counts = _checks.numbers("data.counts", data.counts, "integers [classes]")
     if counts.shape != examples.shape[:1] or not np.issubdtype(counts.dtype, np.integer):
         raise ArgumentError(
             f"data.counts must be integers of shape [{examples.shape[0]}], one for each class,"
@@ -197,19 +217,6 @@ def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     if examples.dtype == jnp.uint8 and examples.ndim == 4:
         examples = examples[..., None]
     return examples, counts.astype(np.int32)
-
-
-def _as_numbers(name: str, values: Any) -> jax.Array:
-    """``values`` as a JAX array, or a TypeError that names them."""
-    if not isinstance(values, jax.Array):
-        values = _checks.numbers(name, values, "an array [classes, max_per_class, ...]")
-    dtype = values.dtype
-    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
-        raise ArgumentTypeError(
-            f"{name} must be integers or floating-point numbers, got dtype {dtype}."
-            " Convert them first, for instance with astype(numpy.float32)."
-        )
-    return jnp.asarray(values)
 
 
 def _distinct(bits: jax.Array, size: jax.Array) -> jax.Array:

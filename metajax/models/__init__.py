@@ -1,10 +1,11 @@
 """Networks in Flax Linen that stay fast when every task has weights of its own."""
 
-from metajax.models.conv import Conv
+from metajax.models.conv import Algorithm, Conv
 from metajax.models.conv4 import Conv4, Form, adapts_in_maml
 from metajax.models.full_context import FullContext
 from metajax.models.mlp import MLP
-from metajax.models.normalization import Normalization
+from metajax.models.normalization import Norm, Normalization
+from metajax.models.pooling import max_pool
 from metajax.models.relation_head import RelationHead
 from metajax.models.resnet12 import ResNet12
 from metajax.models.rotary import Rotary
@@ -13,10 +14,12 @@ from metajax.models.transformer_config import TransformerConfig
 
 __all__ = [
     "MLP",
+    "Algorithm",
     "Conv",
     "Conv4",
     "Form",
     "FullContext",
+    "Norm",
     "Normalization",
     "RelationHead",
     "ResNet12",
@@ -24,4 +27,5 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "adapts_in_maml",
+    "max_pool",
 ]

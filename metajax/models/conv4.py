@@ -1,52 +1,17 @@
 """The four-layer convolutional networks of few-shot learning, in their published forms."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from metajax import _checks
-from metajax.errors import ArgumentError
 from metajax.models.conv import Algorithm, Conv
-from metajax.models.normalization import Normalization, Policy
+from metajax.models.normalization import Norm, Normalization
+from metajax.models.pooling import max_pool
 
 Form = Literal["stride", "pool", "maps"]
-
-
-@jax.custom_jvp
-def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The larger of two; where they are equal, the derivative is that of the first."""
-    return jnp.maximum(a, b)
-
-
-@_larger.defjvp
-def _larger_jvp(primals, tangents):
-    a, b = primals
-    return _larger(a, b), jax.lax.select(a >= b, *tangents)
-
-
-def max_pool(inputs: jax.Array) -> jax.Array:
-    """The maximum of every 2×2 window of ``[examples, height, width, channels]``.
-
-    An odd last row or column is left out. Unlike a ``reduce_window``, its second derivatives and
-    its ``vmap`` are as cheap as itself. Among equals the first has the derivative.
-
-    Example:
-        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1)).ravel()
-        Array([ 5.,  7., 13., 15.], dtype=float32)
-    """
-    if inputs.ndim != 4 or min(inputs.shape[1:3]) < 2:
-        raise ArgumentError(
-            "inputs of a pooling must be images [examples, height, width, channels] of at least "
-            f"2 × 2 pixels, got shape {inputs.shape}: the images are too small for the network."
-        )
-    examples, height, width, channels = inputs.shape
-    rows, columns = height // 2, width // 2
-    pairs = inputs[:, : 2 * rows, : 2 * columns].reshape(examples, rows, 2, 2 * columns, channels)
-    taller = _larger(pairs[:, :, 0], pairs[:, :, 1])
-    pairs = taller.reshape(examples, rows, columns, 2, channels)
-    return _larger(pairs[:, :, :, 0], pairs[:, :, :, 1])
+"""Which of the published networks it is; see ``Conv4``."""
 
 
 class Conv4(nn.Module):
@@ -60,17 +25,18 @@ class Conv4(nn.Module):
             ``"maps"``, as in Relation Networks: pooling after the first two blocks alone, and the
             feature maps themselves (flattened before a head).
         norm: where the normalisation takes its statistics from; see ``Normalization``.
-        norm_scale: whether the normalisation learns a scale; None for the form's own habit: not
-            with ``"stride"``, and with the others.
-        norm_epsilon: added to the variance; None for the form's own: 1e-3 with ``"stride"``, 1e-5
-            with the others.
+        norm_scale: whether the normalisation learns a scale; if None, the form's default: not with
+            ``"stride"``, but with the others.
+        norm_epsilon: added to the variance; if None, the form's default: 1e-3 with ``"stride"``,
+            1e-5 with the others.
         convolution: how the convolutions are computed; see ``Conv``'s ``algorithm``. With
-            ``"winograd"`` the first, of an image's few channels, takes patches.
+            ``"winograd"`` the first convolution, which has few channels, takes patches.
         head_init: initialiser of the head's kernel; N(0, 1), as in MAML's published code.
 
     Its parameters are ``conv_0`` to ``conv_3``, ``norm_0`` to ``norm_3`` and ``head``.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> images = jnp.zeros((5, 28, 28, 1))
         >>> variables = Conv4(n_classes=5).init(jax.random.key(0), images)
         >>> sorted(variables["params"])[:2], Conv4(n_classes=5).apply(variables, images).shape
@@ -84,7 +50,7 @@ class Conv4(nn.Module):
     n_classes: int | None
     features: int = 64
     form: Form = "stride"
-    norm: Policy = "batch"
+    norm: Norm = "batch"
     norm_scale: bool | None = None
     norm_epsilon: float | None = None
     convolution: Algorithm = "auto"
@@ -102,11 +68,11 @@ class Conv4(nn.Module):
             reference: how many of the first examples give the statistics (``norm="support"``).
             train: whether ``norm="running"`` takes the batch's statistics.
         """
-        _checks.one_of("form", self.form, ("stride", "pool", "maps"))
+        _checks.one_of("form", self.form, get_args(Form))
         strided = self.form == "stride"
         pooled = {"stride": 0, "pool": 4, "maps": 2}[self.form]
-        # Statistics of the batch itself take a constant away again.
-        takes_bias_away = self.norm in ("batch", "support") or (self.norm == "running" and train)
+        # The batch's own mean includes the bias, so subtracting it removes the bias.
+        removes_bias = self.norm in ("batch", "support") or (self.norm == "running" and train)
         x = inputs
         for block in range(4):
             conv = Conv(
@@ -115,7 +81,7 @@ class Conv4(nn.Module):
                 algorithm="patches"
                 if not block and self.convolution == "winograd"
                 else self.convolution,
-                add_bias=not takes_bias_away,
+                add_bias=not removes_bias,
                 kernel_init=nn.initializers.xavier_uniform(),
                 name=f"conv_{block}",
             )
@@ -131,7 +97,7 @@ class Conv4(nn.Module):
                 x,
                 reference=reference,
                 train=train,
-                offset=conv.get_variable("params", "bias") if takes_bias_away else None,
+                offset=conv.get_variable("params", "bias") if removes_bias else None,
                 pool=max_pool if block < pooled else None,
             )
             x = nn.relu(x)  # commutes with a maximum

@@ -10,9 +10,9 @@ from metajax.errors import ArgumentError
 class FullContext(nn.Module):
     """Embeds the support set as a sequence, and the query with attention to it.
 
-    The support features pass through a bidirectional LSTM, whose two outputs are added to them. A
-    query's features are read ``steps`` times by an LSTM whose state is its outcome plus the
-    features, and, by attention, a mean of the support embeddings.
+    The support features pass through a bidirectional LSTM, whose two outputs are added to them. An
+    LSTM reads each query's features ``steps`` times. Its hidden state is its last output plus the
+    features, plus a mean of the support embeddings that is weighted by attention.
 
     Attributes:
         features: width d of the features.
@@ -32,7 +32,7 @@ class FullContext(nn.Module):
 
     @nn.compact
     def __call__(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both sets' embeddings, of the shapes of ``support [n, d]`` and ``query [m, d]``."""
+        """The embeddings of ``support [n, d]`` and ``query [m, d]``, of the same shapes."""
         for name, given in (("support", support), ("query", query)):
             if given.ndim != 2 or given.shape[1] != self.features:
                 raise ArgumentError(
@@ -48,7 +48,7 @@ class FullContext(nn.Module):
         memory = jnp.zeros_like(query)
         for _ in range(self.steps):
             attended = jax.nn.softmax(hidden @ embedded.T, axis=-1) @ embedded
-            # The cell's input is the query; what was attended to is added to its hidden state.
+            # The cell's input is the query; the mean is added to its hidden state.
             (memory, output), _ = cell((memory, hidden + attended), query)
             hidden = output + query
         return embedded, hidden

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 
 from metajax import _checks
-from metajax.errors import ArgumentError
 
 
 class MLP(nn.Module):
@@ -34,8 +33,6 @@ class MLP(nn.Module):
         """Outputs ``[examples, n_outputs]`` of inputs ``[examples, ...]``, flattened."""
         for width in (*self.features, self.n_outputs):
             _checks.positive_int("features and n_outputs", width)
-        if _checks.array("inputs", inputs, "an array [examples, ...]").ndim < 1:
-            raise ArgumentError("inputs must be [examples, ...], got a scalar.")
         x = inputs.reshape(inputs.shape[0], -1)
         for layer, width in enumerate(self.features):
             x = nn.relu(nn.Dense(width, name=f"dense_{layer}")(x))

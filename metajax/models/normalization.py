@@ -1,7 +1,7 @@
 """Batch normalisation whose source of statistics is an explicit policy."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from metajax import _checks
 from metajax.errors import ArgumentError
 
-Policy = Literal["batch", "support", "running", "none"]
-"""Where the mean and variance come from.
+Norm = Literal["batch", "support", "running", "none"]
+"""Where a normalisation's mean and variance come from.
 
 ``"batch"``: all examples that go through together (transductive, as in the MAML paper).
 ``"support"``: the first ``reference`` of them, so that a query doesn't see other queries.
@@ -19,14 +19,12 @@ Policy = Literal["batch", "support", "running", "none"]
 ``"none"``: no normalisation.
 """
 
-POLICIES: tuple[Policy, ...] = ("batch", "support", "running", "none")
-
 
 class Normalization(nn.Module):
     """Normalises every channel over examples and positions, then scales and shifts.
 
     Attributes:
-        policy: where the statistics come from; see ``Policy``.
+        policy: where the statistics come from; see ``metajax.models.Norm``.
         use_scale: whether a scale is learned.
         use_bias: whether a shift is learned.
         epsilon: added to the variance.
@@ -43,7 +41,7 @@ class Normalization(nn.Module):
     "TaskNorm" (arXiv 2003.03284).
     """
 
-    policy: Policy
+    policy: Norm
     use_scale: bool = True
     use_bias: bool = True
     epsilon: float = 1e-3
@@ -67,13 +65,17 @@ class Normalization(nn.Module):
                 of them if None.
             train: with ``"running"``, whether the statistics are the batch's (and update the
                 averages, where ``batch_stats`` is mutable) or the averages.
-            offset: ``[channels]``, what was left out of the inputs because the batch's statistics
-                take it away again; the averages are those with it.
-            pool: a maximum over positions, to be taken of the output. It is computed before scale
-                and shift, which then have fewer values to go over.
+            offset: ``[channels]``, a bias that wasn't added to the inputs because the batch's mean
+                would remove it again; the running mean includes it.
+            pool: a maximum over positions, taken of the output. It is computed before scale and
+                shift, which then have fewer values to go over.
+
+        Raises:
+            ArgumentError: if the policy isn't one, the inputs have no channels, or ``reference`` is
+                given without ``"support"`` or isn't between 1 and the number of examples.
         """
-        _checks.one_of("norm", self.policy, POLICIES)
-        if _checks.array("inputs", inputs).ndim < 2:
+        _checks.one_of("norm", self.policy, get_args(Norm))
+        if inputs.ndim < 2:
             raise ArgumentError(
                 f"inputs must be [examples, ..., channels], got shape {inputs.shape}."
             )
@@ -84,8 +86,7 @@ class Normalization(nn.Module):
                 raise ArgumentError(
                     f"reference={reference} needs norm='support', but norm={self.policy!r}."
                 )
-            reference = _checks.positive_int("reference", reference)
-            if reference > inputs.shape[0]:
+            if not 1 <= reference <= inputs.shape[0]:
                 raise ArgumentError(
                     f"reference must be between 1 and the {inputs.shape[0]} examples, got "
                     f"{reference}."
@@ -139,8 +140,9 @@ def _mean(inputs: jax.Array) -> jax.Array:
 def _variance(inputs: jax.Array) -> jax.Array:
     """The variance of every channel.
 
-    The derivative with respect to the mean is the sum of the deviations: zero. Left to itself, a
-    derivative computes that sum at every order; with second derivatives a dozen times a layer.
+    Its derivative with respect to the mean is the sum of the deviations, which is zero. Automatic
+    differentiation would compute that sum at every order: for second derivatives a dozen times a
+    layer.
     """
     deviations = inputs - _mean(inputs)
     return _mean(deviations * deviations)

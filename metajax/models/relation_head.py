@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 
 from metajax.models.conv import Conv
-from metajax.models.conv4 import max_pool
-from metajax.models.normalization import Normalization, Policy
+from metajax.models.normalization import Norm, Normalization
+from metajax.models.pooling import max_pool
 
 
 class RelationHead(nn.Module):
@@ -27,7 +27,7 @@ class RelationHead(nn.Module):
 
     features: int = 64
     hidden: int = 8
-    norm: Policy = "batch"
+    norm: Norm = "batch"
 
     @nn.compact
     def __call__(self, pairs: jax.Array, *, train: bool = True) -> jax.Array:

@@ -7,11 +7,11 @@ import jax
 
 from metajax import _checks
 from metajax.models.conv import Algorithm, Conv
-from metajax.models.conv4 import max_pool
-from metajax.models.normalization import Normalization, Policy
+from metajax.models.normalization import Norm, Normalization
+from metajax.models.pooling import max_pool
 
-SLOPE = 0.1
-"""Of the leaky ReLU below zero."""
+_SLOPE = 0.1
+"""Slope of the leaky ReLU below zero."""
 
 
 class ResNet12(nn.Module):
@@ -38,7 +38,7 @@ class ResNet12(nn.Module):
 
     n_classes: int | None
     features: Sequence[int] = (64, 160, 320, 640)
-    norm: Policy = "batch"
+    norm: Norm = "batch"
     pool: bool = True
     convolution: Algorithm = "auto"
 
@@ -67,7 +67,7 @@ class ResNet12(nn.Module):
 
 class _Block(nn.Module):
     features: int
-    norm: Policy
+    norm: Norm
     convolution: Algorithm
 
     @nn.compact
@@ -88,6 +88,6 @@ class _Block(nn.Module):
         for layer in range(3):
             x = convolved(x, layer, 3)
             if layer < 2:
-                x = nn.leaky_relu(x, SLOPE)
-        x = nn.leaky_relu(x + convolved(inputs, "shortcut", 1), SLOPE)
+                x = nn.leaky_relu(x, _SLOPE)
+        x = nn.leaky_relu(x + convolved(inputs, "shortcut", 1), _SLOPE)
         return max_pool(x)

@@ -1,10 +1,7 @@
-import sys
-
 import omniglot_standin
 import pytest
 
-import metajax.data.omniglot  # noqa: F401
-from metajax.data import _tfds
+from metajax.data import _omniglot, _tfds
 
 
 @pytest.fixture
@@ -19,6 +16,5 @@ def nothing_there(tmp_path, monkeypatch):
 @pytest.fixture
 def small_omniglot(nothing_there, monkeypatch):
     """Omniglot as if it had the stand-in's characters, and was nowhere to be found."""
-    module = sys.modules["metajax.data.omniglot"]  # the package's attribute is the function
-    monkeypatch.setattr(module, "CHARACTERS", omniglot_standin.CHARACTERS)
-    monkeypatch.setattr(module, "DRAWINGS", 3)
+    monkeypatch.setattr(_omniglot, "CHARACTERS", omniglot_standin.CHARACTERS)
+    monkeypatch.setattr(_omniglot, "DRAWINGS", 3)

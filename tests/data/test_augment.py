@@ -54,10 +54,9 @@ def test_no_shift_is_the_same_sampler():
     assert random_shifts(sample, 0) is sample
 
 
-@pytest.mark.parametrize("pixels", [-1, 1.5, True])
-def test_bad_pixels_are_named(pixels):
-    with pytest.raises(ValueError, match=f"pixels must be .*at least 0, got {pixels}"):
-        random_shifts(lambda key: episode_of(images(2)), pixels)
+def test_a_negative_shift_is_refused():
+    with pytest.raises(ValueError, match="pixels must be at least 0, got -1"):
+        random_shifts(lambda key: episode_of(images(2)), -1)
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 2, 2, 1)])

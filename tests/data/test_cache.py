@@ -1,5 +1,6 @@
 """The cache is never trusted, and never harmed, when it isn't what was written."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -7,8 +8,7 @@ import numpy as np
 import pytest
 from omniglot_standin import assert_same_drawings, write_zips
 
-from metajax.data import CacheError, _cache
-from metajax.data.omniglot import omniglot
+from metajax.data import CacheError, _cache, cache_folder, omniglot
 
 pytestmark = pytest.mark.usefixtures("small_omniglot")
 
@@ -51,9 +51,9 @@ def test_foreign_files_are_refused(cached):
     with cached.open("wb") as file:
         np.save(file, np.zeros([7, 3, 28, 28], np.uint8))
     assert_refused(cached, "cannot be read")
-    _cache.write(cached, _cache.Cached(np.zeros([7, 3, 28, 27], np.uint8), "x"))
+    _cache.write(cached, _cache.Cached(np.zeros([7, 3, 28, 27], np.uint8), "x"), "")
     assert_refused(cached, r"holds uint8 \(7, 3, 28, 27\)")
-    _cache.write(cached, _cache.Cached(np.zeros([7, 3, 28, 28], np.float32), "x"))
+    _cache.write(cached, _cache.Cached(np.zeros([7, 3, 28, 28], np.float32), "x"), "")
     assert_refused(cached, "holds float32")
 
 
@@ -70,17 +70,37 @@ def test_a_checksum_that_does_not_fit_is_refused(cached):
     assert_refused(cached, "checksum")
 
 
+def test_what_would_unpack_to_more_than_was_written_is_refused(tmp_path):
+    path = tmp_path / "cache.npz"
+    _cache.write(path, _cache.Cached(np.zeros([4, 8], np.uint8), "x"), "")
+    assert _cache.read(path, (4, 8)) is not None
+    np.savez_compressed(path, images=np.zeros(1 << 24, np.uint8), fingerprint="x", checksum="x")
+    assert path.stat().st_size < 40_000
+    with pytest.raises(CacheError, match=r"cache\.npz .*images\.npy has .* more than"):
+        _cache.read(path, (4, 8))
+    np.savez_compressed(path, images=np.zeros([4, 8], np.uint8), fingerprint="x" * 9999)
+    with pytest.raises(CacheError, match=r"fingerprint\.npy has"):
+        _cache.read(path, (4, 8))
+
+
+def test_the_cache_folder_is_the_users_unless_it_is_named(tmp_path, monkeypatch):
+    assert cache_folder() == tmp_path / "cache"  # named by the fixture
+    monkeypatch.delenv("METAJAX_CACHE")
+    monkeypatch.setattr(_cache.platformdirs, "user_cache_dir", lambda name: f"/caches/{name}")
+    assert cache_folder() == pathlib.Path("/caches/metajax")
+
+
 def test_a_write_that_fails_leaves_nothing_and_harms_nothing(tmp_path, monkeypatch):
     target = tmp_path / "a.npz"
-    _cache.write(target, _cache.Cached(np.ones([2], np.uint8), "first"))
+    _cache.write(target, _cache.Cached(np.ones([2], np.uint8), "first"), "")
 
     def fail(file, **_):
         file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(np, "savez_compressed", fail)
-    with pytest.raises(OSError, match="disk full"):
-        _cache.write(target, _cache.Cached(np.zeros([2], np.uint8), "second"))
+    with pytest.warns(UserWarning, match=r"Words could not be cached.*disk full"):
+        _cache.write(target, _cache.Cached(np.zeros([2], np.uint8), "second"), "Words")
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
     found = _cache.read(target, (2,))
     assert found is not None
@@ -105,7 +125,8 @@ import numpy as np
 from metajax.data import _cache
 value = int(sys.argv[2])
 for _ in range(30):
-    _cache.write(Path(sys.argv[1]), _cache.Cached(np.full([200, 200], value, np.uint8), str(value)))
+    cached = _cache.Cached(np.full([200, 200], value, np.uint8), str(value))
+    _cache.write(Path(sys.argv[1]), cached, "the test")
 """
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metajax.data import CacheError, DataNotFoundError, _tfds, cifar_fs
-from metajax.data.cifar_fs import CLASSES, PER_CLASS, read
+from metajax.data._cifar_fs import CLASSES, PER_CLASS, read
 
 pytestmark = pytest.mark.usefixtures("nothing_there")
 NAMES = sorted(name for part in CLASSES.values() for name in part)  # CIFAR-100's own order

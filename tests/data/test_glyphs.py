@@ -1,7 +1,8 @@
 """The embedded data set: what its classes are, that its images are sound, that it repeats."""
 
-import importlib
+import importlib.metadata
 import string
+import sys
 import unicodedata
 
 import numpy as np
@@ -9,17 +10,16 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from metajax.data import _glyph_render as render
-from metajax.data.glyphs import (
+from metajax.data import _glyphs as module
+from metajax.data import glyphs
+from metajax.data._glyphs import (
     class_images,
     glyph_classes,
-    glyphs,
     group_alike,
     is_candidate,
     usable_faces,
 )
 
-# The package's attribute of this name is the function.
-module = importlib.import_module("metajax.data.glyphs")
 SPLITS = ("train", "validation", "test")
 
 
@@ -47,6 +47,8 @@ def test_1200_classes_in_three_splits():
     counts = [sum(glyph.split == split for glyph in classes) for split in SPLITS]
     assert counts == [840, 120, 240]
     assert len(classes) == 1200
+    first = classes[0]
+    assert (first.characters[0], first.split, first.faces[0]) == ("A", "train", "DejaVuSans")
 
 
 @pytest.mark.slow
@@ -249,6 +251,33 @@ def test_second_call_reads_the_cache(test_split, cache, monkeypatch):
     np.testing.assert_array_equal(again.examples, test_split.examples)
     with pytest.raises(RuntimeError, match="built again"):
         glyphs("validation")  # not in this cache
+
+
+@pytest.mark.parametrize(
+    ("library", "draw"),
+    [
+        ("matplotlib", lambda: render.coverage.__wrapped__("cmr10")),
+        ("matplotlib.ft2font", lambda: render.coverage.__wrapped__("cmr10")),
+        ("scipy.ndimage", lambda: render.signatures(np.ones((1, 72, 72)))),
+        ("scipy.ndimage", lambda: class_images("A", (render.REFERENCE_FACE,))),
+        ("scipy.sparse.csgraph", lambda: module._splits(np.ones((1, 576)))),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, library, draw):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"{library.split('.')[0]} .*'metajax\[glyphs\]'"):
+        draw()
+
+
+def test_cached_images_need_no_library(test_split, monkeypatch):
+    for library in ("matplotlib", "scipy"):
+        monkeypatch.setitem(sys.modules, library, None)
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    np.testing.assert_array_equal(glyphs("test").examples, test_split.examples)
 
 
 def test_other_fonts_are_drawn_anew(test_split, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from metajax.data import DataNotFoundError, mini_imagenet
-from metajax.data.mini_imagenet import CLASSES
+from metajax.data._mini_imagenet import CLASSES
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metajax.data import _omniglot_sources
-from metajax.data.omniglot import BACKGROUND, CHARACTERS, EVALUATION, omniglot, split_classes_of
+from metajax.data import _omniglot_sources, omniglot
+from metajax.data._omniglot import BACKGROUND, CHARACTERS, EVALUATION, split_classes_of
 
 REAL_FOLDER = os.environ.get("METAJAX_OMNIGLOT")
 REAL_PREPARED = os.environ.get("TFDS_DATA_DIR")

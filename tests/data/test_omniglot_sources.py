@@ -1,5 +1,6 @@
 """Where Omniglot comes from, on a small stand-in for its files."""
 
+import os
 import struct
 import sys
 import types
@@ -18,8 +19,7 @@ from omniglot_standin import (
     write_zips,
 )
 
-from metajax.data import DataNotFoundError, _omniglot_sources, _tfds
-from metajax.data.omniglot import omniglot
+from metajax.data import DataNotFoundError, _image_files, _omniglot_sources, _tfds, omniglot
 
 pytestmark = pytest.mark.usefixtures("small_omniglot")
 
@@ -49,7 +49,7 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
 
 def test_the_second_run_needs_no_source(tmp_path, monkeypatch):
     first = omniglot("all", folder=write_zips(tmp_path / "zips"))
-    for source in ("from_folder", "from_prepared", "from_download"):
+    for source in ("from_folder", "from_builder"):
         monkeypatch.setattr(_omniglot_sources, source, lambda *_: pytest.fail("read a source"))
     np.testing.assert_array_equal(omniglot("all").examples, first.examples)
 
@@ -75,6 +75,19 @@ def test_a_named_folder_with_other_drawings_is_not_answered_from_the_cache(tmp_p
     images = {image.tobytes() for image in other.examples[6]}
     assert expected()[0, 0].tobytes() in images
     assert cache.read_bytes() == before  # and what was cached is not harmed
+
+
+def test_no_endless_and_no_huge_file_is_read(tmp_path):
+    for part in _omniglot_sources.PARTS:
+        (tmp_path / part / "Greek" / "character01").mkdir(parents=True)
+    pipe = tmp_path / "images_background/Greek/character01/0001_01.png"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"0001_01\.png is no file"):
+        omniglot("all", folder=tmp_path)
+    pipe.unlink()
+    pipe.write_bytes(bytes(_image_files.MOST_ENTRY_BYTES + 1))
+    with pytest.raises(ValueError, match=r"0001_01\.png has more than"):
+        omniglot("all", folder=tmp_path)
 
 
 def test_an_unreadable_zip_is_named(tmp_path):

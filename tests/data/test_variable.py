@@ -13,7 +13,7 @@ from metajax.data import (
     omniglot_alphabets,
     variable_episode_sampler,
 )
-from metajax.data.omniglot import CHARACTERS, split_classes_of
+from metajax.data._omniglot import CHARACTERS, split_classes_of
 
 CLASSES, PER_CLASS = 12, 8
 

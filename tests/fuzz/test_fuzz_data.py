@@ -11,7 +11,7 @@ from PIL import Image
 
 from metajax import data
 from metajax.data import _cache, _image_files, _omniglot_sources
-from metajax.data.omniglot import _resized
+from metajax.data._omniglot import _resized
 
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000", "MPO"]
 
@@ -80,7 +80,7 @@ def test_any_archive(method, sandbox):
 def test_any_cache(sandbox):
     file = sandbox / "files" / "cache.npz"
     images = np.random.default_rng(0).integers(0, 255, (3, 4), np.uint8)
-    _cache.write(file, _cache.Cached(images, "made from"))
+    _cache.write(file, _cache.Cached(images, "made from"), "")
     content = file.read_bytes()
 
     @examples(80)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from metajax.models import Conv
 
@@ -71,28 +72,38 @@ def test_vmap_over_weights_makes_no_convolution(algorithm):
     assert "stablehlo.convolution" not in both.lower(many, inputs).as_text()
 
 
-@pytest.mark.parametrize(
-    ("features", "shape", "message"),
-    [
-        (4, (7, 6, 3), r"inputs must be images .* got shape \(7, 6, 3\)"),
-        (0, (2, 7, 6, 3), "features must be at least 1, got 0"),
-    ],
-)
-def test_bad_input_is_named(features, shape, message):
-    with pytest.raises(ValueError, match=message):
-        Conv(features).init(jax.random.key(0), jnp.zeros(shape))
+def test_a_mesh_with_explicit_axes_takes_patches():
+    """Winograd's primitives have no rule for a sharding in an array's type."""
+    module = Conv(16)
+    images = jax.random.normal(jax.random.key(0), (2, 5, 4, 16))
+    params = module.init(jax.random.key(1), images)
+    loss = lambda params, images: jnp.sum(jnp.sin(module.apply(params, images)))
+    expected = jax.jit(jax.value_and_grad(loss))(params, images)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(images, PartitionSpec("data"))
+        found = jax.jit(jax.value_and_grad(loss))(params, sharded)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+        )
+        with pytest.raises(ValueError, match=r"no mesh with explicit axes, got .* and one"):
+            Conv(16, algorithm="winograd").apply(params, sharded)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("module", "shape", "message"),
     [
-        ({"algorithm": "fft"}, "algorithm must be one of 'auto', 'patches', 'winograd', 'direct'"),
+        (Conv(4), (7, 6, 3), r"inputs must be images .* got shape \(7, 6, 3\)"),
+        (Conv(0), (2, 7, 6, 3), "features must be at least 1, got 0"),
+        (Conv(4, strides=(1, 1, 1)), (2, 7, 6, 3), "strides must be of two dimensions"),
+        (Conv(4, algorithm="fft"), (2, 7, 6, 3), "algorithm must be one of 'auto', 'patches', "),
         (
-            {"algorithm": "winograd", "strides": 2},
-            r"algorithm='winograd' needs .* got \(3, 3\), \(2",
+            Conv(4, algorithm="winograd", strides=2),
+            (2, 7, 6, 3),
+            r"algorithm='winograd' needs .* got \(3, 3\), \(2, 2\), 'SAME' and none",
         ),
     ],
 )
-def test_an_algorithm_that_cannot_be_is_refused(options, message):
+def test_bad_input_is_named(module, shape, message):
     with pytest.raises(ValueError, match=message):
-        Conv(4, **options).init(jax.random.key(0), jnp.zeros((1, 6, 6, 3)))
+        module.init(jax.random.key(0), jnp.zeros(shape))

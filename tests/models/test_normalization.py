@@ -71,7 +71,7 @@ def test_none_is_the_identity():
     [
         ("instance", None, "norm must be one of 'batch', 'support', 'running', 'none'"),
         ("batch", 2, "reference=2 needs norm='support', but norm='batch'"),
-        ("support", 0, "reference must be at least 1, got 0"),
+        ("support", 0, "reference must be between 1 and the 6 examples, got 0"),
         ("support", 7, "reference must be between 1 and the 6 examples, got 7"),
     ],
 )

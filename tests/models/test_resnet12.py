@@ -40,8 +40,14 @@ def test_equals_flax_layers_on_the_same_parameters(x64):
     np.testing.assert_allclose(outputs, expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_the_features_may_be_kept_whole():
-    images = jnp.zeros((2, 32, 32, 3))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     whole = ResNet12(None, features=(4, 4, 4, 6), pool=False)
-    assert whole.init_with_output(jax.random.key(0), images)[0].shape == (2, 2 * 2 * 6)
+    outputs, _ = jax.eval_shape(whole.init_with_output, jax.random.key(0), images)
+    assert outputs.shape == (2, 2 * 2 * 6)
+
+
+def test_images_that_are_too_small_are_named():
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    with pytest.raises(ValueError, match="too small for the network"):
+        jax.eval_shape(ResNet12(5, (2, 2, 2, 2)).init, jax.random.key(0), images)

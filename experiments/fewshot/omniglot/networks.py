@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 import metajax
 from metajax import models
-from metajax.models.conv4 import max_pool
 
 Method = Literal["prototypical", "matching", "relation", "r2d2"]
 
@@ -65,7 +64,7 @@ def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
 
 
 def _pooled(maps: jax.Array) -> jax.Array:
-    return max_pool(maps).reshape(len(maps), -1)
+    return models.max_pool(maps).reshape(len(maps), -1)
 
 
 def _reporting(

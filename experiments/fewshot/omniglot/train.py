@@ -26,8 +26,7 @@ import metajax
 from experiments import common
 from experiments.fewshot import classification
 from experiments.fewshot.omniglot.schedules import PUBLISHED, TITLES, Method, Protocol, schedule_of
-from metajax.data import ClassData, episode_sampler, omniglot
-from metajax.data.episodes import Rotations
+from metajax.data import ClassData, Rotations, episode_sampler, omniglot
 from metajax.errors import ArgumentError
 
 HONEST_QUERY = 15

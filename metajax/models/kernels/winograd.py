@@ -4,11 +4,11 @@ Winograd's F(2×2, 3×3) computes 2×2 outputs of one channel from a 4×4 tile w
 where the definition takes 36: y = Aᵀ [(G k Gᵀ) ⊙ (Bᵀ x B)] A. Over channels the 16 multiplications
 are 16 products of matrices.
 
-A convolution is bilinear, and with it the two maps that transpose it: of the output's cotangent and
-the kernel to the input's, and of the input and the output's cotangent to the kernel's. The
-derivatives of each of the three, of any order and in either mode, are among the three. So they are
-primitives of their own here: derived automatically, the transpose of a tile's overlapping slices
-would be a pass over all activations for each slice.
+A convolution is bilinear, and so are its two transposes: the input's gradient, of the outputs'
+gradient and the kernel; and the kernel's gradient, of the input and the outputs' gradient. All
+derivatives of these three, of any order and in either mode, are among the three. Each is a
+primitive here. Automatic differentiation would instead transpose a tile's overlapping slices one by
+one, each in a pass over all activations.
 
 Source: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308).
 """
@@ -21,40 +21,44 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-Lines = Sequence[jax.Array]
+__all__ = ["convolve"]
 
+CHANNELS = 16
+"""The number of channels and of features from which this form is faster than patches on a CPU."""
 TILE_BYTES = 2**23
-"""How much of all examples' tiles a CPU computes at a time, so that they stay in its cache."""
+"""How many bytes of the examples' tiles a CPU computes at a time: they stay in its cache."""
+
+_Lines = Sequence[jax.Array]
 
 
-def _input_lines(d: Lines) -> list[jax.Array]:
+def _input_lines(d: _Lines) -> list[jax.Array]:
     """Bᵀ d."""
     return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
 
 
-def _kernel_lines(k: Lines) -> list[jax.Array]:
+def _kernel_lines(k: _Lines) -> list[jax.Array]:
     """G k."""
     even, odd = (k[0] + k[2]) / 2, k[1] / 2
     return [k[0], even + odd, even - odd, k[2]]
 
 
-def _output_lines(m: Lines) -> list[jax.Array]:
+def _output_lines(m: _Lines) -> list[jax.Array]:
     """Aᵀ m."""
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
-def _kernel_lines_transposed(u: Lines) -> list[jax.Array]:
+def _kernel_lines_transposed(u: _Lines) -> list[jax.Array]:
     """Gᵀ u."""
     even, odd = (u[1] + u[2]) / 2, (u[1] - u[2]) / 2
     return [u[0] + even, odd, even + u[3]]
 
 
-def _output_lines_transposed(y: Lines) -> list[jax.Array]:
+def _output_lines_transposed(y: _Lines) -> list[jax.Array]:
     """A y."""
     return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
 
 
-def _grid(transform: Callable, rows: Sequence[Lines]) -> list[jax.Array]:
+def _grid(transform: Callable, rows: Sequence[_Lines]) -> list[jax.Array]:
     """A transform along both axes of a grid of arrays; row by row."""
     vertical = [transform(column) for column in zip(*rows, strict=True)]
     return [item for line in zip(*vertical, strict=True) for item in transform(line)]
@@ -77,7 +81,7 @@ def _input_tiles(x: jax.Array) -> list[jax.Array]:
     return [m.reshape(-1, channels) for m in _grid(_input_lines, tile)]
 
 
-def _rows_of_kernel(kernel: jax.Array) -> list[Lines]:
+def _rows_of_kernel(kernel: jax.Array) -> list[_Lines]:
     return [[kernel[i, j] for j in range(3)] for i in range(3)]
 
 
@@ -112,13 +116,13 @@ def _input_gradient(outputs_bar: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _parts(x: jax.Array, features: int) -> int:
-    """Into how many equal parts to divide the examples ``x``, for tiles of ``TILE_BYTES``."""
+    """The number of equal parts of the examples ``x`` whose tiles have about ``TILE_BYTES``."""
     examples, height, width, channels = x.shape
     tiles = examples * _tiles(height) * _tiles(width)
     enough = -(-16 * tiles * max(channels, features) * x.dtype.itemsize // TILE_BYTES)
     if jax.default_backend() != "cpu":
         return 1
-    # Where only much smaller parts are equal, their many small operations would take longer.
+    # Much smaller parts would take longer: they are many small operations.
     divisors = (n for n in range(enough, min(4 * enough, examples) + 1) if examples % n == 0)
     return next(divisors, 1)
 
@@ -146,9 +150,9 @@ def _in_parts(
 
 
 def _bilinear(name: str, function: Callable, *, second_is_kernel: bool) -> Primitive:
-    """A primitive that computes ``function``, and also takes arguments with leading batch axes.
+    """A primitive that computes ``function``, also of arguments with leading batch axes.
 
-    Staying itself under ``vmap`` is what keeps its derivatives among the three.
+    Under ``vmap`` it stays the same primitive, so that its derivatives stay among the three.
     """
     primitive = Primitive(f"metajax_{name}")
 
@@ -166,7 +170,7 @@ def _bilinear(name: str, function: Callable, *, second_is_kernel: bool) -> Primi
             x.shape[axis] for x, axis in zip(arguments, axes, strict=True) if axis is not None
         )
         if second_is_kernel and axes[1] is None:
-            # One kernel for all: they are examples like any others.
+            # One kernel for all: the batch is only more examples.
             a = jnp.moveaxis(a, axes[0], -5)
             folded = a.reshape(*a.shape[:-5], size * a.shape[-4], *a.shape[-3:])
             outputs = primitive.bind(folded, b)

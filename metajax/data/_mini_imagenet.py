@@ -4,12 +4,10 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-
-from metajax._checks import one_of, path_of, positive_int
-from metajax.data._splits import disjoint
+from metajax._checks import one_of, positive_int
+from metajax.data import _image_files
 from metajax.data._tfds import DataNotFoundError
-from metajax.data.arrays import from_arrays, read_image, visible
+from metajax.data.arrays import from_arrays
 from metajax.data.episodes import ClassData
 from metajax.errors import ArgumentError
 
@@ -37,7 +35,7 @@ _NAMES: dict[Split, str] = {
     ),
 }
 
-CLASSES: dict[Split, tuple[str, ...]] = disjoint(_NAMES)
+CLASSES: dict[Split, tuple[str, ...]] = {part: tuple(text.split()) for part, text in _NAMES.items()}
 """The published split, by ImageNet's class identifiers, in their order."""
 
 _SUBFOLDERS = ("", "train", "val", "validation", "test", "images")
@@ -48,13 +46,13 @@ def mini_imagenet(
 ) -> ClassData:
     """The classes of a split, from a folder with a subfolder of images for each.
 
-    The subfolders are named by ImageNet's identifiers (``n01532829``), and lie in the folder itself
-    or in its ``train``, ``val``, ``validation``, ``test`` or ``images``, in whichever of these: the
-    split is decided by the identifier alone.
+    The subfolders have ImageNet's identifiers (``n01532829``) as names. Each may lie in the folder
+    itself or in its ``train``, ``val``, ``validation``, ``test`` or ``images``: only the identifier
+    decides the split.
 
     Args:
-        folder: where the classes lie. ImageNet's images may not be passed on, so there is no
-            download.
+        folder: where the classes lie. There is no download: ImageNet's licence forbids passing its
+            images on.
         split: ``"train"`` (64 classes), ``"validation"`` (16) or ``"test"`` (20).
         size: height and width that images are resized to, in pixels.
 
@@ -74,8 +72,7 @@ def mini_imagenet(
     Source: Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning".
     """
     one_of("split", split, get_args(Split))
-    size = positive_int("size", size)
-    root = path_of("folder", folder)
+    root = Path(folder).expanduser()
     found = {name: _places(root, name) for name in CLASSES[split]}
     missing = [name for name, places in found.items() if not places]
     if missing:
@@ -84,16 +81,11 @@ def mini_imagenet(
             f"miniImageNet's {split} split: {', '.join(missing[:5])}"
             f"{' and others' if len(missing) > 5 else ''}. Each is a subfolder of that name."
         )
-    images, labels = [], []
     for name, places in found.items():
         if len(places) > 1:
             raise ArgumentError(f"class {name} is there twice: {' and '.join(map(str, places))}.")
-        files = visible(places[0])
-        if not files:
-            raise ArgumentError(f"{places[0]} is empty. Put the images of the class there.")
-        images += [read_image(file, size, "RGB") for file in files]
-        labels += [name] * len(files)
-    return from_arrays(np.stack(images), labels)
+    folders = [places[0] for places in found.values()]
+    return from_arrays(*_image_files.read_classes(folders, positive_int("size", size), "RGB"))
 
 
 def _places(root: Path, name: str) -> list[Path]:

@@ -1,17 +1,16 @@
 """Glyphs: the data set that needs no download, drawn from the fonts that matplotlib ships."""
 
-import contextlib
 import functools
 import importlib.metadata
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-import jax.numpy as jnp
 import numpy as np
 import PIL
 
-from metajax import _checks
+from metajax._checks import one_of
+from metajax._extras import import_extra
 from metajax.data import _cache
 from metajax.data import _glyph_render as render
 from metajax.data.episodes import ClassData
@@ -48,10 +47,10 @@ class GlyphClass(NamedTuple):
 
 
 def is_candidate(code: int) -> bool:
-    """Whether a code point can found a class: a letter, syllable or digit of its own form.
+    """Whether a class can be made of a code point: a letter, syllable or digit.
 
-    Accented and stylistic variants (those that Unicode decomposes) are left out, but for the
-    forms that Arabic letters take inside a word, which are shapes of their own.
+    Accented and stylistic variants (those that Unicode decomposes) are left out. The forms that
+    Arabic letters take inside a word are not: their shapes differ.
     """
     category, parts = unicodedata.category(chr(code)), unicodedata.decomposition(chr(code))
     return category in _CATEGORIES and (not parts or parts.startswith(_POSITIONAL))
@@ -70,8 +69,8 @@ def group_alike(characters: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """Puts characters that render alike, whatever their size and position, into groups.
 
     In the order given, a character joins the group whose first member is nearest if that is
-    nearer than ``ALIKE``, and otherwise founds a group. So no chain of small differences can
-    merge what looks different, and the first members are all at least ``ALIKE`` apart.
+    nearer than ``ALIKE``, and otherwise starts a group. So no chain of small differences can
+    merge characters that look different, and all first members are at least ``ALIKE`` apart.
 
     Args:
         characters: characters of the reference face; those without a form are left out.
@@ -95,9 +94,9 @@ def group_alike(characters: Sequence[str]) -> tuple[list[str], np.ndarray]:
 
 
 def usable_faces(characters: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Faces in which each of these characters has a form of its own.
+    """The faces that draw each of these characters unlike all others of them.
 
-    An italic Cyrillic т that looks like an m is drawn as neither.
+    An italic Cyrillic т looks like an m: neither is drawn in that face.
     """
     faces: dict[str, list[str]] = {character: [] for character in characters}
     for face in render.FACES:
@@ -114,16 +113,15 @@ def usable_faces(characters: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def _splits(signature: np.ndarray) -> list[Split | None]:
     """Assigns each class to a split, or to none once the splits are full.
 
-    Classes that are alike after quarter turns stay together: otherwise the rotations that
+    Classes that are alike after quarter turns stay in one split. Otherwise the rotations that
     Omniglot's protocols train with would show test classes.
     """
-    from scipy.sparse.csgraph import connected_components  # a slow import, for drawing alone
-
     classes = len(signature)
     pictures = signature.reshape(classes, 24, 24)
     turns = [np.rot90(pictures, k, (1, 2)).reshape(classes, -1) for k in range(4)]
     distance = 1 - np.max([signature @ turned.T for turned in turns], axis=0)
-    families, family = connected_components(distance < ALIKE, directed=False)
+    csgraph = import_extra("scipy.sparse.csgraph", extra="glyphs")
+    families, family = csgraph.connected_components(distance < ALIKE, directed=False)
     splits: list[Split | None] = [None] * classes
     room: dict[Split, int] = dict(CLASSES)
     for chosen in np.random.Generator(np.random.PCG64(_SEED)).permutation(families):
@@ -147,11 +145,6 @@ def glyph_classes() -> tuple[GlyphClass, ...]:
     """All classes of the data set, letters before digits, each in code-point order.
 
     ``glyphs(split)`` holds those of its split in the same order.
-
-    Example:
-        >>> classes = glyph_classes()
-        >>> classes[0].characters[0], classes[0].split, classes[0].faces[:2]
-        ('A', 'train', ('DejaVuSans', 'DejaVuSans-Bold'))
     """
     candidates = map(chr, sorted(filter(is_candidate, render.coverage(render.REFERENCE_FACE))))
     # Letters first: else S would be one of 5's, and drawn as it.
@@ -165,7 +158,7 @@ def glyph_classes() -> tuple[GlyphClass, ...]:
 
 
 def class_images(character: str, faces: Sequence[str]) -> np.ndarray:
-    """The images of one class; they depend on these arguments alone.
+    """The images of one class, which depend only on these arguments.
 
     Args:
         character: the character to draw.
@@ -184,12 +177,11 @@ def class_images(character: str, faces: Sequence[str]) -> np.ndarray:
 def glyphs(split: Split = "train") -> ClassData:
     """Characters of many scripts, 20 images each, drawn from the fonts that matplotlib ships.
 
-    A class is a letter, syllable or digit with all that render like it (Latin, Greek and
-    Cyrillic A; o and O, as size and position don't count). Its images are drawn in several faces
-    where the fonts have them, each with an affine and an elastic change of its own. The classes of
-    the splits (840, 120 and 240) are disjoint, also up to quarter turns, and fixed by a constant.
-    The first call takes some seconds; later ones read the cache, a folder named by
-    ``METAJAX_CACHE`` or the user's own.
+    A class is a letter, syllable or digit with all characters that render like it (Latin, Greek and
+    Cyrillic A; o and O, as size and position don't count). Its images are drawn in several fonts
+    where these have it, each distorted at random. The splits (840, 120 and 240 classes) are
+    constants, and no class of one is a class of another turned by 90 degrees. The first call takes
+    some seconds; later ones read ``metajax.data.cache_folder()``.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``.
@@ -198,30 +190,37 @@ def glyphs(split: Split = "train") -> ClassData:
         ``ClassData`` with examples ``[classes, 20, 28, 28]``, uint8, ink = 255 on 0.
 
     Raises:
-        ArgumentError: if ``split`` is none of these, or the cached file is not what was written.
+        ArgumentError: if ``split`` is none of these.
+        CacheError: if the cache file is damaged or isn't metajax's. It is left as it is.
+        ImportError: if they aren't cached, and ``metajax[glyphs]`` is not installed.
 
     Example:
         >>> data = glyphs("validation")
         >>> data.examples.shape
         (120, 20, 28, 28)
     """
-    _checks.one_of("split", split, get_args(Split))
+    one_of("split", split, get_args(Split))
     shape = (CLASSES[split], IMAGES_PER_CLASS, render.SIZE, render.SIZE)
     path = _cache.cache_folder() / f"glyphs-v{_VERSION}-{split}.npz"
     cached = _cache.read(path, shape)
-    if cached is None or cached.fingerprint != _drawn_with():
+    if cached is None or not _is_current(cached):
         chosen = [glyph for glyph in glyph_classes() if glyph.split == split]
         images = np.stack([class_images(glyph.characters[0], glyph.faces) for glyph in chosen])
         cached = _cache.Cached(images, _drawn_with())
-        # A folder that can't be written to costs the next call some seconds, and no more.
-        with contextlib.suppress(OSError):
-            _cache.write(path, cached)
-    counts = jnp.full(len(cached.images), IMAGES_PER_CLASS, jnp.int32)
-    return ClassData(jnp.asarray(cached.images), counts)
+        _cache.write(path, cached, "The glyphs")
+    return ClassData(cached.images, np.full(len(cached.images), IMAGES_PER_CLASS, np.int32))
+
+
+def _is_current(cached: _cache.Cached) -> bool:
+    """Whether the libraries that are here would draw the same images; they are if none is here."""
+    try:
+        return cached.fingerprint == _drawn_with()
+    except importlib.metadata.PackageNotFoundError:
+        return True
 
 
 def _drawn_with() -> str:
-    """All but this package that the images depend on: fonts and rasteriser."""
+    """The libraries that the images depend on: fonts and rasteriser."""
     return f"matplotlib {_matplotlib()}, Pillow {PIL.__version__}"
 
 

@@ -3,15 +3,16 @@
 import hashlib
 import io
 import os
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from metajax._checks import one_of, path_of
+from metajax._checks import one_of
 from metajax.data import _cache, _image_files, _omniglot_sources, _tfds
 from metajax.data._omniglot_sources import Drawings
-from metajax.data.arrays import fixed_order
+from metajax.data.arrays import _fixed_order
 from metajax.data.episodes import ClassData
 from metajax.errors import ArgumentError
 
@@ -105,10 +106,10 @@ def omniglot(
     calls need none of these:
 
     1. ``folder``, or the environment variable ``METAJAX_OMNIGLOT``: Lake's
-       ``images_background.zip`` and ``images_evaluation.zip``, or the folders inside them. A
-       folder that is named is what you get: it must be there even when a cache is, and the cache
-       is used only if it was made from the same drawings.
-    2. the cache, in the folder ``METAJAX_CACHE`` or the user's own cache folder.
+       ``images_background.zip`` and ``images_evaluation.zip``, or the folders inside them. A named
+       folder must be there even if a cache is, and the cache is used only if it was made from the
+       same drawings.
+    2. the cache, in ``metajax.data.cache_folder()``.
     3. what tensorflow-datasets has prepared, in ``TFDS_DATA_DIR`` or ``~/tensorflow_datasets``
        (read without TensorFlow).
     4. a download through tensorflow-datasets, which needs TensorFlow: ``metajax[prepare]``.
@@ -179,7 +180,7 @@ def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray
     if split == "all":
         return np.arange(len(CHARACTERS))
     if protocol == "maml":
-        order = fixed_order(len(CHARACTERS), "metajax omniglot")
+        order = _fixed_order(len(CHARACTERS), "metajax omniglot")
         parts = {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
     else:
         held_out = [CHARACTERS[i][0] in _VALIDATION_ALPHABETS for i in range(1200)]
@@ -194,52 +195,38 @@ def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray
 def _images(folder: str | os.PathLike[str] | None) -> np.ndarray:
     """All classes, uint8 ``[1623, 20, 28, 28]``, from a source or from the cache."""
     folder = folder or os.environ.get("METAJAX_OMNIGLOT")
-    if folder is not None:
-        folder = path_of("folder", folder)
     path = _cache.cache_folder() / "omniglot-28x28-v1.npz"
     cached = _cache.read(path, (len(CHARACTERS), DRAWINGS, SIZE, SIZE))
     if folder is not None:
         where = f"folder={os.fspath(folder)!r}"
-        drawings = _omniglot_sources.from_folder(folder)
+        drawings = _omniglot_sources.from_folder(Path(folder).expanduser())
     elif cached is not None:
         return cached.images
     else:
-        where, drawings = _find()
+        where, drawings = _tfds.find(
+            "Omniglot",
+            "omniglot",
+            _omniglot_sources.from_builder,
+            tried=[
+                "a folder with Lake's zips: none was named",
+                f"the cache in {path.parent}: empty",
+            ],
+            remedy="Three ways to go on:\n"
+            "  1. Get images_background.zip and images_evaluation.zip from\n"
+            "     https://github.com/brendenlake/omniglot/tree/master/python, and name their\n"
+            "     folder: folder=... or METAJAX_OMNIGLOT=...\n"
+            "  2. Let tensorflow-datasets download it: pip install 'metajax[prepare]'; or set\n"
+            "     TFDS_DATA_DIR to a folder where it has been prepared.\n"
+            "  3. Take metajax.data.glyphs, which needs no download; make demo trains on it.",
+        )
     _check_complete(drawings, where)
     fingerprint = _fingerprint(drawings)
     if cached is not None and cached.fingerprint == fingerprint:
         return cached.images
     images = _to_array(drawings)
     if cached is None:
-        _cache.write_or_warn(path, _cache.Cached(images, fingerprint), "Omniglot")
+        _cache.write(path, _cache.Cached(images, fingerprint), "Omniglot")
     return images
-
-
-def _find() -> tuple[str, Drawings]:
-    """Tries the sources that need not be named; returns which one had the drawings, and them."""
-    data_dir = _tfds.prepared_folder()
-    return _tfds.find(
-        "Omniglot",
-        {
-            f"tensorflow-datasets' folder {data_dir}": lambda: _omniglot_sources.from_prepared(
-                data_dir
-            ),
-            f"a download by tensorflow-datasets to {data_dir}": lambda: (
-                _omniglot_sources.from_download(data_dir)
-            ),
-        },
-        tried=[
-            "a folder with Lake's zips: none was named",
-            f"the cache in {_cache.cache_folder()}: empty",
-        ],
-        remedy="Three ways to go on:\n"
-        "  1. Get images_background.zip and images_evaluation.zip from\n"
-        "     https://github.com/brendenlake/omniglot/tree/master/python, and name their folder:\n"
-        "     folder=... or METAJAX_OMNIGLOT=...\n"
-        "  2. Let tensorflow-datasets download it: pip install 'metajax[prepare]'; or set\n"
-        "     TFDS_DATA_DIR to a folder where it has been prepared.\n"
-        "  3. make demo: the same training on glyphs, which need no download.",
-    )
 
 
 def _check_complete(drawings: Drawings, where: str) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 
 from metajax._checks import one_of
 from metajax.data import _cache, _tfds
-from metajax.data._splits import disjoint
 from metajax.data.episodes import ClassData
 from metajax.errors import ArgumentError
 
@@ -34,7 +33,7 @@ _NAMES: dict[Split, str] = {
     ),
 }
 
-CLASSES: dict[Split, tuple[str, ...]] = disjoint(_NAMES)
+CLASSES: dict[Split, tuple[str, ...]] = {part: tuple(text.split()) for part, text in _NAMES.items()}
 """The published split, by CIFAR-100's names, in alphabetical order."""
 
 
@@ -77,17 +76,10 @@ def _images(names: list[str]) -> np.ndarray:
     cached = _cache.read(path, (len(names), PER_CLASS, SIZE, SIZE, 3))
     if cached is not None:
         return cached.images
-    data_dir = _tfds.prepared_folder()
     where, images = _tfds.find(
         "CIFAR-100",
-        {
-            f"tensorflow-datasets' folder {data_dir}": lambda: read(
-                _tfds.prepared("cifar100", data_dir), names
-            ),
-            f"a download by tensorflow-datasets to {data_dir}": lambda: read(
-                _tfds.downloaded("cifar100", data_dir), names
-            ),
-        },
+        "cifar100",
+        lambda builder: read(builder, names),
         tried=[f"the cache in {path.parent}: empty"],
         remedy="Let tensorflow-datasets download it: pip install 'metajax[prepare]'; or set\n"
         "TFDS_DATA_DIR to a folder where cifar100 has been prepared.",
@@ -100,12 +92,12 @@ def _images(names: list[str]) -> np.ndarray:
             f"{'; '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}. Prepare it again."
         )
     array = np.stack([np.stack(sorted(images[name], key=bytes)) for name in names])
-    _cache.write_or_warn(path, _cache.Cached(array, ""), "CIFAR-FS")
+    _cache.write(path, _cache.Cached(array, ""), "CIFAR-FS")
     return array
 
 
 def read(builder: Any, names: list[str]) -> dict[str, list[np.ndarray]]:
-    """The images of each class, of both of CIFAR-100's splits."""
+    """The images of each class, from both of CIFAR-100's splits."""
     label = builder.info.features["label"]
     images: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for split in ("train", "test"):
