@@ -11,7 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from metajax import _checks
 from metajax.errors import ArgumentError, ArgumentTypeError
-from metajax.learners.base import Learner, checked_episode, checked_learner, reported
+from metajax.learners._checked import checked_episode, checked_learner, reported
+from metajax.learners.base import Learner, adapt_to
 from metajax.parallel import chunks, devices
 from metajax.trainer import episode_keys, hoist_constants
 from metajax.types import Episode, Params, PyTree, Sampler
@@ -55,9 +56,9 @@ def _outcomes(learner: Learner, curve: bool, params: Params, episode: Episode) -
         return metrics
 
     if not curve:
-        adapted, _ = learner.adapt(params, episode.support)
+        adapted, _ = adapt_to(learner, params, episode)
         return jax.tree.map(lambda value: jnp.asarray(value)[None], outcome(adapted))
-    _, info = learner.adapt(params, episode.support, observe=outcome)
+    _, info = adapt_to(learner, params, episode, observe=outcome)
     return info.observed
 
 

@@ -8,13 +8,8 @@ import jax.numpy as jnp
 
 from metajax import _checks, trees
 from metajax.errors import ArgumentError
-from metajax.learners.base import (
-    Learner,
-    checked_episode,
-    checked_learner,
-    task_gradient,
-    task_outcome,
-)
+from metajax.learners._checked import checked_episode, checked_learner
+from metajax.learners.base import Learner, task_gradient, task_outcome
 from metajax.parallel import chunks
 from metajax.parallel.chunks import TasksPerChunk
 from metajax.types import Episode, Metrics, Params, PyTree

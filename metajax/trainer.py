@@ -15,7 +15,8 @@ from jax.sharding import Mesh, PartitionSpec
 from metajax import _checks, trees
 from metajax import non_finite as _non_finite
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, checked_episode, checked_learner
+from metajax.learners._checked import checked_episode, checked_learner
+from metajax.learners.base import Learner
 from metajax.meta_gradient import meta_gradient
 from metajax.parallel import chunks, devices, sharding
 from metajax.parallel.chunks import TasksPerChunk

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from metajax import _checks
-from metajax.check import contract
+from metajax.check import _contract as contract
 from metajax.check.gradients import Slope, check_gradient
-from metajax.check.subject import Seen, Subject
+from metajax.check._subject import Seen, Subject
 from metajax.errors import ArgumentError, CheckError
 from metajax.learners.base import Learner
 from metajax.types import Episode, Params, Sampler

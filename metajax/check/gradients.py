@@ -9,7 +9,6 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from metajax import _checks, trees
-from metajax.adapt import value_and_aux
 from metajax.errors import ArgumentError, CheckError
 from metajax.types import LossFn, Params, PyTree
 
@@ -134,7 +133,7 @@ def _compare(loss_fn, params, batch, gradient, rtol, elements, seed) -> tuple[Sl
         full = list(leaves)
         for i, leaf in zip(chosen, floating, strict=True):
             full[i] = leaf
-        return value_and_aux(loss_fn(treedef.unflatten(full), batch), name="loss_fn")[0]
+        return _checks.value_and_aux(loss_fn(treedef.unflatten(full), batch), name="loss_fn")[0]
 
     floating = [leaves[i] for i in chosen]
     narrow = _narrow_types(jax.make_jaxpr(loss_of)(floating).jaxpr)

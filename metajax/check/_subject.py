@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.check.perturb import changed
+from metajax.check._perturb import changed
 from metajax.learners.base import Learner
 from metajax.meta_gradient import meta_gradient
 from metajax.trees import strongly_typed

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from metajax import trees
-from metajax.check.perturb import alike, parting
-from metajax.check.subject import N_TASKS, Seen, Subject
+from metajax.check._perturb import alike, parting
+from metajax.check._subject import N_TASKS, Seen, Subject
 from metajax.meta_gradient import meta_gradient
 from metajax.types import Episode, Params, PyTree
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import trees
-from metajax.check import invariances
+from metajax.check import _invariances as invariances
 from metajax.check.gradients import check_gradient
-from metajax.check.labels import labels
-from metajax.check.perturb import alike, changed, parts
-from metajax.check.subject import Seen, Subject
+from metajax.check._labels import labels
+from metajax.check._perturb import alike, changed, parts
+from metajax.check._subject import Seen, Subject
 from metajax.errors import CheckError
 from metajax.learners.base import task_outcome
 from metajax.types import Episode
