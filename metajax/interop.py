@@ -178,9 +178,7 @@ def from_nnx(
     from flax import nnx
 
     _, streams, others = nnx.split(module, nnx.RngState, ...)
-    kinds = sorted(
-        {type(leaf) for _, leaf in nnx.to_flat_state(others)}, key=lambda kind: kind.__name__
-    )
+    kinds = sorted({type(leaf) for _, leaf in nnx.to_flat_state(others)}, key=str)
     names = [nnx.variable_name_from_type(kind) for kind in kinds]
     graph, streams, *parts = nnx.split(module, nnx.RngState, *kinds)
     found = {name: nnx.to_pure_dict(part) for name, part in zip(names, parts, strict=True)}
@@ -205,7 +203,7 @@ def from_nnx(
         return nnx.from_flat_state(fresh)
 
     def call(params: Params, streams: Any, args: tuple, kwargs: dict) -> tuple[Any, dict, list]:
-        """The outputs, the changed collections, and the tags of the streams that were drawn from."""
+        """The outputs, the changed collections, and the tags of the streams drawn from."""
         given = {"params": params} if alone else params
         states = [jax.tree.map(lambda leaf: leaf, part) for part in parts]
         for name, state in zip(names, states, strict=True):
