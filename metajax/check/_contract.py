@@ -160,11 +160,10 @@ def adapted_matters(subject: Subject) -> Seen:
 
 def predict(subject: Subject) -> Seen:
     task, learner = subject.tasks[0], subject.learner
-    if learner.predict is None or not labelled(task.query):
-        return (
-            None,
-            "it has no predict" if learner.predict is None else "inputs can't be told apart",
-        )
+    if learner.predict is None:
+        return None, "it has no predict"
+    if not labelled(task.query):
+        return None, "inputs and targets can't be told apart"
     options = {"key": query_key(task)} if learner.keyed else {}
     adapted, _ = adapt_to(learner, subject.params, task)
     try:
@@ -179,8 +178,8 @@ def predict(subject: Subject) -> Seen:
     right = float(jnp.mean(outputs.argmax(axis=-1) == targets))
     if abs(right - float(metrics["accuracy"])) > 1e-6:
         return False, (
-            f"the loss reports an accuracy of {float(metrics['accuracy']):.4g}, and of what predict "
-            f"says {right:.4g} is right"
+            f"predict has an accuracy of {right:.4g}, and the loss reports "
+            f"{float(metrics['accuracy']):.4g}"
         )
     return True, f"outputs of shape {jnp.shape(outputs)}, as accurate as the loss reports"
 

@@ -15,7 +15,7 @@ from compilations import no_compilation
 
 import metajax
 from metajax.check import _contract
-from metajax.learners import adapt_to
+from metajax.learners import adapt_to, query_key
 from metajax.losses import mean_squared_error
 
 SGD = optax.sgd(0.1)
@@ -162,6 +162,21 @@ def test_a_keyed_network_makes_a_keyed_learner(name):
     episode = sampler(name)(jax.random.key(0))
     with pytest.raises(metajax.ArgumentError, match=r"episode\.key is None"):
         adapt_to(learner, learner.init(toy.init_params()), episode)
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNERS if not name.startswith("imaml")])
+def test_the_loss_scores_what_is_predicted(name):
+    learner = build(name, keyed=True)
+    episode = toy.make_sampler()(jax.random.key(0))._replace(key=jax.random.key(1))
+
+    @jax.jit
+    def outcome(params, episode):
+        adapted, _ = adapt_to(learner, params, episode)
+        outputs = learner.predict(adapted, None, episode.query.inputs, key=query_key(episode))
+        return jnp.mean((outputs - episode.query.targets) ** 2), learner.loss(adapted, episode)[0]
+
+    expected, loss = outcome(learner.init(toy.init_params()), episode)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LEARNERS)
