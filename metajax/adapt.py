@@ -95,6 +95,8 @@ def adapt(
     if mode.differentiates_update:
         check_differentiable(optimizer, adapted, mode)
     keyed_loss = keys.is_keyed(loss_fn)
+    if not (keyed_loss or keys.is_keyed(select)):
+        key = None
 
     def inner_loss(adapted, frozen, batch):
         batch, step_key = batch if keyed_loss else (batch, None)

@@ -74,7 +74,6 @@ def cavia(
     Source: Zintgraf et al. 2019, "Fast Context Adaptation via Meta-Learning" (arXiv 1810.03642),
     equations 5 and 6.
     """
-    start = jax.tree.map(jnp.asarray, context)
 
     def joint(function: Any) -> Any:
         """The function of params and context as one of a ``CAVIAParams``."""
@@ -96,6 +95,7 @@ def cavia(
     )
 
     def adapt_fn(params, support, *, observe=None, key=None):
-        return learner.adapt(CAVIAParams(params, start), support, observe=observe, key=key)
+        start = CAVIAParams(params, jax.tree.map(jnp.asarray, context))
+        return learner.adapt(start, support, observe=observe, key=key)
 
     return learner._replace(adapt=adapt_fn)
