@@ -11,7 +11,7 @@ from metajax.types import Episode, Metrics, Params
 
 
 def reported(learner: Any, adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
-    """The learner's loss, and the loss among the metrics; an ArgumentError unless it is a scalar."""
+    """The learner's loss, and it among the metrics; an ArgumentError unless it is a scalar."""
     loss, metrics = _checks.value_and_aux(learner.loss(adapted, episode), name="learner.loss")
     if not isinstance(metrics, Mapping | None):
         raise ArgumentTypeError(

@@ -90,7 +90,7 @@ CLASSIFIERS = {
 
 ALL = [*LEARNERS, *CLASSIFIERS]
 INEXACT = {"fomaml", "reptile", "imaml", "imaml_neumann", "metaoptnet"}
-"""Their gradient isn't the derivative of the loss, or is it only where a solver has converged. Other
+"""Their gradient isn't the derivative of the loss, or only where a solver has converged. Other
 tests have closed forms for it."""
 
 VARIANTS = {name for name in ALL if "_" in name} - {
