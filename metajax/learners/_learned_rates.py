@@ -55,11 +55,10 @@ def learner_of_rates(
         adapted, info = build(descent(rates)).adapt(initial, support, observe=seen, key=key)
         return meta_params(adapted, rates), info
 
-    return plain._replace(
-        init=init,
-        adapt=adapt_fn,
-        loss=lambda adapted, episode: plain.loss(adapted.params, episode),
-        predict=lambda adapted, support, inputs, *, key=None: plain.predict(
-            adapted.params, support, inputs, key=key
-        ),
-    )
+    predict_by_network: Any = plain.predict
+
+    def predict(adapted, support, inputs, *, key=None):
+        return predict_by_network(adapted.params, support, inputs, key=key)
+
+    loss = lambda adapted, episode: plain.loss(adapted.params, episode)
+    return plain._replace(init=init, adapt=adapt_fn, loss=loss, predict=predict)

@@ -163,6 +163,9 @@ def episode_loss(
     Returns:
         ``loss(adapted, episode) -> (loss, metrics)``.
 
+    Raises:
+        ArgumentError: when run, if the loss isn't a floating-point scalar, or a key is missing.
+
     Example:
         >>> import metajax
         >>> loss = episode_loss(lambda params, batch: (params - batch) ** 2)
