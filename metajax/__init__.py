@@ -12,6 +12,7 @@ from metajax.errors import (
 )
 from metajax.evaluate import Scores, evaluate, evaluate_episodes, evaluator
 from metajax.interop import from_linen, from_nnx
+from metajax.keys import is_keyed, keyed
 from metajax.learners import (
     CAVIAParams,
     Learner,
@@ -93,6 +94,8 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "imaml",
+    "is_keyed",
+    "keyed",
     "losses",
     "maml",
     "maml_plus_plus",

@@ -1,5 +1,4 @@
-"""Checks of static arguments, which fail at build, and of shapes, which fail at trace: with the
-argument's name and value."""
+"""Checks of arguments and shapes; their errors name the argument and its value."""
 
 import math
 import operator
@@ -259,3 +258,33 @@ def one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ArgumentError(f"{name} must be one of {listed}, got {shown(value)}.")
     return value
+
+
+def one_shape(support_inputs: Any, query_inputs: Any) -> None:
+    """Raises an ArgumentError unless the examples of both sets have one shape.
+
+    Example:
+        >>> one_shape(jnp.zeros((5, 28, 28)), jnp.zeros((75, 28, 28)))
+    """
+    if support_inputs.shape[1:] != query_inputs.shape[1:]:
+        raise ArgumentError(
+            "support and query inputs must have examples of one shape, got "
+            f"{support_inputs.shape} and {query_inputs.shape}."
+        )
+
+
+def value_and_aux(output: Any, *, name: str) -> tuple[jax.Array, Any]:
+    """Splits a loss's result, ``loss`` or ``(loss, aux)``; the loss must be a float scalar."""
+    value, aux = output if isinstance(output, tuple) and len(output) == 2 else (output, None)
+    if not is_array(value):
+        raise ArgumentTypeError(
+            f"{name} must return a scalar, or a pair (scalar, aux), got {type(value).__name__}."
+        )
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ArgumentError(
+            f"{name} must return a scalar, got shape {value.shape}; average over the examples."
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ArgumentError(f"{name} must return a real floating-point scalar, got {value.dtype}.")
+    return value, aux

@@ -9,7 +9,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.sharding import Mesh
 
 from metajax import _checks, trees
-from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.errors import ArgumentError
+from metajax.learners._checked import checked_episode
 from metajax.parallel import _devices as devices
 from metajax.types import Episode, Sampler
 
@@ -133,7 +134,7 @@ class HoistedSampler:
         if (key.dtype, key.shape) not in self._traced:
 
             def checked(leaves: list[jax.Array], key: jax.Array) -> Episode:
-                return _checked_episode(self._structure.unflatten(leaves)(key))
+                return checked_episode("what sample returns", self._structure.unflatten(leaves)(key))
 
             shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self._leaves]
             jaxpr, shape = jax.make_jaxpr(checked, return_shape=True)(
@@ -180,15 +181,6 @@ def _flatten(sample: Sampler) -> tuple[list[jax.Array], Any]:
 def _as_array(value: Any) -> jax.Array:
     """Without a weak type, as after any operation with an array: the next call compiles nothing."""
     return value if trees.is_key(value) else trees.strongly_typed(value)
-
-
-def _checked_episode(episode: Any) -> Episode:
-    if not (hasattr(episode, "support") and hasattr(episode, "query")):
-        raise ArgumentTypeError(
-            f"sample must return a metajax.Episode(support, query), got {_checks.shown(episode)}."
-        )
-    _checks.arrays("what sample returns", (episode.support, episode.query))
-    return episode
 
 
 def _inlined(equation: JaxprEqn) -> Jaxpr | None:

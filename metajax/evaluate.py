@@ -12,7 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from metajax import _checks
 from metajax._samplers import HoistedSampler, episode_keys, typed_key
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, reported
+from metajax.learners._checked import reported
+from metajax.learners.base import Learner, adapt_to
 from metajax.parallel import _chunks as chunks
 from metajax.parallel import _devices as devices
 from metajax.types import Episode, Params, PyTree, Sampler
@@ -219,13 +220,10 @@ def _outcomes(learner: Learner, curve: bool, params: Params, episode: Episode) -
                 )
         return metrics
 
-    adapt = functools.partial(learner.adapt, params, episode.support)
-    if learner.keyed:
-        adapt = functools.partial(adapt, key=episode.key)
     if not curve:
-        adapted, _ = adapt()
+        adapted, _ = adapt_to(learner, params, episode)
         return jax.tree.map(lambda value: jnp.asarray(value)[None], outcome(adapted))
-    _, info = adapt(observe=outcome)
+    _, info = adapt_to(learner, params, episode, observe=outcome)
     return info.observed
 
 

@@ -1,25 +1,37 @@
 """Losses of one task's batch, built from a model's apply function."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks
+from metajax import _checks, keys
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Batch, Episode, MaskedBatch, Metrics, Params, PyTree
 
-Apply = Callable[..., jax.Array]
-"""``apply(params, inputs) -> outputs``, as ``from_linen`` and ``from_nnx`` return."""
+__all__ = [
+    "Apply",
+    "as_masked",
+    "classification_outcome",
+    "cross_entropy",
+    "cross_entropy_given_support",
+    "lowest",
+    "mean_squared_error",
+]
+
+Apply = Callable[..., Any]
+"""``apply(params, inputs) -> outputs``, as ``from_linen`` and ``from_nnx`` return it; or, marked by
+``metajax.keyed``, ``apply(params, inputs, key)``."""
 
 
 def as_masked(batch: PyTree) -> MaskedBatch:
-    """A ``Batch``, a pair of inputs and targets, or a ``MaskedBatch``, as the last.
+    """A ``Batch``, or a pair of inputs and targets, as a ``MaskedBatch``.
 
     Raises:
-        ArgumentTypeError: if it is something else, or holds something else than arrays.
+        ArgumentTypeError: if it is something else.
         ArgumentError: if there aren't as many inputs as targets, or the mask isn't ``[examples]``.
 
     Example:
@@ -29,19 +41,16 @@ def as_masked(batch: PyTree) -> MaskedBatch:
     if not isinstance(batch, MaskedBatch):
         batch = MaskedBatch(*_pair(batch))
     inputs, targets, mask, classes = batch
-    for name, value in (("inputs", inputs), ("targets", targets)):
-        if _checks.array(f"batch.{name}", value, "an array [examples, ...]").ndim < 1:
-            raise ArgumentError(f"batch.{name} must be [examples, ...], got a scalar.")
-    if len(inputs) != len(targets):
+    if not jnp.ndim(inputs) or not jnp.ndim(targets) or len(inputs) != len(targets):
         raise ArgumentError(
-            f"a batch must have as many inputs as targets, got inputs of shape {inputs.shape} and "
-            f"targets of shape {targets.shape}."
+            "a batch must have as many inputs [examples, ...] as targets, got inputs of shape "
+            f"{jnp.shape(inputs)} and targets of shape {jnp.shape(targets)}."
         )
-    if mask is not None and _checks.array("batch.mask", mask).shape != inputs.shape[:1]:
+    if mask is not None and mask.shape != inputs.shape[:1]:
         raise ArgumentError(
             f"batch.mask must be [examples] = [{len(inputs)}], got shape {mask.shape}."
         )
-    if classes is not None and _checks.array("batch.classes", classes).ndim != 1:
+    if classes is not None and classes.ndim != 1:
         raise ArgumentError(f"batch.classes must be [n_way], got shape {classes.shape}.")
     return batch
 
@@ -56,7 +65,7 @@ def _pair(batch: PyTree) -> tuple[Any, Any]:
 
 
 def lowest(dtype: Any) -> float:
-    """A logit of what can't be chosen: finite, so that no product or difference with it is NaN.
+    """The logit of a class that can't be chosen; finite, so that no product with it is NaN.
 
     Example:
         >>> lowest(jnp.float32) < -1e37
@@ -66,7 +75,6 @@ def lowest(dtype: Any) -> float:
 
 
 def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
-    _checks.array("logits", logits, "an array [examples, classes]")
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ArgumentError(
             "cross_entropy needs logits [examples, classes] and targets [examples], got logits of "
@@ -74,10 +82,6 @@ def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
         )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ArgumentError(f"targets must be integer class indices, got {targets.dtype}.")
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ArgumentError(f"logits must be floating-point numbers, got {logits.dtype}.")
-    if not logits.shape[1]:
-        raise ArgumentError(f"logits must be of at least one class, got shape {logits.shape}.")
 
 
 def classification_outcome(
@@ -117,29 +121,54 @@ def classification_outcome(
     return loss, {"accuracy": (correct & real).sum() / count}
 
 
-def same_shape(support_inputs: jax.Array, query_inputs: jax.Array) -> None:
-    """Raises an ArgumentError unless the two sets' examples have one shape.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _BatchLoss:
+    """``loss_fn(params, batch)`` of a network, by which a learner can also predict.
 
-    Example:
-        >>> same_shape(jnp.zeros((5, 28, 28)), jnp.zeros((75, 28, 28)))
+    Attributes:
+        apply: the network; a keyed one makes the loss keyed.
+        kwargs: passed on to ``apply``.
+        score: ``score(outputs, batch) -> (loss, metrics)``.
     """
-    if support_inputs.shape[1:] != query_inputs.shape[1:]:
-        raise ArgumentError(
-            "support and query inputs must have examples of one shape, got "
-            f"{support_inputs.shape} and {query_inputs.shape}."
-        )
+
+    apply: Apply
+    kwargs: dict[str, Any]
+    score: Callable[[jax.Array, MaskedBatch], tuple[jax.Array, Metrics]]
+
+    @property
+    def keyed(self) -> bool:
+        return keys.is_keyed(self.apply)
+
+    def _outputs(self, params: Params, inputs: Any, key: tuple) -> tuple[Any, Any]:
+        output = self.apply(params, inputs, *key, **self.kwargs)
+        changed = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
+        return output if changed else (output, {})
+
+    def __call__(self, params: Params, batch: PyTree, *key: jax.Array) -> Any:
+        masked = as_masked(batch)
+        outputs, changed = self._outputs(params, masked.inputs, key)
+        loss, metrics = self.score(outputs, masked)
+        metrics = {**metrics, **changed}
+        return (loss, metrics) if metrics else loss
+
+    def predict(self, params: Params, inputs: Any, *key: jax.Array) -> Any:
+        return self._outputs(params, inputs, key)[0]
 
 
 def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tuple]:
     """Mean softmax cross-entropy, with the accuracy beside it.
 
     Args:
-        apply: ``apply(params, inputs, **kwargs)`` returns logits ``[examples, classes]``.
+        apply: ``apply(params, inputs, **kwargs)`` returns logits ``[examples, classes]``; or a pair
+            of them and a dict of changed Flax collections, which are reported among the metrics,
+            for ``meta_trainer(carry=metajax.carry_statistics)``. A keyed one,
+            ``apply(params, inputs, key)``, gives a keyed loss.
         **kwargs: passed on to ``apply``, such as ``train=False``.
 
     Returns:
         ``loss_fn(params, batch) -> (loss, {"accuracy": ...})`` for a ``Batch`` (or a pair) of
-        inputs and integer targets ``[examples]``, or a ``MaskedBatch``.
+        inputs and integer targets ``[examples]``, or a ``MaskedBatch``. A learner of this loss can
+        ``predict``.
 
     Raises:
         ArgumentError: at trace time, if the shapes or the targets' type don't fit.
@@ -151,20 +180,42 @@ def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tupl
         0.6931
     """
 
-    _checks.function("apply", apply, "apply(params, inputs)")
+    def score(logits: jax.Array, batch: MaskedBatch) -> tuple[jax.Array, Metrics]:
+        return classification_outcome(logits, batch.targets, batch.mask, batch.classes)
 
-    def loss_fn(params, batch):
-        inputs, targets, mask, classes = as_masked(batch)
-        return classification_outcome(apply(params, inputs, **kwargs), targets, mask, classes)
+    return _BatchLoss(apply, kwargs, score)
 
-    return loss_fn
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _LossGivenSupport:
+    """What ``cross_entropy_given_support`` returns."""
+
+    apply: Apply
+
+    @property
+    def keyed(self) -> bool:
+        return keys.is_keyed(self.apply)
+
+    def __call__(self, params: Params, episode: Episode, *key: jax.Array) -> tuple:
+        inputs, targets, mask, classes = as_masked(episode.query)
+        logits = self.predict_given_support(params, episode.support, inputs, *key)
+        return classification_outcome(logits, targets, mask, classes)
+
+    def predict_given_support(
+        self, params: Params, support: PyTree, inputs: jax.Array, *key: jax.Array
+    ) -> jax.Array:
+        support_inputs, *_ = as_masked(support)
+        _checks.one_shape(support_inputs, inputs)
+        n_support = support_inputs.shape[0]
+        both = jnp.concatenate([support_inputs, inputs])
+        return self.apply(params, both, *key, reference=n_support)[n_support:]
 
 
 def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tuple]:
-    """Query cross-entropy with the normalisation statistics of the support set: not transductive.
+    """Query cross-entropy with the support set's normalisation statistics: not transductive.
 
-    Support and query go through the network together, and only the support rows enter the
-    statistics, so that a query example's prediction doesn't depend on the other queries.
+    Support and query go through the network together, but the statistics are those of the support
+    rows alone. So a query example's prediction doesn't depend on the other queries.
 
     Args:
         apply: ``apply(params, inputs, reference=n)`` takes its statistics from the first n rows, as
@@ -186,27 +237,15 @@ def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tup
         >>> round(float(loss), 4)
         0.6931
     """
-
-    _checks.function("apply", apply, "apply(params, inputs, reference=n)")
-
-    def outer_loss(params, episode):
-        support_inputs, *_ = as_masked(episode.support)
-        query_inputs, targets, mask, classes = as_masked(episode.query)
-        same_shape(support_inputs, query_inputs)
-        n_support = support_inputs.shape[0]
-        inputs = jnp.concatenate([support_inputs, query_inputs])
-        logits = apply(params, inputs, reference=n_support)
-        logits = _checks.array("what apply returns", logits)[n_support:]
-        return classification_outcome(logits, targets, mask, classes)
-
-    return outer_loss
+    return _LossGivenSupport(apply)
 
 
 def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], jax.Array]:
     """Mean squared error over examples and outputs.
 
     Args:
-        apply: ``apply(params, inputs, **kwargs)`` returns outputs of the targets' shape.
+        apply: ``apply(params, inputs, **kwargs)`` returns outputs of the targets' shape; as for
+            ``cross_entropy``.
         **kwargs: passed on to ``apply``.
 
     Returns:
@@ -221,16 +260,14 @@ def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch],
         1.0
     """
 
-    _checks.function("apply", apply, "apply(params, inputs)")
-
-    def loss_fn(params, batch):
-        inputs, targets, *_ = as_masked(_pair(batch))
-        outputs = _checks.array("what apply returns", apply(params, inputs, **kwargs))
-        if outputs.shape != targets.shape:
+    def score(outputs: jax.Array, batch: MaskedBatch) -> tuple[jax.Array, Metrics]:
+        if outputs.shape != batch.targets.shape:
             raise ArgumentError(
-                f"mean_squared_error needs outputs of the targets' shape {targets.shape}, got "
-                f"{outputs.shape}."
+                "mean_squared_error needs outputs of the targets' shape "
+                f"{batch.targets.shape}, got {outputs.shape}."
             )
-        return jnp.mean((outputs - targets) ** 2)
+        if batch.mask is not None:
+            raise ArgumentError("mean_squared_error takes no MaskedBatch: it would count padding.")
+        return jnp.mean((outputs - batch.targets) ** 2), {}
 
-    return loss_fn
+    return _BatchLoss(apply, kwargs, score)

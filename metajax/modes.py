@@ -1,7 +1,7 @@
 """How to differentiate through the inner loop, as a value that ``adapt`` is given.
 
-A mode answers two questions: how the gradient of the inner loss is computed (and so what its
-derivative is), and how the steps are looped over (and so what is kept for the backward pass).
+A mode says how the gradient of the inner loss is computed, and so what its derivative is; and how
+the steps are looped over, and so what is kept for the backward pass.
 """
 
 import math
@@ -13,9 +13,19 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from metajax import _checks
-from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.errors import ArgumentError
 from metajax.trees import is_floating
 from metajax.types import PyTree
+
+__all__ = [
+    "GradientMode",
+    "default_mode",
+    "first_order",
+    "mixed",
+    "rematerialised",
+    "truncated",
+    "unrolled",
+]
 
 InnerLoss = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 """``inner_loss(adapted, frozen, batch) -> (loss, aux)``."""
@@ -45,10 +55,8 @@ class GradientMode(NamedTuple):
     differentiates_update: bool
 
 
-INNER_GRADIENT = "metajax.inner_gradient"
-"""What ``mixed`` calls the inner gradient where checkpoints choose by name."""
-
-_KEEP_GRADIENTS = jax.checkpoint_policies.save_only_these_names(INNER_GRADIENT)
+_INNER_GRADIENT = "metajax.inner_gradient"  # its name for checkpoints that choose by name
+_KEEP_GRADIENTS = jax.checkpoint_policies.save_only_these_names(_INNER_GRADIENT)
 
 
 def _scan(step, carry, steps):
@@ -56,10 +64,10 @@ def _scan(step, carry, steps):
 
 
 def _lean_step(step):
-    """The step, of which only the inner gradient is kept beside the carry.
+    """The step with only its inner gradient kept beside the carry.
 
-    What the optimizer's update makes of them (Adam's moments, corrected, their roots and quotients)
-    is cheap to compute again.
+    The rest of the optimizer's update (Adam's corrected moments, their roots and quotients) is
+    cheap to compute again.
     """
     return jax.checkpoint(step, prevent_cse=False, policy=_KEEP_GRADIENTS)
 
@@ -178,9 +186,11 @@ def _forward_over_reverse_gradient(loss: InnerLoss) -> InnerGradient:
         gradient_fn.defvjp(forward, backward)
         smooth_leaves = [leaf for leaf, is_smooth in zip(rest, smooth, strict=True) if is_smooth]
         other_leaves = [leaf for leaf, is_smooth in zip(rest, smooth, strict=True) if not is_smooth]
-        value, gradient = gradient_fn(adapted_leaves, smooth_leaves, other_leaves)
-        gradient = checkpoint_name(adapted_tree.unflatten(gradient), INNER_GRADIENT)
-        return value, gradient
+        (value, aux), gradient = gradient_fn(adapted_leaves, smooth_leaves, other_leaves)
+        # An optimizer may use the loss too: without its name it would be computed again.
+        value = checkpoint_name(value, _INNER_GRADIENT)
+        gradient = checkpoint_name(adapted_tree.unflatten(gradient), _INNER_GRADIENT)
+        return (value, aux), gradient
 
     return inner_gradient
 
@@ -294,7 +304,7 @@ def truncated(last: int, *, mode: GradientMode | None = None) -> GradientMode:
         'mixed, truncated to the last 2 steps'
     """
     last = _checks.positive_int("last", last)
-    of_last = mixed() if mode is None else mode_of(mode, last)
+    of_last = mixed() if mode is None else mode
 
     def loop(step, carry, steps):
         before = max(steps - last, 0)
@@ -327,19 +337,3 @@ def default_mode(steps: int) -> GradientMode:
         ('unrolled', 'mixed')
     """
     return unrolled() if steps == 1 else mixed()
-
-
-def mode_of(mode: GradientMode | None, steps: int) -> GradientMode:
-    """The mode that was given, or the default; an ArgumentTypeError if it isn't one.
-
-    Example:
-        >>> mode_of(None, 1).name
-        'unrolled'
-    """
-    if mode is None:
-        return default_mode(steps)
-    if not isinstance(mode, GradientMode):
-        raise ArgumentTypeError(
-            f"mode must be a GradientMode such as metajax.mixed(), got {_checks.shown(mode)}."
-        )
-    return mode

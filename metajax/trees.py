@@ -1,21 +1,31 @@
-"""Selecting the leaves of a pytree that adapt, and putting the two halves together again."""
+"""Which leaves of a pytree adapt: splitting it, and joining the halves again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.types import Params, PyTree
+
+__all__ = [
+    "Trainable",
+    "combine",
+    "is_floating",
+    "is_key",
+    "leaf_paths",
+    "partition",
+    "selected",
+    "strongly_typed",
+]
 
 Trainable = Callable[[str], bool] | PyTree | None
 """Which leaves adapt.
 
-``None`` for all floating-point leaves; a predicate of the leaf's path, such as
-``lambda path: path.startswith("params/head")``; or a pytree of bools that is a prefix of the
-parameters.
+``None`` for all floating-point leaves; of a dict of Flax collections, for those of ``"params"``
+alone. Or a predicate of the leaf's path, such as ``lambda path: path.startswith("params/head")``;
+or a pytree of bools that is a prefix of the parameters.
 """
 
 
@@ -40,13 +50,36 @@ def leaf_paths(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
+def _is_collections(tree: Any) -> bool:
+    """Whether it is a dict of Flax collections: dicts, one of which is ``"params"``."""
+    return (
+        isinstance(tree, Mapping)
+        and "params" in tree
+        and all(isinstance(part, Mapping) for part in tree.values())
+    )
+
+
+def _floating_params(params: Params) -> list[bool]:
+    """Of each leaf, whether it adapts by default.
+
+    Running statistics and counters are floating-point leaves too, but not of ``"params"``.
+    """
+
+    def of(node: Any) -> PyTree:
+        if not _is_collections(node):
+            return is_floating(node)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: path[0].key == "params" and is_floating(leaf), node
+        )
+
+    return jax.tree.leaves(jax.tree.map(of, params, is_leaf=_is_collections))
+
+
 def _selection(params: Params, trainable: Trainable) -> list[bool]:
-    _checks.arrays("params", params)
-    leaves = jax.tree.leaves(params)
-    floating = [is_floating(leaf) for leaf in leaves]
     if trainable is None:
-        return floating
-    paths = leaf_paths(params)
+        return _floating_params(params)
+    leaves, paths = jax.tree.leaves(params), leaf_paths(params)
+    floating = [is_floating(leaf) for leaf in leaves]
     if callable(trainable):
         selected = [bool(trainable(path)) for path in paths]
     else:
@@ -115,7 +148,7 @@ def partition(params: Params, trainable: Trainable) -> tuple[Params, Params]:
 
 
 def combine(adapted: Params, frozen: Params) -> Params:
-    """Puts the two halves of ``partition`` together.
+    """Joins the two halves of ``partition``.
 
     Example:
         >>> combine({"body": None, "head": 3.0}, {"body": 1.0, "head": None})
@@ -127,9 +160,9 @@ def combine(adapted: Params, frozen: Params) -> Params:
 
 
 def strongly_typed(params: Params) -> Params:
-    """The parameters with the types that they have after an update.
+    """The parameters without weak types, as they are after an update.
 
-    ``jnp.array(0.1)`` is of a weak type, as Python's numbers are, and its first update isn't: the
+    ``jnp.array(0.1)`` has a weak type, as Python's numbers have. Its first update has none, so the
     second call would be compiled again.
 
     Example:

@@ -1,4 +1,4 @@
-"""The vocabulary that every part of metajax shares."""
+"""Types that all parts of metajax share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 PyTree = Any
-"""Any nest of containers that JAX knows, with arrays at its leaves."""
+"""Any nested container that JAX knows, with arrays at its leaves."""
 
 Params = PyTree
 """What a loss is differentiated with respect to."""
@@ -46,14 +46,15 @@ class MaskedBatch(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One task: what is learnt from, and what is scored.
+    """One task: a support set to learn from, and a query set to be scored on.
 
     A meta-batch is an ``Episode`` whose leaves have one more, leading, task axis.
 
     Attributes:
         support: any pytree that the loss accepts as a batch; usually a ``Batch``.
         query: the same, for scoring after adaptation.
-        key: a random key for the learner, if it is keyed; the trainer and the evaluator fill it.
+        key: a random key of the task, for a learner that is ``keyed``. ``meta_trainer`` and
+            ``evaluate`` fill it; None elsewhere.
     """
 
     support: PyTree
@@ -62,10 +63,11 @@ class Episode(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Draws one episode; pure JAX, so that it can run inside the training program."""
+    """Draws one episode. It is pure JAX, so that it can run inside the training program."""
 
     def __call__(self, key: jax.Array, /) -> Episode: ...
 
 
 LossFn = Callable[..., Any]
-"""``loss_fn(params, batch) -> scalar``, or ``(scalar, aux)``."""
+"""``loss_fn(params, batch) -> scalar``, or ``(scalar, aux)``; marked with ``metajax.keyed``,
+``loss_fn(params, batch, key)``."""

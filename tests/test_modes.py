@@ -44,7 +44,7 @@ def meta_gradient_of(learner, params, episode):
 def test_quadratic_closed_forms(x64, steps):
     """With S = (I − αA)^K: MAML S A_q(θ_K − c_q), FOMAML A_q(θ_K − c_q), Reptile (I − S)(θ − c)."""
     rate, episode, start = 0.1, quadratic_task(0), jnp.ones(5)
-    (matrix, optimum), (query_matrix, query_optimum) = jax.tree.map(np.asarray, tuple(episode))
+    (matrix, optimum), (query_matrix, query_optimum) = jax.tree.map(np.asarray, episode[:2])
     shrink = np.linalg.matrix_power(np.eye(5) - rate * matrix, steps)
     final = optimum + shrink @ (np.ones(5) - optimum)
     first_order = query_matrix @ (final - query_optimum)
@@ -197,7 +197,6 @@ def test_checkpoints_keep_less():
     ("arguments", "message"),
     [
         ({"checkpoint_levels": -1}, "checkpoint_levels must be at least 0, got -1"),
-        ({"checkpoint_levels": "sqrt"}, "checkpoint_levels must be an integer of at least 0"),
         ({"keep_gradients": True}, "keep_gradients=True needs checkpoints"),
     ],
 )
@@ -279,7 +278,7 @@ def test_adaptation_inside_the_loss_of_an_adaptation(x64):
 def test_truncation_differentiates_the_last_steps_alone(x64):
     """With S = (I − αA): the gradient through the last two of five steps is S² A_q(θ_5 − c_q)."""
     rate, episode, start = 0.1, quadratic_task(0), jnp.ones(5)
-    (matrix, optimum), (query_matrix, query_optimum) = jax.tree.map(np.asarray, tuple(episode))
+    (matrix, optimum), (query_matrix, query_optimum) = jax.tree.map(np.asarray, episode[:2])
     shrink = np.eye(5) - rate * matrix
     final = optimum + np.linalg.matrix_power(shrink, 5) @ (np.ones(5) - optimum)
     outer = query_matrix @ (final - query_optimum)

@@ -67,9 +67,13 @@ def test_the_new_learner_of_the_docs_is_whole_and_short():
     file, line = programs(ALGORITHMS)
     assert len((file + line).splitlines()) < 60
     learners = {}
-    exec(file + line, {"LEARNERS": learners, "toy": toy, "SGD": optax.sgd(0.1)})
-    learner = learners["coin_maml"]()
-    episodes = jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(0), 3))
+    of_loss = lambda factory, *args: lambda loss_fn: factory(loss_fn, *args, steps=2)
+    names = {"LEARNERS": learners, "of_loss": of_loss, "SGD": optax.sgd(0.1)}
+    exec(file + line, names)
+    learner = learners["coin_reptile"](metajax.losses.mean_squared_error(toy.predict))
+    assert learner.keyed
+    keys = jax.random.split(jax.random.key(0), 3)
+    episodes = jax.vmap(toy.make_sampler())(keys)._replace(key=keys)
     params = learner.init(toy.init_params())
     gradients = [
         metajax.meta_gradient(learner, tasks_per_chunk=chunk)(params, episodes)[0]

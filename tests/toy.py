@@ -45,6 +45,20 @@ def embed(params, inputs):
     return jnp.tanh(inputs @ params["body"])
 
 
+def dropout(key, values):
+    return values * jax.random.bernoulli(key, 0.8, values.shape) / 0.8
+
+
+@metajax.keyed
+def predict_with_dropout(params, inputs, key):
+    return dropout(key, embed(params, inputs)) @ params["head"]["kernel"]
+
+
+@metajax.keyed
+def embed_with_dropout(params, inputs, key):
+    return dropout(key, embed(params, inputs))
+
+
 def make_class_sampler(dtype=jnp.float32, shots=4):
     """Tasks of ``WAYS`` classes around centres of their own; the last feature is noise."""
     targets = jnp.repeat(jnp.arange(WAYS), shots)

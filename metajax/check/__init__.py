@@ -1,12 +1,12 @@
-"""What a learner must do, checked on a user's own, in words."""
+"""Checks of a learner or a gradient of your own, with a sentence on each."""
 
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from metajax import _checks
-from metajax.check import contract
+from metajax.check import _contract as contract
+from metajax.check._subject import Seen, Subject
 from metajax.check.gradients import Slope, check_gradient
-from metajax.check.subject import Seen, Subject
 from metajax.errors import ArgumentError, CheckError
 from metajax.learners.base import Learner
 from metajax.types import Episode, Params, Sampler
@@ -15,11 +15,11 @@ __all__ = ["Check", "LearnerReport", "Slope", "check_gradient", "check_learner"]
 
 
 class Check(NamedTuple):
-    """One line of a report.
+    """One check of a report.
 
     Attributes:
-        name: which.
-        passed: whether it did; None where it doesn't apply, was left out, or couldn't be made.
+        name: its name, as ``metajax.check_learner`` lists them.
+        passed: None where it doesn't apply, was left out, or couldn't be made.
         sentence: what was seen, and what to do about it.
     """
 
@@ -29,7 +29,7 @@ class Check(NamedTuple):
 
 
 class LearnerReport(NamedTuple):
-    """What ``check_learner`` saw; ``str(report)`` is a table.
+    """The result of ``check_learner``; ``str(report)`` is a table.
 
     Attributes:
         checks: every ``Check``, in the order of ``metajax.check_learner``'s list.
@@ -91,6 +91,7 @@ def check_learner(
       other adapted parameters, and another query loss.
     - ``query``, ``query targets``: the loss depends on the query set, and on its targets.
     - ``adapted``: the loss depends on the adapted parameters.
+    - ``predict``: of classes, what it predicts is as accurate as the loss reports.
     - ``gradient``: the meta-gradient isn't zero; names the leaves where it is exactly that.
     - ``jit``, ``vmap``, ``chunks``: compiled, for several tasks at once, and for any
       ``tasks_per_chunk``, the numbers are the same.
@@ -104,14 +105,15 @@ def check_learner(
     Args:
         learner: a ``Learner``.
         params: the model's parameters, as for the trainer's ``init``.
-        episode: one task, without a task axis; of its floating-point arrays two more are made by
-            small changes. Or ``sample(key) -> Episode``, which draws three.
+        episode: one task, without a task axis; two more are made from it by small changes of its
+            floating-point arrays. Or ``sample(key) -> Episode``, which draws three. A keyed learner
+            gets keys from ``seed``.
         n_way: how many classes a task has, where targets are class indices. Without it, ``labels``
-            goes by what the loss does with the labels that it sees.
+            infers it from what the loss does with the labels that it sees.
         skip: names of checks to leave out.
-        rtol: by how much of a leaf's largest element float32 results may part, where they should
-            agree.
-        seed: of what is drawn: tasks, other inputs, directions.
+        rtol: how far float32 results that should agree may differ, relative to a leaf's largest
+            element.
+        seed: of the random tasks, inputs and directions.
 
     Returns:
         A ``LearnerReport``; its ``raise_if_failed()`` is for tests.
@@ -134,7 +136,6 @@ def check_learner(
     """
     if n_way is not None:
         _checks.positive_int("n_way", n_way)
-    _checks.positive_float("rtol", rtol)
     unknown = set(skip) - set(contract.CHECKS)
     if unknown:
         raise ArgumentError(

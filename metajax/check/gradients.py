@@ -9,13 +9,12 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from metajax import _checks, trees
-from metajax.adapt import value_and_aux
 from metajax.errors import ArgumentError, CheckError
 from metajax.types import LossFn, Params, PyTree
 
-STEPS = (1e-7, 1e-8)
+_STEPS = (1e-7, 1e-8)
 """Steps of the differences, times a leaf's largest element where that is above 1. In float64 the
-first is good to about 1e-9 of the loss; where it crosses a kink, such as ReLU's, the second may
+first is good to about 1e-9 of the loss. Where it crosses a kink, such as ReLU's, the second may
 not."""
 
 
@@ -37,7 +36,7 @@ class Slope(NamedTuple):
     agrees: bool
 
     def __str__(self) -> str:
-        relation = "agrees with" if self.agrees else "parts from"
+        relation = "agrees with" if self.agrees else "differs from"
         return (
             f"leaf {self.leaf!r}, along {self.along}: the gradient, {self.gradient:.9g}, "
             f"{relation} the finite difference, {self.difference:.9g}"
@@ -66,8 +65,8 @@ def check_gradient(
         batch: what the loss takes beside them.
         gradient: ``gradient(params, batch)``, in the structure of ``params``, for one of your own;
             JAX's of ``loss_fn`` if None.
-        rtol: by how much of the larger of the two they may part; and by 1e-7 of the loss, which
-            rounding may come to.
+        rtol: how far they may differ, relative to the larger of the two; and by what rounding may
+            come to, 1e-7 of the loss.
         elements: how many elements of each leaf, at least 1.
         seed: of the random directions and elements.
 
@@ -75,7 +74,7 @@ def check_gradient(
         Every ``Slope`` that was compared.
 
     Raises:
-        CheckError: if two part; it names the leaf and gives both numbers.
+        CheckError: if two differ; it names the leaf and gives both numbers.
         ArgumentError: if no leaf is floating-point, one is complex, the loss isn't a scalar or not
             finite, or is computed in float32 whatever the parameters are.
 
@@ -93,15 +92,12 @@ def check_gradient(
         ...     print(str(error).split(":")[0])
         leaf 'w', along a random direction
     """
-    rtol, elements = (
-        _checks.positive_float("rtol", rtol),
-        _checks.positive_int("elements", elements),
-    )
+    elements = _checks.positive_int("elements", elements)
     with jax.enable_x64(True):
         slopes = _compare(loss_fn, _wide(params), _wide(batch), gradient, rtol, elements, seed)
     bad = [slope for slope in slopes if not slope.agrees]
     if bad:
-        more = f" ({len(bad)} of {len(slopes)} comparisons part.)" if len(bad) > 1 else ""
+        more = f" ({len(bad)} of {len(slopes)} comparisons differ.)" if len(bad) > 1 else ""
         raise CheckError(f"{bad[0]}.{more}")
     return slopes
 
@@ -134,7 +130,7 @@ def _compare(loss_fn, params, batch, gradient, rtol, elements, seed) -> tuple[Sl
         full = list(leaves)
         for i, leaf in zip(chosen, floating, strict=True):
             full[i] = leaf
-        return value_and_aux(loss_fn(treedef.unflatten(full), batch), name="loss_fn")[0]
+        return _checks.value_and_aux(loss_fn(treedef.unflatten(full), batch), name="loss_fn")[0]
 
     floating = [leaves[i] for i in chosen]
     narrow = _narrow_types(jax.make_jaxpr(loss_of)(floating).jaxpr)
@@ -148,8 +144,8 @@ def _compare(loss_fn, params, batch, gradient, rtol, elements, seed) -> tuple[Sl
     if not jnp.isfinite(loss):
         raise ArgumentError(f"loss_fn is {loss} at these parameters; there is no gradient.")
     if gradient is not None:
-        own = jax.tree.leaves(gradient(params, batch))
-        slopes = [own[i] for i in chosen]
+        given = jax.tree.leaves(gradient(params, batch))
+        slopes = [given[i] for i in chosen]
 
     compiled = jax.jit(loss_of)
     random = np.random.default_rng(seed)
@@ -159,7 +155,7 @@ def _compare(loss_fn, params, batch, gradient, rtol, elements, seed) -> tuple[Sl
         expected = float(np.vdot(np.asarray(slopes[index], np.float64), direction))
         scale = max(float(jnp.abs(leaf).max()), 1.0)
         found = []
-        for step in (scale * step for step in STEPS):
+        for step in (scale * step for step in _STEPS):
             ends = [
                 compiled(
                     [*floating[:index], leaf + side * step * direction, *floating[index + 1 :]]

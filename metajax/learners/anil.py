@@ -1,16 +1,24 @@
 """Almost no inner loop: only the head adapts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import optax
 
 from metajax.learners.base import Learner, OuterLoss
 from metajax.learners.maml import maml
 from metajax.modes import GradientMode
 from metajax.trees import Trainable
-from metajax.types import LossFn
+from metajax.types import LossFn, PyTree
 
 
 def in_head(path: str) -> bool:
-    """Whether a leaf lies in a submodule called ``head``, as in metajax's own models."""
+    """Whether a leaf lies in a submodule called ``head``, as in metajax's own models.
+
+    Example:
+        >>> in_head("params/head/kernel"), in_head("params/conv_0/kernel")
+        (True, False)
+    """
     return "head" in path.split("/")
 
 
@@ -22,6 +30,8 @@ def anil(
     head: Trainable = in_head,
     mode: GradientMode | None = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """ANIL: MAML in which only the head adapts; the body is learned by the outer loop alone.
 
@@ -33,6 +43,8 @@ def anil(
             default those in a submodule called ``head``.
         mode: how to differentiate through the inner steps; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are the parameters themselves.
@@ -50,4 +62,13 @@ def anil(
 
     Source: Raghu et al. 2020, "Rapid Learning or Feature Reuse?" (arXiv 1909.09157).
     """
-    return maml(loss_fn, optimizer, steps=steps, mode=mode, trainable=head, outer_loss=outer_loss)
+    return maml(
+        loss_fn,
+        optimizer,
+        steps=steps,
+        mode=mode,
+        trainable=head,
+        outer_loss=outer_loss,
+        select=select,
+        predict=predict,
+    )

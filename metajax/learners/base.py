@@ -1,19 +1,20 @@
 """What a meta-learning algorithm is: pure functions of one task."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
-from metajax.adapt import AdaptInfo, value_and_aux
-from metajax.errors import ArgumentTypeError
+from metajax import _checks, keys
+from metajax.adapt import AdaptInfo
+from metajax.errors import ArgumentError
+from metajax.learners._checked import reported
 from metajax.types import Episode, LossFn, Metrics, Params, PyTree
 
 
 class AdaptFn(Protocol):
-    """Adapts to one task's support set; ``observe`` as in ``metajax.adapt``."""
+    """Adapts to one task's support set; ``observe`` and ``key`` as in ``metajax.adapt``."""
 
     def __call__(
         self,
@@ -25,100 +26,162 @@ class AdaptFn(Protocol):
     ) -> tuple[Params, AdaptInfo]: ...
 
 
+class PredictFn(Protocol):
+    """What an adapted learner says of inputs ``[examples, ...]``: logits ``[examples, n_way]``, or
+    other outputs of the network. ``key`` is for a network that is keyed."""
+
+    def __call__(
+        self, adapted: Params, support: PyTree, inputs: Any, *, key: jax.Array | None = None
+    ) -> Any: ...
+
+
 class Learner(NamedTuple):
     """An algorithm: a factory such as ``maml`` returns one.
 
     Attributes:
         init: turns a model's parameters into the meta-parameters that the outer loop learns (the
             same, or with learned rates beside them, say).
-        adapt: ``adapt(meta_params, support, observe=None) -> (adapted, info)``, of one task.
+        adapt: ``adapt(meta_params, support, *, observe=None, key=None) -> (adapted, info)``, of one
+            task.
         loss: ``loss(adapted, episode) -> (loss, metrics)``, what the outer loop minimises: usually
             the query loss of the adapted parameters.
         gradient: ``gradient(meta_params, episode) -> (gradient, metrics)`` of one task, for
             algorithms whose update isn't the derivative of ``loss`` after ``adapt``; None for those
             whose update is.
-        predict: ``predict(adapted, support, inputs) -> outputs``, if the learner has one.
-        keyed: whether ``adapt`` needs a random key, ``adapt(meta_params, support, key=key)``.
+        predict: ``predict(adapted, support, inputs, *, key=None) -> outputs``; None if it can't.
+        keyed: whether ``adapt`` and ``loss`` need the episode's random key.
     """
 
     init: Callable[[Params], Params]
     adapt: AdaptFn
     loss: Callable[[Params, Episode], tuple[jax.Array, Metrics]]
     gradient: Callable[[Params, Episode], tuple[Params, Metrics]] | None = None
-    predict: Callable[..., PyTree] | None = None
+    predict: PredictFn | None = None
     keyed: bool = False
 
 
-def task_gradient(learner: Learner) -> Callable[[Params, Episode], tuple[Params, Metrics]]:
-    """``gradient(meta_params, episode) -> (gradient, metrics)`` of one task: the learner's own, or
-    that of its loss after adaptation, with the loss among the metrics."""
-    if learner.gradient is not None:
-        return learner.gradient
-    return jax.grad(task_outcome(learner), has_aux=True)
+def adapt_to(
+    learner: Learner,
+    params: Params,
+    episode: Episode,
+    *,
+    observe: Callable[[Params], PyTree] | None = None,
+) -> tuple[Params, AdaptInfo]:
+    """Adapts to an episode's support set, with the episode's key if the learner needs one.
+
+    Args:
+        learner: the algorithm.
+        params: its meta-parameters.
+        episode: one task.
+        observe: as in ``metajax.adapt``.
+
+    Returns:
+        What ``learner.adapt`` returns.
+
+    Raises:
+        ArgumentError: if the learner is keyed, and the episode has no key.
+
+    Example:
+        >>> import optax, metajax
+        >>> learner = metajax.maml(lambda p, c: (p - c) ** 2, optax.sgd(0.25), steps=1)
+        >>> adapted, _ = adapt_to(learner, jnp.array(0.0), metajax.Episode(1.0, 1.0))
+        >>> float(adapted)
+        0.5
+    """
+    options: dict[str, Any] = {} if observe is None else {"observe": observe}
+    if learner.keyed:
+        options["key"] = getattr(episode, "key", None)
+        if options["key"] is None:
+            raise ArgumentError("the learner is keyed, but episode.key is None: give it a key.")
+    return learner.adapt(params, episode.support, **options)
 
 
 def task_outcome(learner: Learner) -> Callable[[Params, Episode], tuple[jax.Array, Metrics]]:
-    """``outcome(meta_params, episode) -> (loss, metrics)`` of one task after adaptation."""
+    """``outcome(meta_params, episode) -> (loss, metrics)`` of one task after adaptation.
+
+    Example:
+        >>> import optax, metajax
+        >>> learner = metajax.maml(lambda p, c: (p - c) ** 2, optax.sgd(0.25), steps=1)
+        >>> loss, metrics = task_outcome(learner)(jnp.array(0.0), metajax.Episode(1.0, 1.0))
+        >>> float(loss), list(metrics)
+        (0.25, ['loss'])
+    """
 
     def outcome(params: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
-        key = {"key": episode.key} if learner.keyed else {}
-        adapted, _ = learner.adapt(params, episode.support, **key)
+        adapted, _ = adapt_to(learner, params, episode)
         return reported(learner, adapted, episode)
 
     return outcome
 
 
-def reported(learner: Learner, adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
-    """The learner's loss, and it with the metrics; an ArgumentError unless it is a scalar."""
-    loss, metrics = value_and_aux(learner.loss(adapted, episode), name="learner.loss")
-    if not isinstance(metrics, Mapping | None):
-        raise ArgumentTypeError(
-            f"learner.loss must return a dict of metrics beside the loss, got "
-            f"{type(metrics).__name__}."
-        )
-    return loss, {"loss": loss, **(metrics or {})}
+def task_gradient(learner: Learner) -> Callable[[Params, Episode], tuple[Params, Metrics]]:
+    """``gradient(meta_params, episode) -> (gradient, metrics)`` of one task.
 
+    It is the learner's own ``gradient``, or the derivative of its loss after adaptation, with the
+    loss among the metrics.
 
-def checked_learner(name: str, learner: Any) -> Learner:
-    """Returns a learner, or raises an ArgumentTypeError that names it."""
-    wanted = "a Learner such as metajax.maml(...)"
-    return _checks.instance(name, learner, Learner, wanted)
-
-
-def checked_episode(name: str, episode: Any) -> Episode:
-    """Returns what has a support and a query set, of arrays, or raises an ArgumentTypeError."""
-    if not (hasattr(episode, "support") and hasattr(episode, "query")):
-        raise ArgumentTypeError(
-            f"{name} must be a metajax.Episode(support, query), got {_checks.shown(episode)}."
-        )
-    _checks.arrays(name, (episode.support, episode.query))
-    return episode
+    Example:
+        >>> import optax, metajax
+        >>> learner = metajax.maml(lambda p, c: (p - c) ** 2, optax.sgd(0.25), steps=1)
+        >>> float(task_gradient(learner)(jnp.array(0.0), metajax.Episode(1.0, 1.0))[0])
+        -0.5
+    """
+    if learner.gradient is not None:
+        return learner.gradient
+    return jax.grad(task_outcome(learner), has_aux=True)
 
 
 def nothing_learned(adapted: Params, observe: Callable[[Params], Any] | None) -> AdaptInfo:
-    """The AdaptInfo of a learner that takes no inner steps; what is observed has one row."""
+    """The ``AdaptInfo`` of a learner that takes no inner steps; what is observed has one row.
+
+    Example:
+        >>> nothing_learned(jnp.array(2.0), lambda adapted: 3 * adapted).observed
+        Array([6.], dtype=float32, weak_type=True)
+    """
     observed = None
     if observe is not None:
         observed = jax.tree.map(lambda value: jnp.asarray(value)[None], observe(adapted))
     return AdaptInfo(jnp.zeros(0), None, observed)
 
 
-OuterLoss = Callable[[Params, Episode], jax.Array | tuple[jax.Array, Metrics]]
-"""``outer_loss(adapted, episode) -> scalar``, or ``(scalar, metrics)``."""
+OuterLoss = Callable[..., jax.Array | tuple[jax.Array, Metrics]]
+"""``outer_loss(adapted, episode) -> scalar``, or ``(scalar, metrics)``; marked by
+``metajax.keyed``, ``outer_loss(adapted, episode, key)``."""
 
 
-def episode_loss(loss_fn: LossFn, outer_loss: OuterLoss | None):
-    """The ``loss`` of a Learner: ``outer_loss``, or else ``loss_fn`` on the query set."""
+def episode_loss(
+    loss_fn: LossFn, outer_loss: OuterLoss | None = None
+) -> Callable[[Params, Episode], tuple[jax.Array, Metrics]]:
+    """The ``loss`` of a ``Learner``: ``outer_loss``, or else ``loss_fn`` on the query set.
 
-    _checks.function("loss_fn", loss_fn, "loss_fn(params, batch)")
-    _checks.optional_function("outer_loss", outer_loss, "outer_loss(adapted, episode)")
+    A keyed one gets ``metajax.learners.query_key(episode)``.
+
+    Args:
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+        outer_loss: ``outer_loss(adapted, episode)`` returns the same.
+
+    Returns:
+        ``loss(adapted, episode) -> (loss, metrics)``.
+
+    Raises:
+        ArgumentError: when run, if the loss isn't a floating-point scalar, or a key is missing.
+
+    Example:
+        >>> import metajax
+        >>> loss = episode_loss(lambda params, batch: (params - batch) ** 2)
+        >>> loss(jnp.array(1.0), metajax.Episode(support=0.0, query=3.0))
+        (Array(4., dtype=float32, weak_type=True), {})
+    """
 
     def loss(adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
+        key = keys.query_key(episode)
         if outer_loss is None:
-            output, name = loss_fn(adapted, episode.query), "loss_fn"
+            name = "loss_fn"
+            output = keys._call(name, loss_fn, key, adapted, episode.query)
         else:
-            output, name = outer_loss(adapted, episode), "outer_loss"
-        value, aux = value_and_aux(output, name=name)
+            name = "outer_loss"
+            output = keys._call(name, outer_loss, key, adapted, episode)
+        value, aux = _checks.value_and_aux(output, name=name)
         if aux is None:
             return value, {}
         return value, dict(aux) if isinstance(aux, dict) else {"aux": aux}

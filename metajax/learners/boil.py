@@ -1,5 +1,8 @@
 """Body only in the inner loop: the head stays as it is."""
 
+from collections.abc import Callable
+from typing import Any
+
 import optax
 
 from metajax.learners.anil import in_head
@@ -7,7 +10,7 @@ from metajax.learners.base import Learner, OuterLoss
 from metajax.learners.maml import maml
 from metajax.modes import GradientMode
 from metajax.trees import Trainable
-from metajax.types import LossFn
+from metajax.types import LossFn, PyTree
 
 
 def boil(
@@ -18,6 +21,8 @@ def boil(
     in_body: Trainable = None,
     mode: GradientMode | None = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """BOIL: MAML in which only the body adapts; the head is learned by the outer loop alone.
 
@@ -31,6 +36,8 @@ def boil(
             default all that don't lie in a submodule called ``head``.
         mode: how to differentiate through the inner steps; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are the parameters themselves.
@@ -51,4 +58,13 @@ def boil(
     (arXiv 2008.08882), equation 2.
     """
     body = (lambda path: not in_head(path)) if in_body is None else in_body
-    return maml(loss_fn, optimizer, steps=steps, mode=mode, trainable=body, outer_loss=outer_loss)
+    return maml(
+        loss_fn,
+        optimizer,
+        steps=steps,
+        mode=mode,
+        trainable=body,
+        outer_loss=outer_loss,
+        select=select,
+        predict=predict,
+    )

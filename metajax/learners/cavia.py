@@ -7,21 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks
-from metajax.adapt import adapt
-from metajax.learners.base import Learner, episode_loss
-from metajax.modes import GradientMode, mode_of
-from metajax.types import Episode, Metrics, Params, PyTree
+from metajax import keys
+from metajax.learners.base import Learner
+from metajax.learners.maml import maml
+from metajax.modes import GradientMode
+from metajax.types import Params, PyTree
 
-ContextLoss = Callable[[Params, PyTree, PyTree], Any]
+ContextLoss = Callable[..., Any]
 """``loss_fn(params, context, batch) -> scalar``, or ``(scalar, metrics)``."""
 
-ContextOuterLoss = Callable[[Params, PyTree, Episode], jax.Array | tuple[jax.Array, Metrics]]
+ContextOuterLoss = Callable[..., Any]
 """``outer_loss(params, context, episode)``, the same."""
 
 
 class CAVIAParams(NamedTuple):
-    """What CAVIA has after adaptation.
+    """The result of CAVIA's adaptation.
 
     Attributes:
         params: the network's parameters, unchanged.
@@ -40,6 +40,8 @@ def cavia(
     steps: int,
     mode: GradientMode | None = None,
     outer_loss: ContextOuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """CAVIA: φ_{k+1} = φ_k − α ∇_φ L_support(θ, φ_k) from φ_0 = 0; θ is learned by the outer loop.
 
@@ -51,6 +53,8 @@ def cavia(
         mode: how to differentiate through them; see ``metajax.adapt``.
         outer_loss: ``outer_loss(params, context, episode)``, where the outer loss isn't ``loss_fn``
             on the query set.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, context, inputs)``, the network, for ``learner.predict``.
 
     Returns:
         A ``Learner`` whose meta-parameters are the network's parameters, and whose adapted ones are
@@ -70,32 +74,28 @@ def cavia(
     Source: Zintgraf et al. 2019, "Fast Context Adaptation via Meta-Learning" (arXiv 1810.03642),
     equations 5 and 6.
     """
-    _checks.positive_int("steps", steps)
-    _checks.function("loss_fn", loss_fn, "loss_fn(params, context, batch)")
-    _checks.optimizer("optimizer", optimizer)
-    _checks.optional_function("outer_loss", outer_loss, "outer_loss(params, context, episode)")
-    _checks.arrays("context", context, some=True)
-    mode_of(mode, steps)
-    start = jax.tree.map(jnp.asarray, context)
 
-    def joint_loss(adapted: CAVIAParams, batch):
-        return loss_fn(adapted.params, adapted.context, batch)
-
-    def adapt_fn(params, support, *, observe=None):
-        return adapt(
-            joint_loss,
-            CAVIAParams(params, start),
-            support,
-            optimizer=optimizer,
-            steps=steps,
-            mode=mode,
-            trainable=CAVIAParams(params=False, context=True),
-            observe=observe,
+    def joint(function: Any) -> Any:
+        """The function of params and context as one of a ``CAVIAParams``."""
+        if function is None:
+            return None
+        return keys._keyed_as(
+            function, lambda adapted, *rest: function(adapted.params, adapted.context, *rest)
         )
 
-    joint_outer_loss = (
-        None
-        if outer_loss is None
-        else lambda adapted, episode: outer_loss(adapted.params, adapted.context, episode)
+    learner = maml(
+        joint(loss_fn),
+        optimizer,
+        steps=steps,
+        mode=mode,
+        trainable=CAVIAParams(params=False, context=True),
+        outer_loss=joint(outer_loss),
+        select=select,
+        predict=joint(predict),
     )
-    return Learner(lambda params: params, adapt_fn, episode_loss(joint_loss, joint_outer_loss))
+
+    def adapt_fn(params, support, *, observe=None, key=None):
+        start = CAVIAParams(params, jax.tree.map(jnp.asarray, context))
+        return learner.adapt(start, support, observe=observe, key=key)
+
+    return learner._replace(adapt=adapt_fn)

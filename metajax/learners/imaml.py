@@ -1,16 +1,18 @@
 """iMAML: the meta-gradient from where adaptation ended, not from its path."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks, trees
-from metajax.adapt import adapt, value_and_aux
-from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax import _checks, keys, trees
+from metajax.errors import ArgumentError
+from metajax.learners.base import Learner, OuterLoss, adapt_to
+from metajax.learners.gradient import gradient_learner
 from metajax.modes import first_order
-from metajax.types import LossFn
+from metajax.types import LossFn, PyTree
 
 Solver = Literal["cg", "neumann"]
 
@@ -26,6 +28,8 @@ def imaml(
     damping: float = 0.0,
     trainable: trees.Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """iMAML: φ ≈ argmin L_support(φ) + λ/2 ||φ − θ||², meta-gradient (I + H/λ)⁻¹ ∇L_query(φ).
 
@@ -46,6 +50,9 @@ def imaml(
             stability.
         trainable: which leaves adapt; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``. The
+            implicit gradient is that of the whole support set.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are the parameters themselves. Training reports, beside
@@ -54,7 +61,8 @@ def imaml(
 
     Raises:
         ArgumentError: if ``steps``, ``solver_steps`` or ``proximal`` isn't positive, ``damping`` is
-            negative, or the solver has another name.
+            negative, the solver has another name, or ``loss_fn`` is keyed: with a random loss there
+            is no minimum to differentiate at.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -67,46 +75,55 @@ def imaml(
     Source: Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients" (arXiv 1909.04630),
     equations 3 to 6; for Neumann series, Lorraine et al. 2020 (arXiv 1911.02590).
     """
-    _checks.positive_int("steps", steps)
     _checks.positive_int("solver_steps", solver_steps)
     _checks.one_of("solver", solver, ("cg", "neumann"))
     proximal = _checks.positive_float("proximal", proximal)
     damping = _checks.non_negative_float("damping", damping)
-    _checks.optimizer("optimizer", optimizer)
-    loss = episode_loss(loss_fn, outer_loss)
+    if keys.is_keyed(loss_fn):
+        raise ArgumentError(
+            "imaml differentiates at the minimum of the support loss, so loss_fn must not be "
+            "keyed: leave dropout and noise out of it."
+        )
 
-    def adapt_fn(params, support, *, observe=None):
+    def build(loss_fn: LossFn) -> Learner:
+        return gradient_learner(
+            loss_fn,
+            optimizer,
+            steps=steps,
+            mode=first_order(),
+            trainable=trainable,
+            outer_loss=outer_loss,
+            select=select,
+            predict=predict,
+        )
+
+    plain = build(loss_fn)
+
+    def adapt_fn(params, support, *, observe=None, key=None):
         centre, _ = trees.partition(params, trainable)
 
         def proximal_loss(current, batch):
-            value, aux = value_and_aux(loss_fn(current, batch), name="loss_fn")
+            value, aux = _checks.value_and_aux(loss_fn(current, batch), name="loss_fn")
             adapted, _ = trees.partition(current, trainable)
             distance = optax.tree.norm(optax.tree.sub(adapted, centre), squared=True)
             return value + (0.5 * proximal * distance).astype(value.dtype), aux
 
-        return adapt(
-            proximal_loss,
-            params,
-            support,
-            optimizer=optimizer,
-            steps=steps,
-            mode=first_order(),
-            trainable=trainable,
-            observe=observe,
-        )
+        return build(proximal_loss).adapt(params, support, observe=observe, key=key)
+
+    learner = plain._replace(adapt=adapt_fn)
 
     def gradient(params, episode):
-        solution, _ = adapt_fn(params, episode.support)
+        solution, _ = adapt_to(learner, params, episode)
         adapted, frozen = trees.partition(solution, trainable)
 
         def query_loss(adapted, frozen):
-            value, metrics = loss(trees.combine(adapted, frozen), episode)
+            value, metrics = plain.loss(trees.combine(adapted, frozen), episode)
             return value, {"loss": value, **metrics}
 
         def support_gradient(adapted, frozen):
             def support_loss(adapted):
                 output = loss_fn(trees.combine(adapted, frozen), episode.support)
-                return value_and_aux(output, name="loss_fn")[0]
+                return _checks.value_and_aux(output, name="loss_fn")[0]
 
             return jax.grad(support_loss)(adapted)
 
@@ -119,7 +136,9 @@ def imaml(
             total = optax.tree.add(vector, scaled_hessian(vector))
             return optax.tree.add_scale(total, damping, vector) if damping else total
 
-        (right, own), metrics = jax.grad(query_loss, argnums=(0, 1), has_aux=True)(adapted, frozen)
+        (right, by_frozen), metrics = jax.grad(query_loss, argnums=(0, 1), has_aux=True)(
+            adapted, frozen
+        )
         if solver == "cg":
             u, _ = jax.scipy.sparse.linalg.cg(system, right, maxiter=solver_steps, tol=0.0)
         else:
@@ -138,7 +157,7 @@ def imaml(
         if jax.tree.leaves(frozen):
             _, transpose = jax.vjp(lambda f: support_gradient(adapted, f), frozen)
             (implicit,) = transpose(u)
-            own = optax.tree.add_scale(own, -1 / proximal, implicit)
-        return trees.combine(u, own), metrics
+            by_frozen = optax.tree.add_scale(by_frozen, -1 / proximal, implicit)
+        return trees.combine(u, by_frozen), metrics
 
-    return Learner(lambda params: params, adapt_fn, loss, gradient)
+    return learner._replace(gradient=gradient)

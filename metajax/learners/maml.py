@@ -1,14 +1,17 @@
 """Model-agnostic meta-learning, second and first order."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks
-from metajax.adapt import adapt, check_differentiable
-from metajax.learners.base import Learner, OuterLoss, episode_loss
-from metajax.modes import GradientMode, mode_of
+from metajax._inner_update import check_differentiable
+from metajax.learners.base import Learner, OuterLoss
+from metajax.learners.gradient import gradient_learner
+from metajax.modes import GradientMode, default_mode
 from metajax.trees import Trainable
-from metajax.types import LossFn
+from metajax.types import LossFn, PyTree
 
 
 def maml(
@@ -19,6 +22,8 @@ def maml(
     mode: GradientMode | None = None,
     trainable: Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """MAML: learns an initialisation from which few inner steps suffice.
 
@@ -27,7 +32,8 @@ def maml(
     ``mode=metajax.first_order()`` it is FOMAML.
 
     Args:
-        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``. A keyed one
+            (``metajax.keyed``) makes the learner keyed.
         optimizer: the inner optimizer, any Optax transformation.
         steps: how many inner steps.
         mode: how to differentiate through them; see ``metajax.adapt``.
@@ -35,13 +41,17 @@ def maml(
             loop alone.
         outer_loss: ``outer_loss(adapted, episode)``, where the outer loss isn't ``loss_fn`` on the
             query set.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network, for ``learner.predict``. A loss of
+            ``metajax.losses`` knows its network; for one of your own, pass it.
 
     Returns:
         A ``Learner`` whose meta-parameters are the parameters themselves.
 
     Raises:
-        ArgumentError: if ``steps`` isn't a positive integer, or the optimizer's update has no
-            finite derivative under a mode that needs it (Adam's with ``eps_root=0``).
+        ArgumentError: if ``steps`` isn't a positive integer, or the optimizer's update can't be
+            differentiated (a line search), or has no finite derivative under a mode that needs it
+            (Adam with ``eps_root=0``).
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -55,21 +65,15 @@ def maml(
     Source: Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks"
     (arXiv 1703.03400).
     """
-    _checks.positive_int("steps", steps)
-    _checks.optimizer("optimizer", optimizer)
-    if mode_of(mode, steps).differentiates_update:
-        check_differentiable(optimizer, jnp.zeros(2))
-
-    def adapt_fn(params, support, *, observe=None):
-        return adapt(
-            loss_fn,
-            params,
-            support,
-            optimizer=optimizer,
-            steps=steps,
-            mode=mode,
-            trainable=trainable,
-            observe=observe,
-        )
-
-    return Learner(lambda params: params, adapt_fn, episode_loss(loss_fn, outer_loss))
+    learner = gradient_learner(
+        loss_fn,
+        optimizer,
+        steps=steps,
+        mode=mode,
+        trainable=trainable,
+        outer_loss=outer_loss,
+        select=select,
+        predict=predict,
+    )
+    check_differentiable(optimizer, jnp.zeros(2), default_mode(steps) if mode is None else mode)
+    return learner

@@ -1,15 +1,16 @@
-"""MAML++: learned inner learning rates, and leaves of which every inner step has its own."""
+"""MAML++: learned inner rates, and parameters of each inner step."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import trees
+from metajax import keys, trees
 from metajax.errors import ArgumentError
+from metajax.learners._learned_rates import learner_of_rates
 from metajax.learners.base import Learner, OuterLoss
-from metajax.learners.learned_rates import learner_of_rates
 from metajax.modes import GradientMode
 from metajax.types import LossFn, Params, PyTree
 
@@ -72,6 +73,8 @@ def maml_plus_plus(
     mode: GradientMode | None = None,
     trainable: trees.Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """MAML++: learns the initialisation θ and a rate for each leaf l, and each step k, of
     θ_{k+1,l} = θ_{k,l} − α_{k,l} ∇_l L_support(θ_k).
@@ -92,6 +95,8 @@ def maml_plus_plus(
         mode: how to differentiate through the steps; see ``metajax.adapt``.
         trainable: which leaves adapt; see ``metajax.adapt``. Those of ``per_step`` don't.
         outer_loss: as in ``metajax.maml``.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are a ``MAMLPlusPlusParams``.
@@ -134,6 +139,8 @@ def maml_plus_plus(
             mode=mode,
             trainable=trainable,
             outer_loss=outer_loss,
+            select=select,
+            predict=predict,
         )
 
     plain = build(loss_fn, descent, trainable)
@@ -143,37 +150,36 @@ def maml_plus_plus(
     def init(params):
         versions = trees.selected(params, per_step)
         adapts = trees.selected(params, trainable)
-        descends = jax.tree.map(lambda adapts, own: adapts and not own, adapts, versions)
+        descends = jax.tree.map(lambda adapts, many: adapts and not many, adapts, versions)
         start = build(loss_fn, descent, descends).init(params)
-        stack = lambda own, leaf: jnp.stack([leaf] * (steps + 1)) if own else leaf
+        stack = lambda many, leaf: jnp.stack([leaf] * (steps + 1)) if many else leaf
         return start._replace(params=jax.tree.map(stack, versions, params))
 
-    def adapt_fn(params, support, *, observe=None):
+    def adapt_fn(params, support, *, observe=None, key=None):
         versions = trees.selected(params.params, per_step)
         _check_versions(params.params, versions, steps)
 
         def current(params):
-            return jax.tree.map(lambda own, leaf: leaf[0] if own else leaf, versions, params)
+            return jax.tree.map(lambda many, leaf: leaf[0] if many else leaf, versions, params)
 
         def now(meta_params):
             return meta_params._replace(params=current(meta_params.params))
 
         adapts = trees.selected(params.params, trainable)
-        moving = jax.tree.map(lambda adapts, own: adapts or own, adapts, versions)
+        moving = jax.tree.map(lambda adapts, many: adapts or many, adapts, versions)
         learner = build(
-            lambda params, batch: loss_fn(current(params), batch),
-            lambda log_rates: next_versions(descent(log_rates), versions),
+            keys._keyed_as(loss_fn, lambda params, *rest: loss_fn(current(params), *rest)),
+            lambda log_rates: _next_versions(descent(log_rates), versions),
             moving,
         )
-        adapted, info = learner.adapt(
-            params, support, observe=None if observe is None else lambda p: observe(now(p))
-        )
+        seen = None if observe is None else lambda p: observe(now(p))
+        adapted, info = learner.adapt(params, support, observe=seen, key=key)
         return now(adapted), info
 
-    return Learner(init, adapt_fn, plain.loss)
+    return plain._replace(init=init, adapt=adapt_fn)
 
 
-def next_versions(
+def _next_versions(
     descent: optax.GradientTransformation, versions: PyTree
 ) -> optax.GradientTransformation:
     """The descent, which also turns the leaves with versions, so that the next one comes first.
@@ -184,10 +190,12 @@ def next_versions(
     """
 
     def update(updates, state, params=None):
-        others = jax.tree.map(lambda own, leaf: None if own else leaf, versions, updates)
+        others = jax.tree.map(lambda many, leaf: None if many else leaf, versions, updates)
         descended, state = descent.update(others, state)
         turned = jax.tree.map(
-            lambda own, leaf: jnp.roll(leaf, -1, axis=0) - leaf if own else None, versions, params
+            lambda many, leaf: jnp.roll(leaf, -1, axis=0) - leaf if many else None,
+            versions,
+            params,
         )
         return trees.combine(descended, turned), state
 
@@ -195,10 +203,8 @@ def next_versions(
 
 
 def _check_versions(params: Params, versions: PyTree, steps: int) -> None:
-    own = jax.tree.leaves(versions)
-    for (path, leaf), has_versions in zip(
-        jax.tree_util.tree_flatten_with_path(params)[0], own, strict=True
-    ):
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    for (path, leaf), has_versions in zip(leaves, jax.tree.leaves(versions), strict=True):
         if has_versions and (leaf.ndim == 0 or leaf.shape[0] != steps + 1):
             raise ArgumentError(
                 f"steps is {steps}, but params{jax.tree_util.keystr(path)} has shape {leaf.shape}:"

@@ -54,7 +54,6 @@ def matching(
     """
     _checks.at_least("n_way", n_way, 2)
     scale = _checks.positive_float("scale", scale)
-    _checks.optional_function("full_context", full_context, "full_context(params, support, query)")
 
     def score(params, support, query):
         features, name = support.features, "embed"

@@ -1,14 +1,15 @@
 """Meta-Curvature: the inner gradient passes through learned matrices."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import trees
+from metajax.learners._learned_rates import learner_of_rates
 from metajax.learners.base import Learner, OuterLoss
-from metajax.learners.learned_rates import learner_of_rates
 from metajax.modes import GradientMode
 from metajax.types import LossFn, Params, PyTree
 
@@ -49,6 +50,8 @@ def meta_curvature(
     mode: GradientMode | None = None,
     trainable: trees.Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """Meta-Curvature: θ' = θ − α · MC(∇L_support(θ)), with MC(G) = G ×₁ M_o ×₂ M_i ×₃ M_f.
 
@@ -62,6 +65,8 @@ def meta_curvature(
         mode: how to differentiate through them; see ``metajax.adapt``.
         trainable: which leaves adapt; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are a ``MetaCurvatureParams``.
@@ -86,8 +91,8 @@ def meta_curvature(
             leaves, treedef = jax.tree.flatten(updates)
             matrices = treedef.flatten_up_to(curvature)
             transformed = [
-                -learning_rate * _transform(own, leaf)
-                for own, leaf in zip(matrices, leaves, strict=True)
+                -learning_rate * _transform(of_leaf, leaf)
+                for of_leaf, leaf in zip(matrices, leaves, strict=True)
             ]
             return treedef.unflatten(transformed), state
 
@@ -103,4 +108,6 @@ def meta_curvature(
         mode=mode,
         trainable=trainable,
         outer_loss=outer_loss,
+        select=select,
+        predict=predict,
     )

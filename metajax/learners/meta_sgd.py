@@ -1,14 +1,15 @@
 """Meta-SGD: the inner learning rate of every weight is learned too."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import trees
+from metajax.learners._learned_rates import learner_of_rates
 from metajax.learners.base import Learner, OuterLoss
-from metajax.learners.learned_rates import learner_of_rates
 from metajax.modes import GradientMode
 from metajax.types import LossFn, Params, PyTree
 
@@ -58,6 +59,8 @@ def meta_sgd(
     mode: GradientMode | None = None,
     trainable: trees.Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """Meta-SGD: learns the initialisation θ and the rates α of θ' = θ − α ∘ ∇L_support(θ).
 
@@ -68,6 +71,8 @@ def meta_sgd(
         mode: how to differentiate through them; see ``metajax.adapt``.
         trainable: which leaves adapt; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are a ``MetaSGDParams``.
@@ -96,4 +101,6 @@ def meta_sgd(
         mode=mode,
         trainable=trainable,
         outer_loss=outer_loss,
+        select=select,
+        predict=predict,
     )

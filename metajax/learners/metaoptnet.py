@@ -117,7 +117,7 @@ def metaoptnet(
     iterations = _checks.positive_int("iterations", iterations)
 
     def init(params):
-        dtype = jnp.result_type(*jax.tree.leaves(_checks.arrays("params", params, some=True)))
+        dtype = jnp.result_type(*jax.tree.leaves(params))
         return MetaOptNetParams(params, jnp.ones((), dtype))
 
     def score(meta_params: MetaOptNetParams, support: Support, query: jax.Array) -> jax.Array:
@@ -128,8 +128,6 @@ def metaoptnet(
         )
         return meta_params.scale * (query @ (rows.T @ dual))
 
-    def network(meta_params):
-        wanted = "a MetaOptNetParams, which learner.init makes"
-        return _checks.instance("params", meta_params, MetaOptNetParams, wanted).params
-
-    return metric_learner(embed, score, n_way=n_way, init=init, network=network)
+    return metric_learner(
+        embed, score, n_way=n_way, init=init, network=lambda meta_params: meta_params.params
+    )

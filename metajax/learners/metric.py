@@ -1,4 +1,4 @@
-"""What metric-based learners share: they compare a query's embedding with the support set's."""
+"""What metric-based learners share: comparing a query's embedding with the support set's."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -6,18 +6,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, losses
+from metajax import _checks, keys, losses
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner, nothing_learned
 from metajax.types import Episode, Metrics, Params, PyTree
 
-Embed = Callable[[Params, jax.Array], Any]
-"""``embed(params, inputs) -> features [examples, ...]``, or a pair of them and a dict of the
-collections that the pass changed (running statistics), reported for ``carry_statistics``."""
+Embed = Callable[..., Any]
+"""``embed(params, inputs) -> features [examples, ...]``, or a pair of them and a dict of changed
+Flax collections (running statistics), which are reported for ``carry_statistics``. Marked by
+``metajax.keyed``, ``embed(params, inputs, key)``."""
 
 
 class Remembered(NamedTuple):
-    """What a metric-based learner has after adaptation: it keeps the support set itself.
+    """The result of a metric-based learner's adaptation: it remembers the support set.
 
     Attributes:
         params: the meta-parameters, unchanged.
@@ -43,6 +44,20 @@ class Support(NamedTuple):
     weights: jax.Array
     members: jax.Array
 
+    @classmethod
+    def of(cls, features: jax.Array, support: PyTree, n_way: int) -> "Support":
+        """The features of a support set, with what its targets and mask say of them."""
+        _, targets, mask, _ = losses.as_masked(support)
+        if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
+            raise ArgumentError(
+                f"support targets must be integer class indices [examples], got {targets.dtype} of "
+                f"shape {targets.shape}."
+            )
+        weights = jnp.ones(len(targets)) if mask is None else mask
+        weights = weights.astype(features.dtype)
+        one_hot = jax.nn.one_hot(targets, n_way, dtype=features.dtype)
+        return cls(features, targets, weights, one_hot * weights[:, None])
+
     @property
     def counts(self) -> jax.Array:
         """How many examples each class has, ``[n_way]``."""
@@ -56,20 +71,6 @@ them and a dict of changed collections, as ``Embed``."""
 Outcome = Callable[..., tuple[jax.Array, Metrics]]
 """``outcome(logits, targets, mask, classes) -> (loss, metrics)``, as
 ``losses.classification_outcome``; the last two may be None."""
-
-
-def embedded(features: jax.Array, support: PyTree, n_way: int) -> Support:
-    """The features of a support set with what its targets and mask say of them."""
-    _, targets, mask, _ = losses.as_masked(support)
-    if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ArgumentError(
-            f"support targets must be integer class indices [examples], got {targets.dtype} of "
-            f"shape {targets.shape}."
-        )
-    weights = jnp.ones(len(targets)) if mask is None else mask
-    weights = weights.astype(features.dtype)
-    one_hot = jax.nn.one_hot(targets, n_way, dtype=features.dtype)
-    return Support(features, targets, weights, one_hot * weights[:, None])
 
 
 def metric_learner(
@@ -93,28 +94,54 @@ def metric_learner(
         init: makes the meta-parameters of the network's.
         network: finds the network's parameters in the meta-parameters.
         outcome: the loss.
+
+    Returns:
+        A ``Learner``; its adapted parameters are a ``Remembered``. It is keyed if ``embed`` is.
+
+    Raises:
+        ArgumentError: when run, if ``embed`` returns no features, or the inputs of the two sets
+            have examples of other shapes.
+
+    Example:
+        >>> import metajax
+        >>> def score(params, support, query):  # nearest class mean
+        ...     return -squared_distances(query, class_means(support))
+        >>> learner = metric_learner(lambda w, x: x * w, score, n_way=2)
+        >>> support = metajax.Batch(jnp.array([[0.0], [4.0]]), jnp.array([0, 1]))
+        >>> adapted, _ = learner.adapt(jnp.array(1.0), support)
+        >>> learner.predict(adapted, support, jnp.array([[1.0]])).tolist()
+        [[-1.0, -9.0]]
     """
 
-    _checks.function("embed", embed, "embed(params, inputs)")
-
-    def adapt(params, support, *, observe=None):
+    def adapt(params, support, *, observe=None, key=None):
+        del key
         adapted = Remembered(params, support)
         return adapted, nothing_learned(adapted, observe)
 
-    def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
+    def compare(adapted: Remembered, query_inputs: jax.Array, key: jax.Array | None):
+        """The logits of queries, whether each class has examples, and changed collections."""
         inputs, *_ = losses.as_masked(adapted.support)
-        query_inputs, targets, mask, _ = losses.as_masked(episode.query)
-        losses.same_shape(inputs, query_inputs)
+        _checks.one_shape(inputs, query_inputs)
         both = jnp.concatenate([inputs, query_inputs])
-        features, changed = _features(embed(network(adapted.params), both), len(both))
+        output = keys._call("embed", embed, key, network(adapted.params), both)
+        features, changed = _features(output, len(both))
         halves = _rows(features, 0, len(inputs)), _rows(features, len(inputs), len(both))
-        support = embedded(halves[0], adapted.support, n_way)
-        output = score(adapted.params, support, halves[1])
-        logits, changed_too = with_changes("score", output)
-        value, metrics = outcome(logits, targets, mask, support.counts > 0)
-        return value, {**metrics, **merged(changed, changed_too)}
+        support = Support.of(halves[0], adapted.support, n_way)
+        logits, changed_too = _with_changes("score", score(adapted.params, support, halves[1]))
+        return logits, support.counts > 0, _merged(changed, changed_too)
 
-    return Learner(init, adapt, loss)
+    def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
+        query_inputs, targets, mask, _ = losses.as_masked(episode.query)
+        logits, classes, changed = compare(adapted, query_inputs, keys.query_key(episode))
+        value, metrics = outcome(logits, targets, mask, classes)
+        return value, {**metrics, **changed}
+
+    def predict(adapted: Remembered, support: PyTree, inputs: Any, *, key=None) -> jax.Array:
+        del support  # it is remembered
+        logits, classes, _ = compare(adapted, inputs, key)
+        return jnp.where(classes, logits, losses.lowest(logits.dtype))
+
+    return Learner(init, adapt, loss, predict=predict, keyed=keys.is_keyed(embed))
 
 
 def _rows(features: jax.Array, start: int, end: int) -> jax.Array:
@@ -131,8 +158,7 @@ def _rows(features: jax.Array, start: int, end: int) -> jax.Array:
 
 def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:
     """Features and changed collections of what ``embed`` returned."""
-    features, changed = with_changes("embed", output)
-    _checks.array("what embed returns", features, "features [examples, ...]")
+    features, changed = _with_changes("embed", output)
     if features.ndim < 2 or features.shape[0] != examples:
         raise ArgumentError(
             f"embed must return features [examples, ...] of {examples} examples, got shape "
@@ -141,7 +167,7 @@ def _features(output: Any, examples: int) -> tuple[jax.Array, Metrics]:
     return features, dict(changed)
 
 
-def with_changes(name: str, output: Any) -> tuple[Any, Any]:
+def _with_changes(name: str, output: Any) -> tuple[Any, Any]:
     """What a network returned, and the collections that it changed."""
     if not isinstance(output, tuple):
         return output, {}
@@ -153,22 +179,29 @@ def with_changes(name: str, output: Any) -> tuple[Any, Any]:
     return output
 
 
-def merged(first: Any, second: Any) -> dict[str, Any]:
+def _merged(first: Any, second: Any) -> dict[str, Any]:
     """Two nested dicts as one; where both have a leaf, the second's.
 
     Example:
-        >>> merged({"batch_stats": {"body": 1}}, {"batch_stats": {"head": 2}})
+        >>> _merged({"batch_stats": {"body": 1}}, {"batch_stats": {"head": 2}})
         {'batch_stats': {'body': 1, 'head': 2}}
     """
     both = dict(first)
     for key, value in second.items():
         inner = key in both and isinstance(both[key], Mapping) and isinstance(value, Mapping)
-        both[key] = merged(both[key], value) if inner else value
+        both[key] = _merged(both[key], value) if inner else value
     return both
 
 
 def class_means(support: Support) -> jax.Array:
-    """The mean features of each class, ``[n_way, ...]``; zero for a class without examples."""
+    """The mean features of each class, ``[n_way, ...]``; zero for a class without examples.
+
+    Example:
+        >>> import metajax
+        >>> batch = metajax.Batch(jnp.zeros((3, 1)), jnp.array([0, 0, 1]))
+        >>> class_means(Support.of(jnp.array([[1.0], [3.0], [5.0]]), batch, 2)).tolist()
+        [[2.0], [5.0]]
+    """
     counts = jnp.maximum(support.counts, 1)
     sums = jnp.tensordot(support.members, support.features, axes=(0, 0))
     return sums / counts.reshape(-1, *(1,) * (sums.ndim - 1))

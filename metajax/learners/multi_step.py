@@ -1,4 +1,4 @@
-"""Changes to any learner's outer loss: every inner step counts, or another learner comes first."""
+"""Other outer losses for any learner: of all inner steps, and of another learner at first."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, checked_learner, task_gradient
+from metajax.learners.base import Learner, adapt_to, task_gradient
 
 
 def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
@@ -34,18 +34,13 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
 
     Source: Antoniou et al. 2019, "How to train your MAML" (arXiv 1810.09502), section 4.
     """
-    checked_learner("learner", learner)
-    _checks.array("weights", weights, "an array [steps]")
     if learner.gradient is not None:
         raise ArgumentError("learner has a gradient of its own, which is not that of a loss.")
 
     def gradient(params, episode):
         def total(params):
-            _, info = learner.adapt(
-                params,
-                episode.support,
-                observe=lambda adapted: learner.loss(adapted, episode),
-            )
+            score = lambda adapted: learner.loss(adapted, episode)
+            _, info = adapt_to(learner, params, episode, observe=score)
             losses, metrics = info.observed
             if weights.shape != (len(losses) - 1,):
                 raise ArgumentError(
@@ -112,8 +107,6 @@ def warm_start(first: Learner, then: Learner, *, steps: int) -> Callable[[jax.Ar
     Source: Antoniou et al. 2019 (arXiv 1810.09502), section 4.
     """
     steps = _checks.positive_int("steps", steps)
-    checked_learner("first", first)
-    checked_learner("then", then)
 
     def at(step: jax.Array) -> Learner:
         def gradient(params, episode):
@@ -125,6 +118,6 @@ def warm_start(first: Learner, then: Learner, *, steps: int) -> Callable[[jax.Ar
                 episode,
             )
 
-        return then._replace(gradient=gradient)
+        return then._replace(gradient=gradient, keyed=first.keyed or then.keyed)
 
     return at

@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks, losses
-from metajax.adapt import adapt
+from metajax import _checks, keys, losses
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, OuterLoss, episode_loss
-from metajax.learners.metric import class_means, embedded
-from metajax.modes import GradientMode, mode_of
+from metajax.learners.base import Learner, OuterLoss
+from metajax.learners.maml import maml
+from metajax.learners.metric import Support, class_means
+from metajax.modes import GradientMode
 from metajax.trees import Trainable
-from metajax.types import Params
+from metajax.types import PyTree
 
 
 def proto_maml(
-    embed: Callable[[Params, jax.Array], jax.Array],
+    embed: Callable[..., jax.Array],
     optimizer: optax.GradientTransformation,
     *,
     n_way: int,
@@ -25,6 +25,7 @@ def proto_maml(
     mode: GradientMode | None = None,
     trainable: Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
 ) -> Learner:
     """Proto-MAML: inner steps from a head W_c = 2 p_c, b_c = −||p_c||² of the task's prototypes p.
 
@@ -32,7 +33,8 @@ def proto_maml(
     outer gradient passes through the prototypes. A class without support examples is never chosen.
 
     Args:
-        embed: ``embed(params, inputs)`` returns features ``[examples, d]``.
+        embed: ``embed(params, inputs)`` returns features ``[examples, d]``. A keyed one makes the
+            learner keyed; the pass that makes the prototypes gets a key of its own.
         optimizer: the inner optimizer, any Optax transformation.
         n_way: classes of an episode, at least 2.
         steps: how many inner steps.
@@ -41,6 +43,7 @@ def proto_maml(
             ``metajax.adapt``.
         outer_loss: ``outer_loss(adapted, episode)`` with ``adapted`` of that structure; the query's
             cross-entropy if None.
+        select: ``select(support, index)``, the batch of an inner step; see ``metajax.adapt``.
 
     Returns:
         A ``Learner`` whose meta-parameters are the network's parameters, and whose adapted ones are
@@ -61,14 +64,9 @@ def proto_maml(
     Source: Triantafillou et al. 2020, "Meta-Dataset" (arXiv 1903.03096), section 3.
     """
     _checks.at_least("n_way", n_way, 2)
-    _checks.positive_int("steps", steps)
-    _checks.function("embed", embed, "embed(params, inputs)")
-    _checks.optimizer("optimizer", optimizer)
-    mode_of(mode, steps)
 
-    def apply(params, inputs):
-        head, features = params["head"], embed(params["body"], inputs)
-        _checks.array("what embed returns", features, "features [examples, d]")
+    def apply(params, inputs, *key):
+        head, features = params["head"], embed(params["body"], inputs, *key)
         if features.ndim != 2 or features.shape[1] != len(head["kernel"]):
             raise ArgumentError(
                 f"embed must return features [examples, {len(head['kernel'])}], as wide as the "
@@ -76,26 +74,29 @@ def proto_maml(
             )
         return features @ head["kernel"] + head["bias"]
 
-    loss_fn = losses.cross_entropy(apply)
-
-    def adapt_fn(params, support, *, observe=None):
-        features = embed(params, losses.as_masked(support).inputs)
+    def prototype_head(params, support, key) -> dict[str, jax.Array]:
+        inputs = losses.as_masked(support).inputs
+        features = keys._call("embed", embed, keys._prototype_key(key), params, inputs)
         _checks.one_width("embed", features, features)
-        examples = embedded(features, support, n_way)
+        examples = Support.of(features, support, n_way)
         prototypes = class_means(examples)
         bias = jnp.where(
             examples.counts > 0, -jnp.sum(prototypes**2, axis=-1), losses.lowest(prototypes.dtype)
         )
-        head = {"bias": bias, "kernel": 2 * prototypes.T}
-        return adapt(
-            loss_fn,
-            {"body": params, "head": head},
-            support,
-            optimizer=optimizer,
-            steps=steps,
-            mode=mode,
-            trainable=trainable,
-            observe=observe,
-        )
+        return {"bias": bias, "kernel": 2 * prototypes.T}
 
-    return Learner(lambda params: params, adapt_fn, episode_loss(loss_fn, outer_loss))
+    learner = maml(
+        losses.cross_entropy(keys._keyed_as(embed, apply)),
+        optimizer,
+        steps=steps,
+        mode=mode,
+        trainable=trainable,
+        outer_loss=outer_loss,
+        select=select,
+    )
+
+    def adapt_fn(params, support, *, observe=None, key=None):
+        start = {"body": params, "head": prototype_head(params, support, key)}
+        return learner.adapt(start, support, observe=observe, key=key)
+
+    return learner._replace(adapt=adapt_fn)

@@ -104,7 +104,7 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0, scale: float = 1.0) 
     scale = _checks.positive_float("scale", scale)
 
     def init(params):
-        dtype = jnp.result_type(*jax.tree.leaves(_checks.arrays("params", params, some=True)))
+        dtype = jnp.result_type(*jax.tree.leaves(params))
         one = jnp.ones((), dtype)
         return R2D2Params(params, jnp.log(penalty) * one, scale * one, 0 * one)
 
@@ -115,8 +115,6 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0, scale: float = 1.0) 
         weights = ridge(rows, support.members, jnp.exp(meta_params.log_lambda))
         return meta_params.scale * (query @ weights) + meta_params.bias
 
-    def network(meta_params):
-        wanted = "a R2D2Params, which learner.init makes"
-        return _checks.instance("params", meta_params, R2D2Params, wanted).params
-
-    return metric_learner(embed, score, n_way=n_way, init=init, network=network)
+    return metric_learner(
+        embed, score, n_way=n_way, init=init, network=lambda meta_params: meta_params.params
+    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from metajax import _checks, losses
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
-from metajax.learners.metric import Embed, metric_learner, with_changes
+from metajax.learners.metric import Embed, _with_changes, metric_learner
 from metajax.types import Metrics, Params
 
 Relate = Callable[[Params, jax.Array], Any]
@@ -54,8 +54,6 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
     """
     _checks.at_least("n_way", n_way, 2)
 
-    _checks.function("relate", relate, "relate(params, pairs)")
-
     def score(params, support, query):
         sums = jnp.tensordot(support.members, support.features, axes=(0, 0))
         shape = (len(query), n_way, *query.shape[1:])
@@ -63,8 +61,7 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
             [jnp.broadcast_to(sums[None], shape), jnp.broadcast_to(query[:, None], shape)], axis=-1
         )
         output = relate(params, pairs.reshape(-1, *pairs.shape[2:]))
-        relations, changed = with_changes("relate", output)
-        _checks.array("what relate returns", relations)
+        relations, changed = _with_changes("relate", output)
         if relations.shape != (len(query) * n_way,):
             raise ArgumentError(
                 f"relate must return a relation for each of {len(query) * n_way} pairs, got shape "

@@ -1,16 +1,19 @@
 """Reptile: moves the initialisation towards the adapted parameters."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from metajax import _checks
-from metajax.adapt import adapt
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, OuterLoss, episode_loss
+from metajax.learners.base import Learner, OuterLoss, adapt_to
+from metajax.learners.gradient import gradient_learner
 from metajax.modes import first_order
 from metajax.trees import Trainable, is_floating
-from metajax.types import LossFn
+from metajax.types import LossFn, PyTree
 
 
 def reptile(
@@ -21,26 +24,32 @@ def reptile(
     batch_size: int | None = None,
     trainable: Trainable = None,
     outer_loss: OuterLoss | None = None,
+    select: Callable[..., PyTree] | None = None,
+    predict: Callable[..., Any] | None = None,
 ) -> Learner:
     """Reptile: the outer gradient is θ − θ_K, so that SGD of rate ε interpolates towards θ_K.
 
     Args:
         loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
-        optimizer: the inner optimizer; the paper's is Adam with b1=0.
+        optimizer: the inner optimizer; the paper's is Adam with b1=0. Nothing is differentiated
+            through it, so that any serves, such as ``optax.lbfgs()``.
         steps: how many inner steps.
         batch_size: how many of the support set's examples (rows of every leaf) each step takes:
             step i takes the i-th run of ``batch_size`` rows of the support set in a fixed random
             order, which starts again from its head when it ends. All of them if None.
         trainable: which leaves adapt; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``; for evaluation only.
+        select: ``select(support, index)``, the batch of an inner step, in place of ``batch_size``;
+            see ``metajax.adapt``.
+        predict: ``predict(params, inputs)``, the network; see ``metajax.maml``.
 
     Returns:
         A ``Learner`` whose meta-parameters are the parameters themselves. Training reads the
         support set only and reports its loss before the last inner step.
 
     Raises:
-        ArgumentError: if ``steps`` or ``batch_size`` isn't a positive integer; when run, if the
-            support set is smaller than ``batch_size``.
+        ArgumentError: if ``steps`` or ``batch_size`` isn't a positive integer, or ``select`` is
+            given too; when run, if the support set is smaller than ``batch_size``.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -52,9 +61,9 @@ def reptile(
 
     Source: Nichol et al. 2018, "On First-Order Meta-Learning Algorithms" (arXiv 1803.02999).
     """
-    _checks.positive_int("steps", steps)
-    _checks.optimizer("optimizer", optimizer)
     size = 0 if batch_size is None else _checks.positive_int("batch_size", batch_size)
+    if size and select is not None:
+        raise ArgumentError("batch_size and select are two ways to choose batches: pass one.")
 
     def minibatch(support, index):
         rows = _checks.leading_axis("the support set", support, "example")
@@ -66,21 +75,19 @@ def reptile(
         taken = order[(index * size + jnp.arange(size)) % rows]
         return jax.tree.map(lambda leaf: leaf[taken], support)
 
-    def adapt_fn(params, support, *, observe=None):
-        return adapt(
-            loss_fn,
-            params,
-            support,
-            optimizer=optimizer,
-            steps=steps,
-            mode=first_order(),
-            trainable=trainable,
-            select=None if batch_size is None else minibatch,
-            observe=observe,
-        )
+    learner = gradient_learner(
+        loss_fn,
+        optimizer,
+        steps=steps,
+        mode=first_order(),
+        trainable=trainable,
+        outer_loss=outer_loss,
+        select=minibatch if size else select,
+        predict=predict,
+    )
 
     def gradient(params, episode):
-        adapted, info = adapt_fn(params, episode.support)
+        adapted, info = adapt_to(learner, params, episode)
         difference = jax.tree.map(
             lambda start, end: start - end if is_floating(start) else jnp.zeros_like(start),
             params,
@@ -88,4 +95,4 @@ def reptile(
         )
         return difference, {"loss": info.loss[-1]}
 
-    return Learner(lambda params: params, adapt_fn, episode_loss(loss_fn, outer_loss), gradient)
+    return learner._replace(gradient=gradient)

@@ -302,7 +302,7 @@ def supervised(loss_fn: LossFn) -> Learner:
         (True, True)
     """
 
-    def adapt(params, support, *, observe=None):
+    def adapt(params, support, *, observe=None, key=None):
         del support
         return params, nothing_learned(params, observe)
 

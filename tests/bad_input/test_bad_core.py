@@ -11,7 +11,6 @@ from toy import embed, init_params, loss_fn, make_sampler
 
 import metajax
 from metajax import losses
-from metajax.learners import multi_step_loss, warm_start
 from metajax.models import MLP
 
 SGD = optax.sgd(0.1)
@@ -74,16 +73,8 @@ ADAPTATION = [
             (0, "got 0"),
             (-1, "got -1"),
             (1.5, "1.5"),
-            (True, "True"),
-            (float("nan"), "nan"),
-            (float("inf"), "inf"),
-            ("3", "'3'"),
-            (None, "None"),
         ]
     ],
-    Row("mode", lambda: adapt(mode="mixed"), ("mode must be a GradientMode", "'mixed'")),
-    Row("optimizer-rate", lambda: adapt(optimizer=0.1), ("optimizer must be an Optax", "0.1")),
-    Row("optimizer-uncalled", lambda: adapt(optimizer=optax.sgd), ("optax.sgd(0.1)", "function")),
     Row("loss-none", lambda: adapt(lambda p, b: None), ("loss_fn must return", "NoneType")),
     Row(
         "loss-vector",
@@ -91,28 +82,14 @@ ADAPTATION = [
         ("loss_fn must return a scalar", "(8,)", "average over the examples"),
     ),
     Row("loss-integer", lambda: adapt(lambda p, b: jnp.array(1)), ("loss_fn", "int32")),
-    Row("loss-aux", lambda: adapt(lambda p, b: (0.0, {"a": "b"})), ("loss_fn", "str 'b'", "'a'")),
-    Row("loss-no-function", lambda: adapt(3), ("loss_fn must be a function", "int 3")),
-    Row("params-empty", lambda: adapt(params={}), ("params", "at least one array")),
-    Row("params-text", lambda: adapt(params={"a": "b"}), ("params", "arrays", "'b' at 'a'")),
+    Row("params-empty", lambda: adapt(params={}), ("params has no floating-point leaf",)),
     Row("params-integers", lambda: adapt(params={"a": jnp.arange(3)}), ("params", "floating")),
-    Row("support-text", lambda: adapt(support=["a"]), ("support must hold arrays", "'a'")),
-    Row("observe", lambda: adapt(observe=3), ("observe must be a function", "int 3")),
-    Row("observe-text", lambda: adapt(observe=lambda p: "a"), ("observe", "arrays", "'a'")),
-    Row("select", lambda: adapt(select=[1]), ("select must be a function", "list [1]")),
     Row("trainable", lambda: adapt(trainable=lambda path: False), ("selects no leaf", "body")),
     Row("trainable-prefix", lambda: adapt(trainable={"a": True}), ("trainable", "prefix")),
-    Row("truncated", lambda: metajax.truncated(2, mode="x"), ("mode must be", "'x'")),
     Row("levels", lambda: metajax.mixed(checkpoint_levels=-1), ("checkpoint_levels", "-1")),
 ]
 
 LEARNERS = [
-    Row("maml-mode", lambda: metajax.maml(loss_fn, SGD, steps=1, mode=1), ("mode must be", "1")),
-    Row("maml-optimizer", lambda: metajax.maml(loss_fn, 1e-3, steps=1), ("optimizer", "0.001")),
-    Row("maml-swapped", lambda: metajax.maml(SGD, loss_fn, steps=1), ("optimizer", "function")),
-    Row("maml-loss", lambda: metajax.maml(None, SGD, steps=1), ("loss_fn", "NoneType")),
-    Row("outer", lambda: metajax.anil(loss_fn, SGD, steps=1, outer_loss=2), ("outer_loss", "2")),
-    Row("reptile", lambda: metajax.reptile(loss_fn, "sgd", steps=1), ("optimizer", "'sgd'")),
     Row(
         "reptile-batch",
         lambda: metajax.reptile(loss_fn, SGD, steps=1, batch_size=0),
@@ -125,8 +102,6 @@ LEARNERS = [
         ),
         ("support set", "example axis", "(4, 3)", "(3, 1)"),
     ),
-    Row("rate", lambda: metajax.meta_sgd(loss_fn, learning_rate="0.1", steps=1), ("rate", "'0.1'")),
-    Row("rate-bool", lambda: metajax.meta_sgd(loss_fn, learning_rate=True, steps=1), ("True",)),
     Row(
         "rates-params",
         lambda: metajax.meta_sgd(loss_fn, learning_rate=0.1, steps=1).adapt(
@@ -134,34 +109,12 @@ LEARNERS = [
         ),
         ("params must be a MetaSGDParams", "learner.init"),
     ),
-    Row(
-        "damping",
-        lambda: metajax.imaml(loss_fn, SGD, steps=1, proximal=1.0, damping="a"),
-        ("damping", "'a'"),
-    ),
-    Row(
-        "context",
-        lambda: metajax.cavia(loss_fn, SGD, context="zeros", steps=1),
-        ("context", "'zeros'"),
-    ),
     Row("n-way", lambda: metajax.prototypical(embed, n_way=1), ("n_way must be at least 2", "1")),
-    Row("n-way-float", lambda: metajax.prototypical(embed, n_way=5.0), ("n_way", "5.0")),
-    Row("embed", lambda: metajax.matching(None, n_way=2), ("embed must be a function", "None")),
-    Row(
-        "embed-list",
-        lambda: of_class(
-            metajax.r2d2(lambda p, x: [1], n_way=2),
-            params=metajax.R2D2Params(PARAMS, *3 * [jnp.ones(())]),
-        ),
-        ("embed", "features", "[1]"),
-    ),
-    Row("r2d2-params", lambda: of_class(metajax.r2d2(embed, n_way=2)), ("R2D2Params",)),
     Row(
         "distance",
         lambda: metajax.prototypical(embed, n_way=2, distance="euclid"),
         ("distance must be one of 'euclidean', 'cosine'", "'euclid'"),
     ),
-    Row("relate", lambda: metajax.relation(embed, 1, n_way=2), ("relate must be a function",)),
     Row(
         "full-context",
         lambda: of_class(
@@ -169,18 +122,12 @@ LEARNERS = [
         ),
         ("full_context must return a pair",),
     ),
-    Row("weights", lambda: multi_step_loss(LEARNER, [1.0]), ("weights", "list [1.0]")),
-    Row(
-        "multi-step", lambda: multi_step_loss(loss_fn, jnp.ones(1)), ("learner must be a Learner",)
-    ),
-    Row("warm-start", lambda: warm_start(LEARNER, None, steps=1), ("then must be a Learner",)),
 ]
 
 BATCHES = [
     Row("batch-array", lambda: class_loss(PARAMS, jnp.ones((4, 3))), ("a batch must be a Batch",)),
     Row("batch-triple", lambda: class_loss(PARAMS, (1, 2, 3)), ("pair (inputs, targets)",)),
-    Row("inputs-list", lambda: class_loss(PARAMS, ([1.0], [1])), ("batch.inputs", "list [1.0]")),
-    Row("inputs-scalar", lambda: class_loss(PARAMS, (jnp.ones(()),) * 2), ("scalar",)),
+    Row("inputs-scalar", lambda: class_loss(PARAMS, (jnp.ones(()),) * 2), ("inputs", "()")),
     Row(
         "fewer-targets",
         lambda: class_loss(PARAMS, (jnp.ones((4, 3)), jnp.zeros(3, int))),
@@ -206,7 +153,6 @@ BATCHES = [
         lambda: class_loss(PARAMS, metajax.MaskedBatch(*CLASSES, None, jnp.ones(2))),
         ("batch.classes", "logits' classes, 3", "(2,)"),
     ),
-    Row("apply", lambda: losses.cross_entropy("model"), ("apply must be a function", "'model'")),
     Row(
         "squares",
         lambda: losses.mean_squared_error(linear)(PARAMS, (jnp.ones((4, 3)), jnp.ones((4, 1)))),
@@ -229,12 +175,6 @@ BATCHES = [
     ),
     Row("linen-width", other_width, ("params don't fit MLP", "(3, 2)")),
     Row("linen-model", other_model, ("params don't fit MLP", "dense_0")),
-    Row(
-        "linen-key",
-        lambda: metajax.from_linen(MLP(), 0, jnp.zeros((1, 3))),
-        ("key must be one random key", "jax.random.key(0)", "int 0"),
-    ),
-    Row("linen-class", lambda: metajax.from_linen(MLP, KEY), ("module must be", "type")),
 ]
 
 OUTER = [

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import metajax
-from metajax.learners import ridge, svm_dual
-from metajax.learners.metric import cosine_similarities
+from metajax.learners import cosine_similarities, ridge, svm_dual
 from metajax.models import FullContext, RelationHead
 
 N_WAY, SHOTS, QUERIES, WIDTH = 3, 2, 4, 5
@@ -49,7 +48,7 @@ def cross_entropy(logits, targets):
 
 
 def embedded(weights, episode):
-    (s, s_targets), (q, q_targets) = jax.tree.map(np.asarray, episode)
+    (s, s_targets), (q, q_targets) = jax.tree.map(np.asarray, episode[:2])
     return s @ np.asarray(weights), s_targets, q @ np.asarray(weights), q_targets
 
 

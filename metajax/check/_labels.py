@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.check.perturb import labelled, with_targets
-from metajax.check.subject import Seen, Subject
+from metajax.check._perturb import labelled, with_targets
+from metajax.check._subject import Seen, Subject
 from metajax.types import PyTree
 
 MOST = 32

@@ -1,5 +1,7 @@
-"""The checks of ``metajax.check_learner``, each a function of a subject that says what it saw: what
-a learner returns, and what that depends on."""
+"""The checks of ``metajax.check_learner``: what a learner returns, and what that depends on.
+
+Each is a function of a subject, and returns whether it passed and a sentence.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import trees
-from metajax.check import invariances
+from metajax.check import _invariances as invariances
+from metajax.check._labels import labels
+from metajax.check._perturb import alike, changed, labelled, parts
+from metajax.check._subject import Seen, Subject
 from metajax.check.gradients import check_gradient
-from metajax.check.labels import labels
-from metajax.check.perturb import alike, changed, parts
-from metajax.check.subject import Seen, Subject
-from metajax.errors import CheckError
-from metajax.learners.base import task_outcome
+from metajax.errors import ArgumentError, CheckError
+from metajax.keys import query_key
+from metajax.learners.base import adapt_to, task_outcome
 from metajax.types import Episode
 
 
@@ -35,8 +38,8 @@ def init(subject: Subject) -> Seen:
 
 
 def adapt(subject: Subject) -> Seen:
-    support = subject.tasks[0].support
-    found = jax.eval_shape(lambda p, s: subject.learner.adapt(p, s), subject.params, support)
+    task, learner = subject.tasks[0], subject.learner
+    found = jax.eval_shape(lambda p, task: adapt_to(learner, p, task), subject.params, task)
     if not (isinstance(found, tuple) and len(found) == 2 and hasattr(found[1], "loss")):
         return False, "adapt must return (adapted, info) with an info like metajax.AdaptInfo"
     adapted, info = found
@@ -51,9 +54,9 @@ def adapt(subject: Subject) -> Seen:
                     f"{old.dtype}{list(old.shape)}"
                 )
     observed = jax.eval_shape(
-        lambda p, s: subject.learner.adapt(p, s, observe=lambda adapted: jnp.zeros(())),
+        lambda p, task: adapt_to(learner, p, task, observe=lambda adapted: jnp.zeros(())),
         subject.params,
-        support,
+        task,
     )[1].observed
     if getattr(observed, "shape", None) != (len(info.loss) + 1,):
         return False, (
@@ -65,7 +68,7 @@ def adapt(subject: Subject) -> Seen:
 
 def loss(subject: Subject) -> Seen:
     def of(params, episode):
-        adapted, _ = subject.learner.adapt(params, episode.support)
+        adapted, _ = adapt_to(subject.learner, params, episode)
         return subject.learner.loss(adapted, episode)
 
     found = jax.eval_shape(of, subject.params, subject.tasks[0])
@@ -117,7 +120,7 @@ def support(subject: Subject, part: str = "all") -> Seen:
     what = "another support set" if part == "all" else f"other {part} in the support set"
     if other is None:
         return None, f"the support set has no {part} that can be told apart and changed"
-    adapts, counts, remark = _depends(subject, Episode(other, task.query), on_adapted=True)
+    adapts, counts, remark = _depends(subject, task._replace(support=other), on_adapted=True)
     if not adapts:
         return False, (
             f"{what} leave{'s' if part == 'all' else ''} the adapted parameters as they are: the "
@@ -135,7 +138,7 @@ def query(subject: Subject, part: str = "all") -> Seen:
     what = "another query set" if part == "all" else f"other {part} in the query set"
     if other is None:
         return None, f"the query set has no {part} that can be told apart and changed"
-    _, counts, remark = _depends(subject, Episode(task.support, other), on_adapted=False)
+    _, counts, remark = _depends(subject, task._replace(query=other), on_adapted=False)
     if not counts:
         return False, f"{what}: the loss stays as it is, so it doesn't score the query set" + (
             "" if part == "all" else f" by its {part}"
@@ -153,6 +156,32 @@ def adapted_matters(subject: Subject) -> Seen:
             f"initial ones, that it closes over (it is {float(before):.4g})"
         )
     return True, "other adapted parameters: another loss"
+
+
+def predict(subject: Subject) -> Seen:
+    task, learner = subject.tasks[0], subject.learner
+    if learner.predict is None:
+        return None, "it has no predict"
+    if not labelled(task.query):
+        return None, "inputs and targets can't be told apart"
+    options = {"key": query_key(task)} if learner.keyed else {}
+    adapted, _ = adapt_to(learner, subject.params, task)
+    try:
+        outputs = learner.predict(adapted, task.support, task.query[0], **options)
+    except ArgumentError as error:
+        return None, str(error)
+    _, metrics = learner.loss(adapted, task)
+    targets = task.query[1]
+    classes = jnp.ndim(outputs) == 2 and jnp.issubdtype(targets.dtype, jnp.integer)
+    if not classes or "accuracy" not in metrics or getattr(task.query, "mask", None) is not None:
+        return True, f"outputs of shape {jnp.shape(outputs)}"
+    right = float(jnp.mean(outputs.argmax(axis=-1) == targets))
+    if abs(right - float(metrics["accuracy"])) > 1e-6:
+        return False, (
+            f"predict has an accuracy of {right:.4g}, and the loss reports "
+            f"{float(metrics['accuracy']):.4g}"
+        )
+    return True, f"outputs of shape {jnp.shape(outputs)}, as accurate as the loss reports"
 
 
 def gradient(subject: Subject) -> Seen:
@@ -201,6 +230,7 @@ CHECKS: dict[str, Callable[[Subject], Seen]] = {
     "query": query,
     "query targets": functools.partial(query, part="targets"),
     "adapted": adapted_matters,
+    "predict": predict,
     "gradient": gradient,
     "jit": invariances.jit,
     "vmap": invariances.vmap,

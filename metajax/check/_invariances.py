@@ -1,4 +1,4 @@
-"""Checks of what must not change a learner's numbers: compilation, batching, types, another run."""
+"""Checks that compilation, batching, types and another run don't change a learner's numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from metajax import trees
-from metajax.check.perturb import alike, parting
-from metajax.check.subject import N_TASKS, Seen, Subject
+from metajax.check._perturb import alike, parting
+from metajax.check._subject import N_TASKS, Seen, Subject
+from metajax.learners.base import adapt_to
 from metajax.meta_gradient import meta_gradient
 from metajax.types import Episode, Params, PyTree
 
@@ -53,7 +54,7 @@ def _in_type(subject: Subject, dtype: Any) -> tuple[Callable, tuple[Params, Epis
     inner = meta_gradient(subject.learner, tasks_per_chunk=1)
 
     def both(params, episodes):
-        adapted, _ = subject.learner.adapt(params, jax.tree.map(lambda x: x[0], episodes.support))
+        adapted, _ = adapt_to(subject.learner, params, jax.tree.map(lambda x: x[0], episodes))
         return adapted, inner(params, episodes)[0]
 
     return both, (cast(subject.params), cast(subject.stacked))
@@ -119,12 +120,13 @@ def determinism(subject: Subject) -> Seen:
 
 
 def improvement(subject: Subject) -> Seen:
-    def curve(params, support):
-        score = lambda adapted: subject.learner.loss(adapted, Episode(support, support))[0]
-        return subject.learner.adapt(params, support, observe=score)[1].observed
+    def curve(params, task):
+        on_support = task._replace(query=task.support)
+        score = lambda adapted: subject.learner.loss(adapted, on_support)[0]
+        return adapt_to(subject.learner, params, task, observe=score)[1].observed
 
     program = jax.jit(curve)
-    rows = np.mean([program(subject.params, task.support) for task in subject.tasks], axis=0)
+    rows = np.mean([program(subject.params, task) for task in subject.tasks], axis=0)
     if len(rows) < 2:
         return None, "it takes no inner steps"
     if not rows[-1] < rows[0]:

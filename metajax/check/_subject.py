@@ -1,4 +1,4 @@
-"""What all checks of a learner share: its tasks, its programs, and what they returned."""
+"""The tasks, the programs and the first results that all checks of a learner share."""
 
 import dataclasses
 import functools
@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax.check.perturb import changed
-from metajax.learners.base import Learner
+from metajax.check._perturb import changed
+from metajax.learners.base import Learner, adapt_to
 from metajax.meta_gradient import meta_gradient
 from metajax.trees import strongly_typed
 from metajax.types import Episode, Params
@@ -22,7 +22,7 @@ N_TASKS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A learner with what all checks of it share; nothing is computed before it is asked for."""
+    """A learner and what its checks share; nothing is computed before it is asked for."""
 
     learner: Learner
     model_params: Params
@@ -52,8 +52,12 @@ class Subject:
         if isinstance(self.given, Episode):
             given = jax.tree.map(jnp.asarray, self.given)
             like = lambda number: changed(given, self.key(number), 0.1, integers=False)
-            return [given, like(2), like(3)]
-        return [self.given(self.key(2 + i)) for i in range(N_TASKS)]
+            tasks = [given, like(2), like(3)]
+        else:
+            tasks = [self.given(self.key(2 + i)) for i in range(N_TASKS)]
+        if self.learner.keyed:
+            tasks = [task._replace(key=self.key(7 + i)) for i, task in enumerate(tasks)]
+        return tasks
 
     @functools.cached_property
     def stacked(self) -> Episode:
@@ -61,7 +65,7 @@ class Subject:
 
     def outcome(self, params: Params, episode: Episode) -> tuple[Params, jax.Array]:
         """Adapted parameters and query loss."""
-        adapted, _ = self.learner.adapt(params, episode.support)
+        adapted, _ = adapt_to(self.learner, params, episode)
         return adapted, self.learner.loss(adapted, episode)[0]
 
     @functools.cached_property
