@@ -1,22 +1,25 @@
 """Networks in Flax Linen that stay fast when every task has weights of its own."""
 
+from metajax.models._attention import KVCache
 from metajax.models.conv import Conv
 from metajax.models.conv4 import Conv4, Form, adapts_in_maml
+from metajax.models.dense import Dense
 from metajax.models.full_context import FullContext
 from metajax.models.mlp import MLP
 from metajax.models.normalization import Normalization
 from metajax.models.relation_head import RelationHead
 from metajax.models.resnet12 import ResNet12
-from metajax.models.rotary import Rotary
-from metajax.models.transformer import Transformer
-from metajax.models.transformer_config import TransformerConfig
+from metajax.models.transformer import Transformer, stack_layers, unstack_layers
+from metajax.models.transformer_config import Rotary, TransformerConfig
 
 __all__ = [
     "MLP",
     "Conv",
     "Conv4",
+    "Dense",
     "Form",
     "FullContext",
+    "KVCache",
     "Normalization",
     "RelationHead",
     "ResNet12",
@@ -24,4 +27,6 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "adapts_in_maml",
+    "stack_layers",
+    "unstack_layers",
 ]
