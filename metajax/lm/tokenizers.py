@@ -107,7 +107,7 @@ class CharTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones; an ArgumentError for unknown tokens."""
         first, pieces = len(self.specials), [*self.specials, *self.characters]
-        numbers = np.asarray(ids, int).tolist()
+        numbers = np.asarray(ids).tolist()
         wrong = [str(number) for number in numbers if not 0 <= number < len(pieces)]
         if wrong:
             raise ArgumentError(f"ids must be from 0 to {len(pieces) - 1}, got {_shown(wrong)}.")
@@ -191,7 +191,7 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones."""
-        numbers = np.asarray(ids, int).tolist()
+        numbers = np.asarray(ids).tolist()
         return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(

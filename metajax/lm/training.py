@@ -50,7 +50,7 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         of rows with all targets right, as greedy decoding would write them (of rows with a target);
         and ``"tokens"``, the number of targets. Without any target, all of them and the loss are 0.
         A mean over micro-batches, such as ``meta_trainer``'s, weighs these alike, whatever their
-        numbers of targets.
+        numbers of targets. ``loss_fn.predict(params, tokens)`` gives the logits.
 
     Raises:
         ArgumentError: at trace time, if an array hasn't the shape of the tokens, or the logits
@@ -62,8 +62,14 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         >>> round(float(loss), 4), float(metrics["accuracy"])  # ln 4, and ties go to token 0
         (1.3863, 0.5)
     """
+    return _NextTokenLoss(apply)
 
-    def loss_fn(params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _NextTokenLoss:
+    apply: Apply
+
+    def __call__(self, params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         _check_batch(batch)
         tokens, segment_ids, mask = batch
         targets = tokens[:, 1:]
@@ -73,7 +79,7 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
             before, ids = segment_ids[:, :-1], segment_ids[:, 1:]
             options["segment_ids"] = before
             counted &= (ids == before) & (ids != 0)
-        logits = apply(params, tokens[:, :-1], **options)
+        logits = self.apply(params, tokens[:, :-1], **options)
         if logits.ndim != 3 or logits.shape[:-1] != targets.shape:
             raise ArgumentError(
                 f"apply must return logits [batch, length, vocab] for tokens {targets.shape}, got "
@@ -90,7 +96,9 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         metrics = {"accuracy": correct.sum() * share, "exact": exact, "tokens": count}
         return jnp.where(counted, losses, 0).sum() * share, metrics
 
-    return loss_fn
+    def predict(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Logits ``[batch, length, vocab]`` of the token after each."""
+        return self.apply(params, tokens)
 
 
 def _check_batch(batch: TokenBatch) -> None:

@@ -4,6 +4,7 @@ Logits beside those of transformers: tests/lm/test_parity.py.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,10 @@ CONFIGS = {
 }
 
 
+@functools.cache
 def model_of(config):
     model = Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     # Larger than an initialisation's, so that logits differ clearly.
     return model, jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim > 2 else leaf, params)
 
