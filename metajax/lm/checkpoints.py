@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def _read_params(folder: Path, config: TransformerConfig) -> Params:
         tensors = _tensors(folder, config, set(stored))
         flat: dict[str, np.ndarray] = {}
         for tensor in tensors:
-            value = _read(*stored[tensor.name], tensor.shape)
+            value = _read(stored[tensor.name], tensor.shape)
             if tensor.transposed:
                 value = value.T
             start = 0
@@ -88,10 +88,10 @@ def _read_params(folder: Path, config: TransformerConfig) -> Params:
                     flat[path][tensor.layer] = part
         if repeated is not None:
             embedding = flat["embed/embedding"]
-            head = _read(*repeated, embedding.shape)
+            head = _read(repeated, embedding.shape)
             if not np.array_equal(head.astype(config.dtype), embedding):
                 raise CheckpointError(
-                    f"{repeated[0]}: lm_head.weight differs from the embedding, to which "
+                    f"{repeated.file}: lm_head.weight differs from the embedding, to which "
                     "config.json's tie_word_embeddings ties it."
                 )
     # One at a time, so that no second copy of all is there.
@@ -99,10 +99,18 @@ def _read_params(folder: Path, config: TransformerConfig) -> Params:
     return flax.traverse_util.unflatten_dict(on_device, sep="/")
 
 
-def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, Any]:
-    """By canonical name: the file, its opened form, and the tensor's name in it."""
+class _Stored(NamedTuple):
+    """Where a tensor is."""
+
+    file: Path
+    opened: Any
+    name: str
+
+
+def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, _Stored]:
+    """All tensors of a folder by their canonical name."""
     safetensors = import_extra("safetensors", extra="lm")
-    found: dict[str, Any] = {}
+    found: dict[str, _Stored] = {}
     for file in _files(folder):
         try:
             opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
@@ -111,7 +119,7 @@ def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[s
         for name in opened.keys():  # noqa: SIM118, it isn't a dict
             canonical = _hf_tensors.canonical(name, config)
             if canonical is not None:
-                found[canonical] = (file, opened, name)
+                found[canonical] = _Stored(file, opened, name)
     return found
 
 
@@ -167,8 +175,9 @@ def _tensors(folder: Path, config: TransformerConfig, stored: set[str]) -> list[
     return tensors
 
 
-def _read(file: Path, opened: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _read(stored: _Stored, shape: tuple[int, ...]) -> np.ndarray:
     safetensors = import_extra("safetensors", extra="lm")
+    file, opened, name = stored
     try:
         found = tuple(opened.get_slice(name).get_shape())
         if found == shape:
