@@ -217,12 +217,13 @@ def save_pretrained(
     save_file = import_extra("safetensors.numpy", extra="lm").save_file
     shard_bytes = _checks.positive_int("shard_bytes", shard_bytes)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    own = jnp.result_type(_leaf(flat, "embed/embedding"))
-    kind = own if dtype is None else _checks.float_dtype("dtype", dtype)
-    fields = _hf_config.to_hf(config, kind)
+    if dtype is None:
+        dtype = jnp.result_type(_leaf(flat, "embed/embedding"))
+    dtype = _checks.float_dtype("dtype", dtype)
+    fields = _hf_config.to_hf(config, dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _shards(_hf_tensors.tensors(config), kind.itemsize, shard_bytes)
+    shards = _shards(_hf_tensors.tensors(config), dtype.itemsize, shard_bytes)
     files = [
         _WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         for number in range(1, len(shards) + 1)
@@ -231,12 +232,12 @@ def save_pretrained(
     for file, shard in zip(files, shards, strict=True):
         weight_map |= {tensor.name: file for tensor in shard}
         with replacing(folder / file) as temporary:
-            content = {tensor.name: _gather(tensor, flat, kind) for tensor in shard}
+            content = {tensor.name: _gather(tensor, flat, dtype) for tensor in shard}
             save_file(content, temporary, metadata={"format": "pt"})
     if len(shards) == 1:
         (folder / _INDEX).unlink(missing_ok=True)
     else:
-        total = sum(_size(tensor, kind.itemsize) for shard in shards for tensor in shard)
+        total = sum(_size(tensor, dtype.itemsize) for shard in shards for tensor in shard)
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_atomically(folder / _INDEX, json.dumps(content, indent=2) + "\n")
     write_atomically(folder / "config.json", json.dumps(fields, indent=2) + "\n")
