@@ -121,9 +121,10 @@ def pack(
 ) -> TokenBatch:
     """Packs documents into rows, several to a row, each into the first that has room.
 
-    Every token but a document's first is a target once, and none is predicted from another
-    document. ``masks`` leave targets out. A document of more than ``length + 1`` tokens is split; the last token of a piece is
-    the next one's first, where it is read but isn't a target. A piece without a target is left out.
+    Every token but a document's first is a target once, unless ``masks`` leave it out, and none is
+    predicted from another document. A document of more than ``length + 1`` tokens is split; the
+    last token of a piece is the next one's first, where it is read but isn't a target. A piece
+    without a target is left out.
 
     Args:
         documents: the tokens of each, integers ``[n]``.
