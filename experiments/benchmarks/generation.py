@@ -93,7 +93,7 @@ def programs(config: Config, name: str, folder: Path) -> dict[str, Callable[[int
     tensor = torch.tensor(prompts)
 
     def ours(mesh: Any) -> Callable[[int], np.ndarray]:
-        ready = lm.prepare(params, mesh=mesh)
+        ready = lm.decoding_params(params, mesh=mesh)
         return lambda new: np.asarray(
             lm.generate(model, ready, prompts, max_new_tokens=new, mesh=mesh).tokens[:, 0]
         )

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import logging
 import math
+import os
 import shlex
 import sys
 import types
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import platformdirs
 import tyro
 
 from metajax.errors import ArgumentError, MetajaxError
@@ -22,6 +24,11 @@ _PLACE = frozenset({"distributed", "coordinator", "processes", "process_id"})
 
 class RunError(MetajaxError, ValueError):
     """A run cannot start or go on; the message says why and what to do."""
+
+
+def cache_folder() -> Path:
+    """The folder ``METAJAX_CACHE`` names, or the user's own for what can be made again."""
+    return Path(os.environ.get("METAJAX_CACHE") or platformdirs.user_cache_dir("metajax"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def base_model(
         meta_batch=micro_batches,
         mesh=metajax.task_mesh(micro_batches),
     )
-    tokens = round(rows * (row_length + 1) * float((packed.segments != 0).mean()))
+    tokens = round(rows * (row_length + 1) * float((packed.segment_ids != 0).mean()))
     part = run._replace(name="base model", path=run.path / "base")
     fitted = common.fit(
         part,

@@ -1,11 +1,11 @@
 """A meta-learned start of LoRA: low-rank factors from which few inner steps learn a rule.
 
-python -m experiments.language.meta_lora takes a small base model (see experiments.language.test_time_training) and
-meta-trains low-rank factors of its matrices, and a rate for each, by second-order MAML through five
-inner steps on a task's examples, single lines without context. The base weights stay as they are.
-Compared, on held-out compositions and at as many inner steps, are factors from zero, by SGD and by
-Adam at the best of several rates, chosen on tasks of seen families; and a smaller model whose
-weights are all meta-trained, and all adapted, from scratch.
+python -m experiments.language.meta_lora takes a small base model (see test_time_training beside it)
+and meta-trains low-rank factors of its matrices, and a rate for each, by second-order MAML through
+five inner steps on a task's examples, single lines without context. The base weights stay as they
+are. On held-out compositions, and with as many inner steps, it compares them with factors from zero
+by SGD and by Adam, at the best of several rates, chosen on tasks of seen families; and with a
+smaller model whose weights are all meta-trained from scratch, and all adapted.
 
 Expected, words of held-out rules that are right (300 tasks): 37.5 ± 4.2 % from meta-learned
 factors, 13.2 ± 2.0 from zero by Adam and 4.9 ± 1.2 by SGD. The model from scratch learns next to
@@ -25,9 +25,16 @@ import optax
 import metajax
 from experiments import common
 from experiments.common import plots
-from experiments.language.rules import study
-from experiments.language.rules.report import test, tests_by_kind, write_results
-from experiments.language.rules.study import SEEN, RulesConfig
+from experiments.language.rules.base_model import base_model
+from experiments.language.rules.config import BASE_STEPS, SEEN, RulesConfig
+from experiments.language.rules.evaluation import (
+    TUNING_SEED,
+    draw_tasks,
+    score,
+    scores_by_kind,
+    test_tasks,
+)
+from experiments.language.rules.report import write_results
 from metajax import lm
 from metajax.errors import ArgumentError
 from metajax.lm import lora
@@ -44,16 +51,16 @@ class Config(RulesConfig):
 
     steps: int = 300
     """Meta-steps of the factors, and of the model from scratch."""
-    base_steps: int = study.BASE_STEPS
+    base_steps: int = BASE_STEPS
     """Updates of the base model."""
     meta_batch: int = 16
     """Tasks in a meta-step."""
     tasks_per_chunk: int = 8
-    """Tasks computed together: their products with the shared weights are one."""
+    """Tasks computed together."""
     inner_steps: int = 5
     """Inner steps in training and at test."""
     inner_rate: float = 0.2
-    """What the learned rates start from."""
+    """Where the learned rates start."""
     outer_rate: float = 5e-3
     """Adam's rate after the warm-up."""
     scratch_width: int = 64
@@ -68,20 +75,15 @@ class Config(RulesConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self,
-            "base_steps",
-            "meta_batch",
-            "tasks_per_chunk",
-            "inner_steps",
-            "inner_rate",
+            self, "base_steps", "meta_batch", "tasks_per_chunk", "inner_steps", "inner_rate",
             "outer_rate",
-        )
+        )  # fmt: skip
         if self.scratch_width <= 0 or self.scratch_width % 32:
             raise ArgumentError(f"scratch_width must be a multiple of 32; got {self.scratch_width}")
 
 
 class Trained(NamedTuple):
-    """What was meta-trained: ``params`` are the meta-parameters of ``learner``."""
+    """A learner, its meta-trained parameters, and the time of the training."""
 
     learner: metajax.Learner
     params: Any
@@ -124,7 +126,7 @@ def meta_train(
 
 def best_from_zero(config: Config, loss_fn: Any, variables: Any) -> dict[str, metajax.Learner]:
     """Plain factors from zero by SGD and by Adam, at the rate best on tasks of seen families."""
-    tasks = study.draw_tasks(config, SEEN, TUNING_EPISODES, seed=study.TUNING_SEED)
+    tasks = draw_tasks(config, SEEN, TUNING_EPISODES, seed=TUNING_SEED)
     found = {}
     for name, optimizer, rates in (("SGD", optax.sgd, SGD_RATES), ("Adam", optax.adam, ADAM_RATES)):
         learners = {
@@ -137,11 +139,11 @@ def best_from_zero(config: Config, loss_fn: Any, variables: Any) -> dict[str, me
             )
             for rate in rates
         }
-        scores = {
-            rate: test(learner, variables, tasks).words[:, -1].mean()
+        words = {
+            rate: score(learner, variables, tasks).words[:, -1].mean()
             for rate, learner in learners.items()
         }
-        best = max(scores, key=lambda rate: scores[rate])
+        best = max(words, key=lambda rate: words[rate])
         found[f"factors from zero, {name} at {best:g}"] = learners[best]
     return found
 
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = common.parse(Config, arguments, __doc__ or "")
     run = common.open_run("meta-lora", config)
     common.create(run)
-    base = study.base_model(run, config, config.base_steps)
+    base = base_model(run, config, config.base_steps)
     key = jax.random.key(config.seed)
     loss_fn = factors_loss(base.model)
     meta = meta_train(run, config, "lora", loss_fn, base.variables, lora.is_factor)
@@ -169,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scratch = meta_train(run, config, "scratch", lm.next_token_loss(apply), params, None)
 
     started = time.perf_counter()
-    tasks = study.test_tasks(config)
+    tasks = test_tasks(config)
     candidates = {
         name: (learner, base.variables, tasks)
         for name, learner in best_from_zero(config, loss_fn, base.variables).items()
@@ -177,18 +179,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "meta-learned factors": (meta.learner, meta.params, tasks),
         "meta-learned model, from scratch": (scratch.learner, scratch.params, tasks),
     }
-    tests = tests_by_kind(candidates)
+    scores = scores_by_kind(candidates)
     seconds = {
         "base model": base.seconds,
         "factors": meta.seconds,
         "model from scratch": scratch.seconds,
         "tests": time.perf_counter() - started,
     }
-    curves = [found.curve(name) for name, found in tests["held-out"].items()]
+    curves = [found.curve(name) for name, found in scores["held-out"].items()]
     table = write_results(
         run,
         config,
-        tests,
+        scores,
         title="A meta-learned start of LoRA",
         module="experiments.language.meta_lora",
         curves=curves,

@@ -1,14 +1,17 @@
 """Test-time training: a language model adapts to each task's few examples before it answers.
 
-python -m experiments.language.test_time_training trains a small base model on documents of worked examples,
-each document of one rule, so that it has learned to learn from its context; then it meets tasks
-whose rules are held-out compositions. Compared are: no adaptation; in-context prompting, the
-examples before the question; low-rank factors trained on the examples (LoRA, all tasks by the one
-compiled metajax.adapt), the question alone; and both together, where the factors are trained on
-documents of the examples in several orders, every one predicted from those before it.
+python -m experiments.language.test_time_training trains a small base model on documents of worked
+examples, each document of one rule, so that it learns to learn from its context. Then it meets
+tasks whose rules are held-out compositions. Four methods are compared:
+- no adaptation;
+- in-context prompting: the examples come before the question;
+- test-time training: low-rank factors (LoRA) are trained on the examples, all tasks by one compiled
+  metajax.adapt, and the question comes alone;
+- both: the factors are trained on documents of the examples in several orders, each example
+  predicted from those before it, and the examples come before the question.
 
-Akyürek et al. 2024, "The Surprising Effectiveness of Test-Time Training for Few-Shot Learning"
-(arXiv 2411.07279), is where both together, with factors for each task, are from.
+Source: Akyürek et al. 2024, "The Surprising Effectiveness of Test-Time Training for Few-Shot
+Learning" (arXiv 2411.07279), which has both together, with factors for each task.
 
 Expected, words of held-out rules that are right (300 tasks): 2.0 ± 0.8 % without adaptation,
 24.2 ± 4.1 in context, 12.1 ± 2.3 by test-time training alone, 38.7 ± 4.1 by both; 6 and a half
@@ -26,10 +29,17 @@ import optax
 
 import metajax
 from experiments import common
-from experiments.language.rules import study
-from experiments.language.rules import tasks as strings
-from experiments.language.rules.report import Test, tests_by_kind, write_results
-from experiments.language.rules.study import HELD_OUT, RulesConfig
+from experiments.language.rules.base_model import Base, base_model
+from experiments.language.rules.config import BASE_STEPS, HELD_OUT, RulesConfig
+from experiments.language.rules.evaluation import (
+    TEST_SEED,
+    Scores,
+    draw_tasks,
+    scores_by_kind,
+    test_tasks,
+)
+from experiments.language.rules.report import write_results
+from experiments.language.rules.tasks import in_context
 from metajax import lm
 from metajax.files import write_atomically
 from metajax.lm import lora
@@ -39,7 +49,7 @@ from metajax.lm import lora
 class Config(RulesConfig):
     """Options of the experiment."""
 
-    steps: int = study.BASE_STEPS
+    steps: int = BASE_STEPS
     """Updates of the base model."""
     adapt_steps: int = 16
     """Inner steps at test."""
@@ -69,14 +79,14 @@ def as_documents(episodes: metajax.Episode, key: jax.Array, orders: int) -> meta
 
     Returns:
         Support ``[tasks, orders, k_shot * line]``, of which every line's targets count; query
-        ``[tasks, query, (k_shot + 1) * line]``, a question behind the support set in its own order.
+        ``[tasks, query, (k_shot + 1) * line]``, a question after the support set as it is.
     """
 
     def document(key: jax.Array, episode: metajax.Episode) -> metajax.Episode:
         shuffle = lambda key: jax.random.permutation(key, len(episode.support.tokens))
         order = jax.vmap(shuffle)(jax.random.split(key, orders))
         support = jax.tree.map(lambda part: part[order].reshape(orders, -1), episode.support)
-        return metajax.Episode(support, strings.in_context(episode.support, episode.query))
+        return metajax.Episode(support, in_context(episode.support, episode.query))
 
     keys = jax.random.split(key, len(episodes.query.tokens))
     return jax.vmap(document)(keys, episodes)
@@ -88,22 +98,21 @@ def lora_learner(model: Any, rate: float, steps: int) -> metajax.Learner:
         lm.next_token_loss(model.apply),
         optax.adam(rate),
         steps=steps,
-        mode=metajax.first_order(),  # nobody asks for the gradient through these steps
+        mode=metajax.first_order(),  # the gradient through these steps isn't needed
         trainable=lora.is_factor,
     )
 
 
-def compare(config: Config, base: study.Base) -> dict[str, dict[str, Test]]:
-    """The tests of both forms on the same tasks, held out and seen; before the first step, nothing
-    was adapted."""
-    lines = study.test_tasks(config)
-    key = jax.random.key(study.TEST_SEED)
+def compare(config: Config, base: Base) -> dict[str, dict[str, Scores]]:
+    """The scores on the same tasks, held out and seen, as lines and as documents."""
+    lines = test_tasks(config)
+    key = jax.random.key(TEST_SEED)
     documents = {kind: as_documents(tasks, key, config.orders) for kind, tasks in lines.items()}
     forms = {
         "lines": (config.lines_rate, lines),
         "documents": (config.documents_rate, documents),
     }
-    return tests_by_kind(
+    return scores_by_kind(
         {
             name: (lora_learner(base.model, rate, config.adapt_steps), base.variables, tasks)
             for name, (rate, tasks) in forms.items()
@@ -111,21 +120,21 @@ def compare(config: Config, base: study.Base) -> dict[str, dict[str, Test]]:
     )
 
 
-def of_methods(tests: dict[str, Test]) -> dict[str, Test]:
-    """Each method's test; what wasn't adapted is what was scored before the first step."""
+def of_methods(scores: dict[str, Scores]) -> dict[str, Scores]:
+    """Each method's scores; before the first step nothing is adapted."""
     return {
-        "no adaptation": tests["lines"].at(0),
-        "in-context prompting": tests["documents"].at(0),
-        "test-time training": tests["lines"].at(-1),
-        "both": tests["documents"].at(-1),
+        "no adaptation": scores["lines"].at(0),
+        "in-context prompting": scores["documents"].at(0),
+        "test-time training": scores["lines"].at(-1),
+        "both": scores["documents"].at(-1),
     }
 
 
-def answers(config: Config, base: study.Base) -> str:
-    """One task of each held-out family: its examples, and what the model answers, greedily."""
+def answers(config: Config, base: Base) -> str:
+    """One task of each held-out family: its examples, and the model's greedy answers."""
     tokenizer, texts = config.words.tokenizer, []
     learner = lora_learner(base.model, config.documents_rate, config.adapt_steps)
-    tasks = study.draw_tasks(config, HELD_OUT, len(HELD_OUT), seed=7)
+    tasks = draw_tasks(config, HELD_OUT, len(HELD_OUT), seed=7)
     forms = as_documents(tasks, jax.random.key(7), config.orders)
     adapt = jax.jit(lambda variables, support: learner.adapt(variables, support)[0]["lora"])
     for row, family in zip(range(0, len(tasks.query.tokens), 2), HELD_OUT, strict=True):
@@ -138,9 +147,9 @@ def answers(config: Config, base: study.Base) -> str:
                 base.variables["params"],
                 prompts,
                 max_new_tokens=config.length,
-                lora=own,
+                lora=factors,
             ).tokens[:, 0]
-            for name, own in (("in context", None), ("both", adapted))
+            for name, factors in (("in context", None), ("both", adapted))
         }
         shown = tokenizer.decode(np.ravel(task.support.tokens).tolist()).split()
         texts.append(f"{family}: {', '.join(shown)}")
@@ -164,13 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = common.parse(Config, arguments, __doc__ or "")
     run = common.open_run("test-time-training", config)
     common.create(run)
-    base = study.base_model(run, config, config.steps)
+    base = base_model(run, config, config.steps)
     started = time.perf_counter()
-    tests = compare(config, base)
-    methods = {kind: of_methods(of_kind) for kind, of_kind in tests.items()}
+    scores = compare(config, base)
+    methods = {kind: of_methods(of_kind) for kind, of_kind in scores.items()}
     curves = [
-        tests["held-out"]["lines"].curve("the question alone"),
-        tests["held-out"]["documents"].curve("the examples before it"),
+        scores["held-out"]["lines"].curve("the question alone"),
+        scores["held-out"]["documents"].curve("the examples before it"),
     ]
     seconds = {"base model": base.seconds, "tests": time.perf_counter() - started}
     table = write_results(

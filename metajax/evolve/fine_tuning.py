@@ -37,7 +37,7 @@ def fine_tune(
     Texts are packed into rows; what has a higher weight is drawn more often.
 
     Args:
-        apply: ``apply(params, tokens, segments=...)`` returns logits; as for
+        apply: ``apply(params, tokens, segment_ids=...)`` returns logits; as for
             ``lm.next_token_loss``.
         optimizer: any Optax transformation; its state goes on from round to round. A schedule sees
             the steps of all accepted rounds; see ``every_round``.
@@ -97,7 +97,7 @@ def fine_tune(
         batch = rows_of(
             data, shares(kept), key, rows=pool, length=length, prompt_share=prompt_share
         )
-        real = float((batch.segments != 0).mean())
+        real = float((batch.segment_ids != 0).mean())
         if start == "base":
             state = init(base["params"], state.key)._replace(step=state.step)
         sample = jax.tree_util.Partial(draw, batch)

@@ -104,7 +104,7 @@ def written_by_model(
                 np.full((len(own), 1), begin),
                 jax.random.fold_in(key, start),
                 max_new_tokens=steps,
-                temperature=temperature,
+                sampling=lm.SamplingParams(temperature),
                 allowed=np.stack([masks[level] for level in own], axis=1),
                 mesh=mesh,
             )

@@ -88,8 +88,7 @@ def solver(
                 own,
                 jax.random.fold_in(key, start),
                 max_new_tokens=longest,
-                temperature=temperature,
-                stop_tokens=(end,),
+                sampling=lm.SamplingParams(temperature, stop_tokens=(end,)),
                 samples=samples,
                 mesh=mesh,
             )
@@ -147,11 +146,11 @@ def chunks_of(
         yield start, own + own[:1] * (size - len(own))
 
 
-def prepared(params: Params, mesh: Mesh | None = None) -> lm.Prepared:
+def prepared(params: Params, mesh: Mesh | None = None) -> lm.DecodingParams:
     """What ``generate`` reads of a model's parameters, or of these with factors beside them."""
     if isinstance(params, dict) and set(params) == {"params", "lora"}:
-        return lm.prepare(params["params"], lora=params["lora"], mesh=mesh)
-    return lm.prepare(params, mesh=mesh)
+        return lm.decoding_params(params["params"], lora=params["lora"], mesh=mesh)
+    return lm.decoding_params(params, mesh=mesh)
 
 
 def chosen(attempts: Attempts, choice: jax.Array | np.ndarray) -> Attempts:

@@ -7,102 +7,122 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.lm.sampling import choose, row_keys
-from metajax.models import Transformer, TransformerConfig
-from metajax.models.cache import Cache, empty_cache
-from metajax.models.transformer import positions_of
+from metajax.lm._sampling import SamplingParams, choose, row_keys
+from metajax.models import KVCache, Transformer, TransformerConfig
+from metajax.models._attention import positions_in_segments
 from metajax.parallel import _devices as devices
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"))
-def prefill(variables, tokens, real, config: TransformerConfig, room: int):
-    """Logits of each prompt's next token ``[prompts, vocab]``, the cache, and the token's place."""
+def prefill(variables, tokens, segment_ids, config: TransformerConfig, room: int):
+    """Puts prompts ``[prompts, length]`` into a new cache that has room for so many new tokens.
+
+    Returns:
+        Logits of each prompt's next token ``[prompts, vocab]``, the cache, and the position of that
+        token ``[prompts]``.
+    """
     batch, length = tokens.shape
-    segments = real.astype(jnp.int32)
     model: Any = Transformer(config)
     logits, cache = model.apply(
         variables,
         tokens,
-        segments=segments,
-        positions=positions_of(segments),
-        cache=empty_cache(config, batch, length + room - 1),
+        segment_ids=segment_ids,
+        positions=positions_in_segments(segment_ids),
+        cache=KVCache.empty(config, batch, length + room - 1),
         last_only=True,
     )
-    return logits[:, -1], cache, segments.sum(axis=1)
+    return logits[:, -1], cache, segment_ids.sum(axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def decode(variables, token, place, cache: Cache, config: TransformerConfig):
-    """Logits ``[rows, vocab]`` of the token after ``token [rows]``, which stands at ``place``."""
+def decode(variables, token, position, cache: KVCache, config: TransformerConfig):
+    """Logits ``[rows, vocab]`` of the token after ``token [rows]``, which is at ``position``."""
     model: Any = Transformer(config)
-    logits, cache = model.apply(variables, token[:, None], positions=place[:, None], cache=cache)
+    logits, cache = model.apply(variables, token[:, None], positions=position[:, None], cache=cache)
     return logits[:, -1], cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "choice", "room", "samples", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "room", "samples", "mesh"))
 def generate(
     variables,
     tokens,
-    real,
+    segment_ids,
     key,
     allowed,
-    new,
-    config,
-    choice,
+    max_new_tokens,
+    config: TransformerConfig,
+    sampling: SamplingParams,
     room: int,
     samples: int,
     mesh: Mesh | None,
 ):
-    """Tokens, log-probabilities and lengths, of ``prompts * samples`` rows: ``new`` tokens at most,
-    and zeros in the rest of their ``room``."""
+    """Continues each prompt ``samples`` times by at most ``max_new_tokens``.
+
+    Returns:
+        Tokens and log-probabilities ``[prompts * samples, room]``, zero after the end, and lengths
+        ``[prompts * samples]``.
+    """
     every, rows = PartitionSpec(), PartitionSpec(devices.AXIS)
-    each = allowed is not None and allowed.shape[1] > 1
-    masks = PartitionSpec(None, devices.AXIS) if each else every
-    own = devices.share(
-        functools.partial(_rows, config=config, choice=choice, room=room, samples=samples),
+    mask_per_prompt = allowed is not None and allowed.shape[1] > 1
+    masks = PartitionSpec(None, devices.AXIS) if mask_per_prompt else every
+    shared = devices.share(
+        functools.partial(_generate, config=config, sampling=sampling, room=room, samples=samples),
         mesh,
         in_specs=(every, rows, rows, rows, masks, every),
         out_specs=rows,
     )
-    return own(variables, tokens, real, row_keys(key, len(tokens) * samples), allowed, new)
+    keys = row_keys(key, len(tokens) * samples)
+    return shared(variables, tokens, segment_ids, keys, allowed, max_new_tokens)
 
 
-def _rows(variables, tokens, real, keys, allowed, new, *, config, choice, room: int, samples: int):
-    """``generate`` of one device's prompts, with a key for each of their rows."""
-    logits, cache, place = prefill(variables, tokens, real, config, room)
+def _generate(
+    variables,
+    tokens,
+    segment_ids,
+    keys,
+    allowed,
+    max_new_tokens,
+    *,
+    config,
+    sampling,
+    room,
+    samples,
+):
+    """``generate`` for one device's prompts, with a key for each row."""
+    logits, cache, position = prefill(variables, tokens, segment_ids, config, room)
     if samples > 1:
         repeat = functools.partial(jnp.repeat, repeats=samples, axis=0)
-        logits, place = repeat(logits), repeat(place)
+        logits, position = repeat(logits), repeat(position)
         cache = jax.tree.map(repeat, cache._replace(filled=None))._replace(filled=cache.filled)
         if allowed is not None and allowed.shape[1] > 1:
             allowed = jnp.repeat(allowed, samples, axis=1)
     rows = logits.shape[0]
-    stops = jnp.array(choice.stop_tokens, jnp.int32)
+    stops = jnp.array(sampling.stop_tokens, jnp.int32)
 
     def record(state, step, logits):
         done, tokens, log_probs, lengths = state
         mask = None if allowed is None else allowed[step]
-        token, log_prob = choose(logits, keys, step, mask, choice)
+        token, log_prob = choose(logits, keys, step, mask, sampling)
         tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
         log_probs = log_probs.at[:, step].set(jnp.where(done, 0, log_prob))
         lengths = lengths + ~done
         return token, (done | jnp.isin(token, stops), tokens, log_probs, lengths)
 
-    nothing = (
+    empty = (
         jnp.zeros(rows, bool),
         jnp.zeros((rows, room), jnp.int32),
         jnp.zeros((rows, room), jnp.float32),
         jnp.zeros(rows, jnp.int32),
     )
-    token, state = record(nothing, 0, logits)
+    token, state = record(empty, 0, logits)
 
     def goes_on(carry):
         step, _, _, (done, *_) = carry
-        return (step < new) & ~done.all()
+        return (step < max_new_tokens) & ~done.all()
 
     def body(carry):
         step, token, cache, state = carry
-        logits, cache = decode(variables, token, place + step - 1, cache, config)
+        logits, cache = decode(variables, token, position + step - 1, cache, config)
         token, state = record(state, step, logits)
         return step + 1, token, cache, state
 

@@ -1,28 +1,26 @@
 """Hugging Face checkpoint folders, read into Flax parameters and written from them."""
 
 import dataclasses
-import importlib
 import json
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax._extras import import_extra
 from metajax.files import replacing, write_atomically
-from metajax.lm import hf_config, hf_names
-from metajax.lm._json_file import read_object
-from metajax.lm.hf_config import CheckpointError
-from metajax.models import Transformer, TransformerConfig
-from metajax.models.transformer import unstack_layers
+from metajax.lm import _hf_config, _hf_tensors
+from metajax.lm._folder import CheckpointError, JsonFile, Kind, resolve
+from metajax.models import Transformer, TransformerConfig, unstack_layers
 from metajax.types import Params
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load_pretrained(
@@ -34,11 +32,10 @@ def load_pretrained(
     read one at a time: at most one copy of the parameters and one tensor are in memory.
 
     Args:
-        folder: the folder; or a hub's id such as ``"Qwen/Qwen3-0.6B"``, which huggingface_hub
-            downloads if it is installed.
+        folder: the folder; or a hub's id such as ``"Qwen/Qwen3-0.6B"``, which is downloaded.
         dtype: of parameters and computation; what config.json says if None.
         scan: whether the blocks are stacked; see ``TransformerConfig``.
-        remat: whether blocks are computed again in the backward pass; as there.
+        remat: whether the backward pass computes blocks again; see there.
 
     Returns:
         ``(model, params)``: ``model.apply({"params": params}, tokens)`` gives logits.
@@ -47,6 +44,7 @@ def load_pretrained(
         CheckpointError: the folder isn't there and can't be downloaded; config.json lacks a field
             or asks for what isn't supported; a file is damaged; tensors are missing, unexpected or
             of another shape.
+        ImportError: safetensors isn't installed.
 
     Example:
         >>> import jax, tempfile
@@ -59,29 +57,22 @@ def load_pretrained(
         (True, True)
     """
     folder = resolve(folder)
-    file = folder / "config.json"
-    config = hf_config.from_hf(read_object(file), str(file))
-    kind = config.dtype if dtype is None else _checks.float_dtype("dtype", dtype)
-    config = dataclasses.replace(config, dtype=kind, scan=scan, remat=remat)
-    params = _read_params(folder, dataclasses.replace(config, scan=True), kind)
+    config = _hf_config.from_hf(JsonFile.read(folder / "config.json"))
+    dtype = config.dtype if dtype is None else _checks.float_dtype("dtype", dtype)
+    config = dataclasses.replace(config, dtype=dtype, scan=scan, remat=remat)
+    params = _read_params(folder, dataclasses.replace(config, scan=True))
     return Transformer(config), params if scan else unstack_layers(params)
 
 
-def _read_params(folder: Path, config: TransformerConfig, dtype: Any) -> Params:
+def _read_params(folder: Path, config: TransformerConfig) -> Params:
+    """The parameters in ``config.dtype``, with stacked blocks."""
     with ExitStack() as stack:
         stored = _stored(folder, stack, config)
-        if config.n_layers > len(stored):  # before so many names are made
-            raise CheckpointError(
-                f"{folder}: config.json asks for {config.n_layers} blocks, but there are only "
-                f"{len(stored)} tensors."
-            )
-        wanted = {tensor.name: tensor for tensor in hf_names.tensors(config)}
-        repeated = config.tied and "lm_head.weight" in stored
-        _check_names(folder, set(wanted), set(stored) - ({"lm_head.weight"} if repeated else set()))
+        repeated = stored.pop("lm_head.weight", None) if config.tied else None
+        tensors = _tensors(folder, config, set(stored))
         flat: dict[str, np.ndarray] = {}
-        for name, tensor in wanted.items():
-            file, opened, own_name = stored[name]
-            value = _tensor(file, opened, own_name, tensor.shape)
+        for tensor in tensors:
+            value = _read(stored[tensor.name], tensor.shape)
             if tensor.transposed:
                 value = value.T
             start = 0
@@ -89,112 +80,109 @@ def _read_params(folder: Path, config: TransformerConfig, dtype: Any) -> Params:
                 part = value[..., start : start + shape[-1]]
                 start += shape[-1]
                 if tensor.layer is None:
-                    flat[path] = np.array(part, dtype)
+                    flat[path] = np.array(part, config.dtype)
                 else:
                     path = f"blocks/{path}"
                     if path not in flat:
-                        flat[path] = np.empty((config.n_layers, *shape), dtype)
+                        flat[path] = np.empty((config.n_layers, *shape), config.dtype)
                     flat[path][tensor.layer] = part
-        if repeated:
-            file, opened, own_name = stored["lm_head.weight"]
+        if repeated is not None:
             embedding = flat["embed/embedding"]
-            head = _tensor(file, opened, own_name, embedding.shape)
-            if not np.array_equal(head.astype(dtype), embedding):
+            head = _read(repeated, embedding.shape)
+            if not np.array_equal(head.astype(config.dtype), embedding):
                 raise CheckpointError(
-                    f"{file}: lm_head.weight differs from the embedding, to which config.json's "
-                    "tie_word_embeddings ties it."
+                    f"{repeated.file}: lm_head.weight differs from the embedding, to which "
+                    "config.json's tie_word_embeddings ties it."
                 )
     # One at a time, so that no second copy of all is there.
     on_device = {path: jnp.asarray(flat.pop(path)) for path in list(flat)}
     return flax.traverse_util.unflatten_dict(on_device, sep="/")
 
 
-def resolve(folder: str | Path) -> Path:
-    """A folder as it is; a hub's id as the folder that huggingface_hub downloads it to.
+class _Stored(NamedTuple):
+    """Where a tensor is."""
 
-    Raises:
-        CheckpointError: it isn't there and can't be downloaded.
-    """
-    path = _checks.path_of("folder", folder)
-    if path.is_dir():
-        return path
-    name = str(folder)
-    use_folder = "Download its files on a machine that can, and pass their folder."
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(
-            f"folder: {name} is no folder, and no hub id such as 'Qwen/Qwen3-0.6B'."
-        )
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError:
-        raise CheckpointError(
-            f"folder: {name} is no folder here. As a hub id it needs huggingface_hub "
-            f"(pip install huggingface_hub). {use_folder}"
-        ) from None
-    try:
-        return Path(
-            hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
-        )
-    except Exception as error:  # whatever the hub's client and its transport raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise CheckpointError(
-            f"folder: {name} is no folder here, and downloading it from the hub failed "
-            f"({type(error).__name__}: {first}). {use_folder}"
-        ) from error
+    file: Path
+    opened: Any
+    name: str
 
 
-def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, Any]:
-    """By canonical name: the file, its opened form, and the name in it."""
-    from safetensors import SafetensorError, safe_open
-
-    if (folder / INDEX).exists():
-        index = read_object(folder / INDEX).get("weight_map")
-        if not isinstance(index, dict) or not index:
-            raise CheckpointError(f"{folder / INDEX}: the field 'weight_map' is missing.")
-        if not all(isinstance(name, str) for name in index.values()):
-            raise CheckpointError(f"{folder / INDEX}: weight_map must map names to files' names.")
-        names = sorted(set(index.values()))
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{folder / INDEX} names files outside of its folder: {names}.")
-    elif (folder / WEIGHTS).exists():
-        names = [WEIGHTS]
-    else:
-        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}.")
-    found: dict[str, Any] = {}
-    for name in names:
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file} is missing, which {INDEX} names.")
+def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, _Stored]:
+    """All tensors of a folder by their canonical name."""
+    safetensors = import_extra("safetensors", extra="lm")
+    found: dict[str, _Stored] = {}
+    for file in _files(folder):
         try:
-            opened = stack.enter_context(safe_open(file, framework="numpy"))
-        except (SafetensorError, OSError) as error:
+            opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
+        except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is damaged or cut short: {error}.") from error
-        for stored_name in opened.keys():  # noqa: SIM118, it isn't a dict
-            known = hf_names.canonical(stored_name, config)
-            if known is not None:
-                found[known] = (file, opened, stored_name)
+        for name in opened.keys():  # noqa: SIM118, it isn't a dict
+            canonical = _hf_tensors.canonical(name, config)
+            if canonical is not None:
+                found[canonical] = _Stored(file, opened, name)
     return found
 
 
-def _check_names(folder: Path, wanted: set[str], stored: set[str]) -> None:
-    missing, unexpected = sorted(wanted - stored), sorted(stored - wanted)
-    if missing or unexpected:
-        listed = [
-            f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-            for kind, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
+def _files(folder: Path) -> list[Path]:
+    """The folder's safetensors files."""
+    if (folder / _INDEX).exists():
+        index = JsonFile.read(folder / _INDEX)
+        names = index.need("weight_map", _WEIGHT_MAP).values()
+        files = [folder / name for name in sorted(set(names))]
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(f"{missing[0]} is missing, which {_INDEX} names.")
+        return files
+    if not (folder / _WEIGHTS).is_file():
+        raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}.")
+    return [folder / _WEIGHTS]
+
+
+def _names_files(value: Any) -> bool:
+    """Whether a weight map is of names of files in its folder."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and Path(name).name == name for name in value.values())
+    )
+
+
+_WEIGHT_MAP = Kind("an object from tensors to names of files beside it", _names_files)
+
+
+def _tensors(folder: Path, config: TransformerConfig, stored: set[str]) -> list[_hf_tensors.Tensor]:
+    """The tensors to read; a CheckpointError unless they are those that are stored."""
+    if config.n_layers > len(stored):  # before so many names are made
+        raise CheckpointError(
+            f"{folder}: config.json asks for {config.n_layers} blocks, but there are only "
+            f"{len(stored)} tensors."
+        )
+    try:
+        tensors = _hf_tensors.tensors(config)
+    except (OverflowError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: config.json asks for sizes that no array can have: {error}"
+        ) from error
+    wanted = {tensor.name for tensor in tensors}
+    differences = {"missing": sorted(wanted - stored), "unexpected": sorted(stored - wanted)}
+    listed = [
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in differences.items()
+        if names
+    ]
+    if listed:
         raise CheckpointError(f"{folder}: the tensors don't fit config.json; {'; '.join(listed)}.")
+    return tensors
 
 
-def _tensor(file: Path, opened: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    from safetensors import SafetensorError
-
+def _read(stored: _Stored, shape: tuple[int, ...]) -> np.ndarray:
+    safetensors = import_extra("safetensors", extra="lm")
+    file, opened, name = stored
     try:
         found = tuple(opened.get_slice(name).get_shape())
         if found == shape:
             return opened.get_tensor(name)
-    except (SafetensorError, OSError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
         raise CheckpointError(f"{file}: {name} can't be read: {error}.") from error
     raise CheckpointError(f"{file}: {name} has shape {found}, config.json asks for {shape}.")
 
@@ -209,78 +197,82 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that ``load_pretrained`` and transformers 4 and 5 read.
 
-    Each file is written beside its place and then moved there, config.json last. What the folder
-    holds besides, such as a tokenizer, stays.
+    Each file is written beside its place and then moved there, config.json last. Other files in the
+    folder, such as a tokenizer's, stay.
 
     Args:
         folder: made if need be.
         config: the model's.
-        params: its parameters, in the layout of ``config.scan``.
-        dtype: of the stored tensors; the parameters' own if None.
+        params: its parameters, with blocks stacked or not.
+        dtype: of the stored tensors; that of the embedding if None.
         shard_bytes: the most bytes of one safetensors file, unless a single tensor has more.
 
     Raises:
         CheckpointError: no Hugging Face architecture has this configuration's parts, or a
             parameter is missing or of another shape.
+        ImportError: safetensors isn't installed.
 
     Example: see ``load_pretrained``.
     """
-    from safetensors.numpy import save_file
-
+    save_file = import_extra("safetensors.numpy", extra="lm").save_file
     shard_bytes = _checks.positive_int("shard_bytes", shard_bytes)
-    wanted = "a TransformerConfig"
-    _checks.instance("config", config, TransformerConfig, wanted)
-    try:
-        own = params["embed"]["embedding"].dtype
-    except (TypeError, KeyError, AttributeError):
-        raise CheckpointError("params: embed/embedding is missing.") from None
-    kind = own if dtype is None else _checks.float_dtype("dtype", dtype)
-    fields = hf_config.to_hf(config, kind)
-    flat, stacked = flax.traverse_util.flatten_dict(params, sep="/"), "blocks" in params
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    if dtype is None:
+        dtype = jnp.result_type(_leaf(flat, "embed/embedding"))
+    dtype = _checks.float_dtype("dtype", dtype)
+    fields = _hf_config.to_hf(config, dtype)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[list[hf_names.Tensor]] = [[]]
-    room = shard_bytes
-    for tensor in hf_names.tensors(config):
-        size = math.prod(tensor.shape) * kind.itemsize
-        if shards[-1] and size > room:
-            shards.append([])
-            room = shard_bytes
-        shards[-1].append(tensor)
-        room -= size
+    shards = _shards(_hf_tensors.tensors(config), dtype.itemsize, shard_bytes)
     files = [
-        WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         for number in range(1, len(shards) + 1)
     ]
+    weight_map: dict[str, str] = {}
     for file, shard in zip(files, shards, strict=True):
+        weight_map |= {tensor.name: file for tensor in shard}
         with replacing(folder / file) as temporary:
-            content = {tensor.name: _gather(tensor, flat, stacked, kind) for tensor in shard}
+            content = {tensor.name: _gather(tensor, flat, dtype) for tensor in shard}
             save_file(content, temporary, metadata={"format": "pt"})
-    index = folder / INDEX
     if len(shards) == 1:
-        index.unlink(missing_ok=True)
+        (folder / _INDEX).unlink(missing_ok=True)
     else:
-        weight_map = {
-            t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
-        }
-        total = sum(math.prod(t.shape) * kind.itemsize for shard in shards for t in shard)
+        total = sum(_size(tensor, dtype.itemsize) for shard in shards for tensor in shard)
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_atomically(index, json.dumps(content, indent=2) + "\n")
+        write_atomically(folder / _INDEX, json.dumps(content, indent=2) + "\n")
     write_atomically(folder / "config.json", json.dumps(fields, indent=2) + "\n")
     for stale in folder.glob("model*.safetensors"):  # of an earlier save with other shards
         if stale.name not in files:
             stale.unlink()
 
 
-def _gather(
-    tensor: hf_names.Tensor, flat: Mapping[str, Any], stacked: bool, dtype: Any
-) -> np.ndarray:
+def _size(tensor: _hf_tensors.Tensor, itemsize: int) -> int:
+    return math.prod(tensor.shape) * itemsize
+
+
+def _shards(
+    tensors: list[_hf_tensors.Tensor], itemsize: int, shard_bytes: int
+) -> list[list[_hf_tensors.Tensor]]:
+    """The tensors of each file, in order."""
+    shards: list[list[_hf_tensors.Tensor]] = [[]]
+    room = shard_bytes
+    for tensor in tensors:
+        size = _size(tensor, itemsize)
+        if shards[-1] and size > room:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(tensor)
+        room -= size
+    return shards
+
+
+def _gather(tensor: _hf_tensors.Tensor, flat: Mapping[str, Any], dtype: Any) -> np.ndarray:
     """A tensor as it is stored, from parameters by their path."""
     parts = []
     for path, shape in tensor.parts:
         if tensor.layer is None:
             part = _leaf(flat, path)
-        elif stacked:
+        elif f"blocks/{path}" in flat:
             part = _leaf(flat, f"blocks/{path}")[tensor.layer]
         else:
             part = _leaf(flat, f"block_{tensor.layer}/{path}")

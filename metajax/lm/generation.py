@@ -10,24 +10,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from metajax import _checks
-from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.errors import ArgumentError
 from metajax.lm import _decoding
-from metajax.lm.prepared import Prepared, variables_of
-from metajax.lm.sampling import allowed_of, choice_of, choose, row_keys
+from metajax.lm._params import DecodingParams, decoding_variables
+from metajax.lm._sampling import SamplingParams, checked_mask, choose, row_keys
 from metajax.models import Transformer, TransformerConfig
 from metajax.parallel import _devices as devices
 from metajax.types import Params
 
-Prompts = Sequence[Sequence[int]] | np.ndarray | jax.Array
-"""Token ids: lists of any lengths above zero, or integers ``[prompts, length]``."""
-
 _MULTIPLE = 8
-"""Lists are padded to a multiple of this, and new tokens have room for a multiple, so that not
-every length compiles a program."""
+"""Lists of prompts are padded to a multiple of this, and there is room for a multiple of new
+tokens, so that not every length compiles a program."""
+_GREEDY = SamplingParams()
 
 
 class Generated(NamedTuple):
-    """What was generated.
+    """Continuations of prompts.
 
     Attributes:
         tokens: ``[prompts, samples, max_new_tokens]``; 0 after a stop token.
@@ -43,38 +41,31 @@ class Generated(NamedTuple):
 
 def generate(
     model: Transformer,
-    params: Params | Prepared,
-    prompts: Prompts,
+    params: Params | DecodingParams,
+    prompts: Sequence[Sequence[int]] | np.ndarray | jax.Array,
     key: jax.Array | None = None,
     *,
     max_new_tokens: int,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_tokens: Sequence[int] = (),
+    sampling: SamplingParams = _GREEDY,
     samples: int = 1,
     allowed: Any = None,
     lora: Params | None = None,
     mesh: Mesh | None = None,
 ) -> Generated:
-    """Continues prompts, all at once, each token the likeliest or a random one.
+    """Continues prompts, all at once.
 
     One program: the prompts, padded on the left, go through the model once; then a loop adds a
-    token to each until all have stopped. It is compiled for each shape of its arguments, lists and
-    ``max_new_tokens`` rounded up to a multiple of 8.
+    token to each until all have stopped. It is compiled for each shape of its arguments. Lists and
+    ``max_new_tokens`` are rounded up to a multiple of 8 for this.
 
     Args:
         model: a ``Transformer``, with ``scan`` or without.
-        params: its parameters, or these from ``prepare``. Otherwise each call first copies the
-            blocks out of their stack, and all to the devices of ``mesh``.
-        prompts: token ids; see ``Prompts``.
-        key: the random key, needed for a ``temperature``. Each prompt's and sample's tokens come
-            from a key of their own.
+        params: its parameters, or for many calls what ``decoding_params`` makes of them.
+        prompts: token ids: lists of any lengths above zero, or integers ``[prompts, length]``.
+        key: the random key, needed for a temperature. Each prompt's and sample's tokens come from a
+            key of their own.
         max_new_tokens: how many tokens to add, at most.
-        temperature: what logits are divided by before a token is drawn; None for the likeliest.
-        top_k: draw among so many of the likeliest tokens only.
-        top_p: draw among the likeliest tokens whose probabilities first add up to this only.
-        stop_tokens: ids that end a text.
+        sampling: how tokens are chosen, and which of them end a text; the likeliest by default.
         samples: how many continuations of each prompt; its keys and values are computed once.
         allowed: bools ``[vocab]``, ``[max_new_tokens, vocab]`` or
             ``[max_new_tokens, prompts, vocab]``: the tokens that may be chosen at each step.
@@ -82,15 +73,12 @@ def generate(
         mesh: devices that share the prompts, from ``metajax.task_mesh``; JAX's default device if
             None. They don't wait for each other, and what is generated doesn't depend on them.
 
-    Returns:
-        A ``Generated``.
-
     Raises:
         ArgumentError: an empty prompt, or a token that isn't in the vocabulary; prompt and new
-            tokens longer than the model's ``max_length``; a temperature that isn't above 0, or one
-            without a key; ``samples`` without a temperature; ``allowed`` of another shape, or that
-            allows nothing at some step; ``top_k``, ``top_p`` or stop tokens out of range; ``lora``
-            beside prepared parameters; prompts that the devices can't share equally.
+            tokens longer than the model's ``max_length``; a temperature without a key; ``samples``
+            without a temperature; ``allowed`` of another shape, or that allows nothing at some
+            step; parameters or factors of another model; prompts that the devices can't share
+            equally.
 
     Example:
         >>> from metajax.models import TransformerConfig
@@ -99,44 +87,38 @@ def generate(
         >>> generate(model, params, [[1, 2, 3], [4]], max_new_tokens=5).tokens.shape
         (2, 1, 5)
     """
-    config = _config_of(model)
-    max_new_tokens = _checks.positive_int("max_new_tokens", max_new_tokens)
+    config, key = _checked(model, max_new_tokens, sampling, key)
     samples = _checks.positive_int("samples", samples)
-    choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
-    if temperature is None and samples > 1:
+    if sampling.temperature is None and samples > 1:
         raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
-    tokens, real = _padded(prompts, config, max_new_tokens)
+    tokens, segment_ids = _padded(prompts, config, max_new_tokens)
     devices.equal_share("prompts", len(tokens), mesh)
-    allowed = allowed_of(allowed, max_new_tokens, len(tokens), config.vocab_size)
+    allowed = checked_mask(allowed, max_new_tokens, len(tokens), config.vocab_size)
     room = _room(tokens, max_new_tokens, config)
     if allowed is not None:
         allowed = np.pad(allowed, ((0, room - max_new_tokens), (0, 0), (0, 0)), mode="edge")
-    key = jax.random.key(0) if key is None else key
-    variables = variables_of(config, params, lora, mesh)
-    new = jnp.int32(max_new_tokens)
+    variables = decoding_variables(config, params, lora, mesh)
     rows = _decoding.generate(
-        variables, tokens, real, key, allowed, new, config, choice, room, samples, mesh
-    )
+        variables, tokens, segment_ids, key, allowed, jnp.int32(max_new_tokens), config, sampling,
+        room, samples, mesh,
+    )  # fmt: skip
     grouped = (row.reshape(len(tokens), samples, *row.shape[1:]) for row in rows)
     return Generated(*(row[:, :, :max_new_tokens] if row.ndim == 3 else row for row in grouped))
 
 
 def stream(
     model: Transformer,
-    params: Params | Prepared,
+    params: Params | DecodingParams,
     prompt: Sequence[int],
     key: jax.Array | None = None,
     *,
     max_new_tokens: int,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_tokens: Sequence[int] = (),
+    sampling: SamplingParams = _GREEDY,
     lora: Params | None = None,
 ) -> Iterator[int]:
     """Yields one prompt's tokens as they come: those that ``generate`` would return.
 
-    Args and errors: as ``generate``.
+    Arguments and errors: as of ``generate``.
 
     Example:
         >>> from metajax.models import TransformerConfig
@@ -146,49 +128,50 @@ def stream(
         >>> streamed == generate(model, params, [[1, 2]], max_new_tokens=3).tokens[0, 0].tolist()
         True
     """
-    config = _config_of(model)
-    max_new_tokens = _checks.positive_int("max_new_tokens", max_new_tokens)
-    choice = choice_of(config, temperature, top_k, top_p, stop_tokens, key)
-    tokens, real = _padded([prompt], config, max_new_tokens)
-    key = jax.random.key(0) if key is None else key
-    variables = variables_of(config, params, lora, None)
-    return _stream(variables, tokens, real, key, config, choice, max_new_tokens)
+    config, key = _checked(model, max_new_tokens, sampling, key)
+    tokens, segment_ids = _padded([prompt], config, max_new_tokens)
+    variables = decoding_variables(config, params, lora, None)
+
+    def tokens_as_they_come() -> Iterator[int]:
+        room = _room(tokens, max_new_tokens, config)
+        logits, cache, position = _decoding.prefill(variables, tokens, segment_ids, config, room)
+        keys = row_keys(key, 1)
+        for step in range(max_new_tokens):
+            token, _ = choose(logits, keys, step, None, sampling)
+            yield int(token[0])
+            if int(token[0]) in sampling.stop_tokens or step + 1 == max_new_tokens:
+                return
+            logits, cache = _decoding.decode(variables, token, position + step, cache, config)
+
+    return tokens_as_they_come()
 
 
-def _stream(variables, tokens, real, key, config, choice, max_new_tokens) -> Iterator[int]:
-    room = _room(tokens, max_new_tokens, config)
-    logits, cache, place = _decoding.prefill(variables, tokens, real, config, room)
-    keys = row_keys(key, 1)
-    for step in range(max_new_tokens):
-        token, _ = choose(logits, keys, step, None, choice)
-        yield int(token[0])
-        if int(token[0]) in choice.stop_tokens or step + 1 == max_new_tokens:
-            return
-        logits, cache = _decoding.decode(variables, token, place + step, cache, config)
+def _checked(
+    model: Transformer, max_new_tokens: int, sampling: SamplingParams, key: jax.Array | None
+) -> tuple[TransformerConfig, jax.Array]:
+    """The configuration of the model that decodes, whose blocks aren't stacked, and the key."""
+    _checks.positive_int("max_new_tokens", max_new_tokens)
+    config = dataclasses.replace(model.config, scan=False)
+    for token in sampling.stop_tokens:
+        if not 0 <= token < config.vocab_size:
+            raise ArgumentError(
+                f"stop_tokens must be below vocab_size={config.vocab_size}, got {token}."
+            )
+    if key is None:
+        if sampling.temperature is not None:
+            raise ArgumentError("key must be given with a temperature: tokens are drawn at random.")
+        key = jax.random.key(0)  # isn't used
+    return config, key
 
 
-def _config_of(model: Any) -> TransformerConfig:
-    """Of the model that decodes, whose blocks aren't stacked."""
-    _checks.instance("model", model, Transformer, "a metajax.models.Transformer")
-    return dataclasses.replace(model.config, scan=False)
-
-
-def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens ``[prompts, length]``, and which of them aren't padding, on the left."""
-    as_they_are = hasattr(prompts, "shape")
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence | np.ndarray | jax.Array):
-        raise ArgumentTypeError(
-            f"prompts must be lists of tokens, got {_checks.shown(prompts)}; a tokenizer makes "
-            "them of texts."
-        )
-    if as_they_are and np.ndim(prompts) != 2:
+def _padded(prompts: Any, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segment ids ``[prompts, length]``, padded on the left."""
+    is_array = hasattr(prompts, "shape")
+    if is_array and np.ndim(prompts) != 2:
         raise ArgumentError(
             f"prompts must be [prompts, length], got an array of shape {np.shape(prompts)}."
         )
-    rows = [
-        _checks.numbers(f"prompts[{number}]", prompt, "a list of tokens")
-        for number, prompt in enumerate(prompts)
-    ]
+    rows = [np.asarray(prompt) for prompt in prompts]
     if not rows:
         raise ArgumentError("prompts must hold at least one prompt, got none.")
     for number, row in enumerate(rows):
@@ -210,13 +193,13 @@ def _padded(prompts: Prompts, config: TransformerConfig, new: int) -> tuple[np.n
             f"got {longest} + {new} tokens."
         )
     length = longest
-    if not as_they_are:
+    if not is_array:
         length = min(-(-longest // _MULTIPLE) * _MULTIPLE, config.max_length - new)
-    tokens, real = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
+    tokens, segment_ids = np.zeros((2, len(rows), length), np.int32)
     for number, row in enumerate(rows):
         tokens[number, length - row.size :] = row
-        real[number, length - row.size :] = True
-    return tokens, real
+        segment_ids[number, length - row.size :] = 1
+    return tokens, segment_ids
 
 
 def _room(tokens: np.ndarray, new: int, config: TransformerConfig) -> int:

@@ -1,4 +1,4 @@
-"""Muon for a transformer: which matrices it takes."""
+"""Optimizers for a transformer."""
 
 from typing import Any
 
@@ -37,15 +37,15 @@ def muon(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     scale, Liu et al. 2025 (arXiv 2502.16982), section 2.2.
     """
 
-    def numbers(params: Params) -> Any:
-        return jax.tree_util.tree_map_with_path(_matrix, params)
+    def dimension_numbers(params: Params) -> Any:
+        return jax.tree_util.tree_map_with_path(_in_and_out, params)
 
     return optax.contrib.muon(
-        rate, consistent_rms=0.2, adam_b2=0.99, muon_weight_dimension_numbers=numbers
+        rate, consistent_rms=0.2, adam_b2=0.99, muon_weight_dimension_numbers=dimension_numbers
     )
 
 
-def _matrix(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+def _in_and_out(path: Any, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a block's matrix are in and out; axes before these are of layers."""
     if not path[0].key.startswith("block") or path[-1].key != "kernel":
         return None

@@ -3,10 +3,11 @@
 The tensors are named by the Hugging Face model's modules. torch's linear layer is ``[out, in]``, so
 ``lora_A`` is A transposed, ``[rank, in]``, and ``lora_B`` is B transposed, ``[out, rank]``.
 
-GPT-2 has query, key and value in one matrix, so they share one adapter. Theirs are written as one
-of the sum of their ranks, A stacked and B block-diagonal, which is the same update; the blocks'
-ranks are noted in the file's metadata, so that reading gives the same three again. An adapter that
-``peft`` made for this matrix is read as three with the same A, each with its part of B.
+GPT-2 has query, key and value in one matrix, so they share one adapter. Three adapters are written
+as one whose rank is the sum of theirs, with A side by side and B block-diagonal, which is the same
+update. The file's metadata has the ranks of the blocks, so that reading gives the same three again.
+An adapter that ``peft`` made for this matrix is read as three with the same A, each with its part
+of B.
 """
 
 import itertools
@@ -20,21 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metajax._extras import import_extra
 from metajax.files import replacing, write_atomically
-from metajax.lm import hf_names, peft_config
-from metajax.lm.hf_config import CheckpointError, architecture_of
-from metajax.lm.lora import Factors
-from metajax.models import TransformerConfig
-from metajax.models.transformer import stack_layers
+from metajax.lm import _hf_tensors, _peft_config
+from metajax.lm._folder import CheckpointError
+from metajax.lm._hf_config import architecture_of
+from metajax.lm.lora import Factors, _check_fits, _flat_factors
+from metajax.models import TransformerConfig, stack_layers, unstack_layers
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _RANKS = "metajax_fused_ranks"
 
 
 class _Module:
     """A Hugging Face module: its tensors' names, and path and sides of each matrix in it."""
 
-    def __init__(self, matrix: hf_names.Tensor) -> None:
+    def __init__(self, matrix: _hf_tensors.Tensor) -> None:
         self.name, self.layer = matrix.name.removesuffix(".weight"), matrix.layer
         self.tensors = [f"base_model.model.{self.name}.lora_{side}.weight" for side in "AB"]
         block = "" if matrix.layer is None else f"block_{matrix.layer}/"
@@ -44,7 +46,8 @@ class _Module:
 
 
 def _modules(config: TransformerConfig) -> list[_Module]:
-    return [_Module(t) for t in hf_names.tensors(config) if t.parts[0][0].endswith("/kernel")]
+    tensors = _hf_tensors.tensors(config)
+    return [_Module(tensor) for tensor in tensors if tensor.parts[0][0].endswith("/kernel")]
 
 
 def _side_by_side(widths: list[int]) -> list[slice]:
@@ -64,15 +67,20 @@ def save_adapters(
         base_model_name: the folder or hub's id of the base weights, for ``peft`` to find them.
 
     Raises:
-        CheckpointError: a ValueError: no Hugging Face architecture has this configuration's parts,
-            or the factors don't fit it: none at all, at a path where it has no matrix, of another
-            shape, or of different scales for GPT-2's query, key and value.
+        CheckpointError: no Hugging Face architecture has this configuration's parts; there are no
+            factors, or some at a path where the model has no matrix; GPT-2's query, key and value
+            have different scales.
+        ArgumentError: factors don't fit their matrix.
+        ImportError: safetensors isn't installed.
 
     Example: see ``load_adapters``.
     """
-    from safetensors.numpy import save
-
-    flat, modules = _by_block(lora, config), _modules(config)
+    save = import_extra("safetensors.numpy", extra="lm").save
+    modules = _modules(config)
+    flat: dict[str, Any] = {
+        path: jax.tree.map(np.asarray, factors)
+        for path, factors in _flat_factors(unstack_layers(lora)).items()
+    }
     tensors: dict[str, np.ndarray] = {}
     sizes: dict[str, tuple[int, float]] = {}
     fused: dict[str, list[int]] = {}
@@ -90,7 +98,7 @@ def save_adapters(
         raise CheckpointError(f"lora has {min(flat)!r}, where the model has no such matrix.")
     if not sizes:
         raise CheckpointError("lora has no factors to save.")
-    fields = peft_config.fields(
+    fields = _peft_config.fields(
         sizes,
         [module.name for module in modules],
         base_model_name_or_path=base_model_name or None,
@@ -99,31 +107,9 @@ def save_adapters(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt"} | ({_RANKS: json.dumps(fused)} if fused else {})
-    with replacing(folder / WEIGHTS) as temporary:
+    with replacing(folder / _WEIGHTS) as temporary:
         temporary.write_bytes(save(tensors, metadata))
-    write_atomically(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
-
-
-def _by_block(lora: Any, config: TransformerConfig) -> dict[str, Factors]:
-    flat: dict[str, Factors] = {}
-    is_factors = lambda node: isinstance(node, Factors)
-    for keys, factors in jax.tree.leaves_with_path(lora, is_leaf=is_factors):
-        path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        if not is_factors(factors):
-            raise CheckpointError(f"lora has {type(factors).__name__} at {path!r}, not Factors.")
-        own: Any = jax.tree.map(np.asarray, factors)
-        if not path.startswith("blocks/"):
-            flat[path] = own
-            continue
-        if {own.a.shape[0], own.b.shape[0]} != {config.n_layers}:
-            raise CheckpointError(
-                f"lora: the first axis of {path!r}, of shapes {own.a.shape} and {own.b.shape}, "
-                f"must be of {config.n_layers} layers."
-            )
-        for layer in range(config.n_layers):
-            one = Factors(own.a[layer], own.b[layer], own.scale)
-            flat[path.replace("blocks", f"block_{layer}", 1)] = one
-    return flat
+    write_atomically(folder / _CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def _fuse(module: _Module, found: list[Any]) -> tuple[np.ndarray, np.ndarray, float, list[int]]:
@@ -133,18 +119,15 @@ def _fuse(module: _Module, found: list[Any]) -> tuple[np.ndarray, np.ndarray, fl
     for (path, *sides), factors in zip(module.parts, found, strict=True):
         if factors is None:
             continue
-        a, b, rank = factors.a.shape, factors.b.shape, factors.rank
-        if (a, b) != ((sides[0], rank), (rank, sides[1])):
-            raise CheckpointError(
-                f"lora: factors of shapes {a} and {b} don't fit {path!r} of shape {tuple(sides)}."
-            )
+        _check_fits(factors, tuple(sides), path)
         if factors.scale != scale:
             raise CheckpointError(
                 f"lora: {path!r} has scale {factors.scale}, another than {scale}, which the rest "
                 f"of {module.name} has: one matrix there has one scale."
             )
     ranks = [0 if factors is None else factors.rank for factors in found]
-    b = np.zeros((sum(ranks), module.sides[1]), np.result_type(*(own.b for own in present)))
+    dtype = np.result_type(*(factors.b for factors in present))
+    b = np.zeros((sum(ranks), module.sides[1]), dtype)
     for rows, columns, factors in zip(_side_by_side(ranks), module.columns, found, strict=True):
         if factors is not None:
             b[rows, columns] = factors.b
@@ -162,9 +145,10 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
         Factors in the dtype in which they are stored, in the layout of ``config.scan``.
 
     Raises:
-        CheckpointError: a ValueError: a file is missing or damaged; the config asks for what isn't
-            supported (see ``peft_config``); tensors are missing, unexpected or of another shape;
-            or ``config.scan`` would stack layers that differ in what is adapted, rank or scale.
+        CheckpointError: a file is missing or damaged; the config asks for what isn't supported;
+            tensors are missing, unexpected or of another shape; or ``config.scan`` would stack
+            layers that differ in what is adapted, rank or scale.
+        ImportError: safetensors isn't installed.
 
     Example:
         >>> import tempfile
@@ -179,15 +163,14 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
         >>> loaded["blocks"]["attention"]["query"]["kernel"].a.shape
         (2, 8, 2)
     """
-    from safetensors import SafetensorError, safe_open
-
-    file = Path(folder) / WEIGHTS
-    adapter = peft_config.AdapterConfig(Path(folder) / CONFIG)
+    safetensors = import_extra("safetensors", extra="lm")
+    file = Path(folder) / _WEIGHTS
+    adapter = _peft_config.AdapterConfig(Path(folder) / _CONFIG)
     try:
-        with safe_open(file, framework="numpy") as opened:
+        with safetensors.safe_open(file, framework="numpy") as opened:
             fused = _ranks(json.loads((opened.metadata() or {}).get(_RANKS, "{}")))
             stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is missing or damaged: {error}.") from error
     flat: dict[str, Factors] = {}
     for module in _modules(config):
@@ -229,23 +212,23 @@ def _take(stored: dict[str, Any], file: Path, module: _Module, rank: int) -> lis
 
 
 def _blocks(b: np.ndarray, module: _Module, fused: Mapping[str, list[int]]) -> list[slice]:
-    """The rows of B that belong to each part: its own block's, or all where there are no blocks."""
+    """The rows of B that belong to each part: its block's, or all where there are no blocks."""
     ranks = fused.get(module.name, [])
     if len(ranks) == len(module.parts) and sum(ranks) == b.shape[0]:
         blocks = _side_by_side(ranks)
-        inside = sum(np.count_nonzero(b[own]) for own in zip(blocks, module.columns, strict=True))
+        inside = sum(np.count_nonzero(b[at]) for at in zip(blocks, module.columns, strict=True))
         if inside == np.count_nonzero(b):
             return blocks
     return [slice(None)] * len(module.parts)
 
 
 def _check_alike(flat: Mapping[str, Factors], file: Path, n_layers: int) -> None:
-    for path, own in flat.items():
+    for path, factors in flat.items():
         top, inner = path.split("/", 1)
         for layer in range(n_layers if top.startswith("block_") else 0):
             other = flat.get(f"block_{layer}/{inner}")
-            if other is None or (other.rank, other.scale) != (own.rank, own.scale):
+            if other is None or (other.rank, other.scale) != (factors.rank, factors.scale):
                 raise CheckpointError(
-                    f"{file}: {path!r} has rank {own.rank} and scale {own.scale}, unlike layer "
-                    f"{layer}, so they can't be stacked; read them with config.scan=False."
+                    f"{file}: {path!r} has rank {factors.rank} and scale {factors.scale}, unlike "
+                    f"layer {layer}, so they can't be stacked; read them with config.scan=False."
                 )

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from metajax import _checks
-from metajax.errors import ArgumentError, ArgumentTypeError
+import numpy as np
+
+from metajax._extras import import_extra
+from metajax.errors import ArgumentError
 from metajax.files import write_atomically
-from metajax.lm import chat_templates, checkpoints
-from metajax.lm._json_file import read_object
-from metajax.lm.hf_config import CheckpointError
+from metajax.lm import _chat_templates
+from metajax.lm._folder import TEXT, TEXTS, CheckpointError, JsonFile, resolve
 
 
 class Tokenizer(Protocol):
@@ -31,13 +32,6 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], /) -> str:
         """The text of tokens."""
         ...
-
-
-def _numbers(ids: Any) -> list[int]:
-    found = _checks.numbers("ids", ids, "a list of integers")
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        raise ArgumentError(f"ids must be a list of integers, got {_checks.shown(ids)}.")
-    return found.tolist()
 
 
 def _shown(items: Sequence[str], limit: int = 20) -> str:
@@ -70,11 +64,6 @@ class CharTokenizer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "specials", tuple(self.specials))
-        wrong = [each for each in (self.characters, *self.specials) if not isinstance(each, str)]
-        if wrong:
-            raise ArgumentTypeError(
-                f"characters must be a string and specials strings, got {wrong[0]!r}."
-            )
         for name in ("characters", "specials"):
             values = list(getattr(self, name))
             twice = [value for value, count in Counter(values).items() if count > 1]
@@ -106,7 +95,6 @@ class CharTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text; an ArgumentError for characters without one."""
-        _checks.instance("text", text, str, "a string")
         try:
             return [self._numbers[character] for character in text]
         except KeyError:
@@ -119,7 +107,7 @@ class CharTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones; an ArgumentError for unknown tokens."""
         first, pieces = len(self.specials), [*self.specials, *self.characters]
-        numbers = _numbers(ids)
+        numbers = np.asarray(ids).tolist()
         wrong = [str(number) for number in numbers if not 0 <= number < len(pieces)]
         if wrong:
             raise ArgumentError(f"ids must be from 0 to {len(pieces) - 1}, got {_shown(wrong)}.")
@@ -133,16 +121,13 @@ class CharTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "CharTokenizer":
-        """Reads what ``save`` wrote; an ArgumentError where the file isn't that."""
+        """Reads what ``save`` wrote; a ValueError that names the file where it isn't that."""
+        file = JsonFile.read(Path(path))
+        characters, specials = file.need("characters", TEXT), file.need("specials", TEXTS)
         try:
-            content = read_object(Path(path))
-            if not isinstance(content["specials"], list):
-                raise ValueError("'specials' is no list")
-            return cls(content["characters"], tuple(content["specials"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArgumentError(
-                f"path: {path} holds no character tokenizer ({error!r})."
-            ) from error
+            return cls(characters, tuple(specials))
+        except ArgumentError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 class HFTokenizer:
@@ -202,19 +187,16 @@ class HFTokenizer:
 
         ``add_special_tokens`` adds those that tokenizer.json puts around every text.
         """
-        _checks.instance("text", text, str, "a string")
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones."""
-        numbers = _numbers(ids)
-        if numbers and not (min(numbers) >= 0 and max(numbers) < 2**32):
-            raise ArgumentError(f"ids must be tokens from 0 on, got {_checks.shown(numbers)}.")
+        numbers = np.asarray(ids).tolist()
         return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(
         self,
-        messages: Sequence[chat_templates.Message],
+        messages: Sequence[_chat_templates.Message],
         *,
         add_generation_prompt: bool = True,
         template: str | None = None,
@@ -240,7 +222,7 @@ class HFTokenizer:
         if template not in self.chat_templates:
             known = _shown(sorted(self.chat_templates)) or "none"
             raise ArgumentError(f"template must be one of {known}, got {template!r}.")
-        return chat_templates.render(
+        return _chat_templates.render(
             self.chat_templates[template],
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -251,11 +233,11 @@ class HFTokenizer:
 def load_tokenizer(folder: str | Path) -> HFTokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    Read are tokenizer.json and, where they are there, tokenizer_config.json with the special tokens
-    and chat templates, and chat_template.jinja, which comes before the latter's.
+    It reads tokenizer.json, and where they are there tokenizer_config.json, with special tokens and
+    chat templates, and chat_template.jinja, which takes precedence.
 
     Args:
-        folder: what ``load_pretrained`` reads, say; a hub's id too.
+        folder: the folder, or a hub's id; as for ``load_pretrained``.
 
     Raises:
         CheckpointError: if the folder or its tokenizer.json is missing, the latter hasn't a special
@@ -270,11 +252,8 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
         >>> load_tokenizer(folder).encode("world")
         [1]
     """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise chat_templates.not_installed("tokenizers", "tokenizer.json") from error
-    folder = checkpoints.resolve(folder)
+    tokenizers = import_extra("tokenizers", extra="lm")
+    folder = resolve(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"folder: {folder} has no tokenizer.json.")
@@ -284,15 +263,15 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     backend.no_truncation()  # tokenizer.json may ask for it, and for padding: that is for training
     backend.no_padding()
-    config = _object_if_there(folder / "tokenizer_config.json")
+    config = _fields(folder / "tokenizer_config.json")
     # Older folders name special tokens in a file of their own.
-    named = {**_object_if_there(folder / "special_tokens_map.json"), **config}
+    named = {**_fields(folder / "special_tokens_map.json"), **config}
     # A token is a string, or an object whose "content" is one; "add_bos_token" is neither.
     texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
     tokens = {k: v for k, v in texts.items() if k.endswith("_token") and isinstance(v, str)}
-    return HFTokenizer(backend, tokens, chat_templates.read(folder, config.get("chat_template")))
+    return HFTokenizer(backend, tokens, _chat_templates.read(folder, config.get("chat_template")))
 
 
-def _object_if_there(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing where it isn't there."""
-    return read_object(path) if path.is_file() else {}
+def _fields(path: Path) -> Mapping[str, Any]:
+    """The fields of a JSON file; none where it isn't there."""
+    return JsonFile.read(path).fields if path.is_file() else {}

@@ -1,5 +1,6 @@
 """Training language models: loss, packed rows, samplers, and the learner that doesn't adapt."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,30 +8,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
 from metajax import _checks
-from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, episode_loss, nothing_learned
 from metajax.losses import Apply
 from metajax.types import Episode, LossFn, Metrics, Params, Sampler
 
 
 class TokenBatch(NamedTuple):
-    """Rows of tokens, each of which is predicted from those before it in its document.
+    """Rows of tokens, each predicted from those before it in its document.
 
-    A model reads ``tokens[:, :-1]`` and predicts ``tokens[:, 1:]``; all three arrays have one more
-    column than it reads.
+    A model reads ``tokens[:, :-1]`` and predicts ``tokens[:, 1:]``, so all three arrays have one
+    column more than it reads.
 
     Attributes:
         tokens: integers ``[batch, length + 1]``; of padding, any token.
-        segments: integers ``[batch, length + 1]``, the document in its row that a token is of, from
-            1 on; 0 is padding. None where each row is one document. A document's first token is
-            never a target: what is before it is another's.
+        segment_ids: integers ``[batch, length + 1]``, the number of each token's document in its
+            row, from 1 on; 0 is padding. None where each row is one document. A document's first
+            token is never a target, since the token before it is of another.
         mask: ``[batch, length + 1]``, whether a token counts as a target; None if all do.
     """
 
     tokens: Any
-    segments: Any = None
+    segment_ids: Any = None
     mask: Any = None
 
 
@@ -38,17 +40,17 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
     """Mean cross-entropy of the targets that count, in float32 nats.
 
     Args:
-        apply: ``apply(params, tokens, segments=...)`` returns logits ``[batch, length, vocab]`` for
-            tokens ``[batch, length]``, as ``metajax.from_linen`` of a ``Transformer`` does;
-            ``segments`` is passed only where the batch has it.
+        apply: ``apply(params, tokens, segment_ids=...)`` returns logits
+            ``[batch, length, vocab]`` for tokens ``[batch, length]``, as ``metajax.from_linen`` of
+            a ``Transformer`` does. It gets ``segment_ids`` only where the batch has them.
 
     Returns:
-        ``loss_fn(params, batch) -> (loss, metrics)`` for a ``TokenBatch``. Metrics are
+        ``loss_fn(params, batch) -> (loss, metrics)`` for a ``TokenBatch``. The metrics are
         ``"accuracy"``, the share of targets that were the likeliest token; ``"exact"``, the share
-        of rows of which every target was, as greedy decoding would write them (of rows with a
-        target); and ``"tokens"``, the number of targets. Without any target, all of them and the
-        loss are 0. A mean over micro-batches, such as ``meta_trainer``'s, weighs these alike,
-        whatever their numbers of targets.
+        of rows with all targets right, as greedy decoding would write them (of rows with a target);
+        and ``"tokens"``, the number of targets. Without any target, all of them and the loss are 0.
+        A mean over micro-batches, such as ``meta_trainer``'s, weighs these alike, whatever their
+        numbers of targets. ``loss_fn.predict(params, tokens)`` gives the logits.
 
     Raises:
         ArgumentError: at trace time, if an array hasn't the shape of the tokens, or the logits
@@ -60,21 +62,24 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         >>> round(float(loss), 4), float(metrics["accuracy"])  # ln 4, and ties go to token 0
         (1.3863, 0.5)
     """
+    return _NextTokenLoss(apply)
 
-    _checks.function("apply", apply, "apply(params, tokens)")
 
-    def loss_fn(params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
-        _checks.instance("batch", batch, TokenBatch, "a TokenBatch")
-        tokens, segments, mask = batch
+@dataclasses.dataclass(frozen=True, eq=False)
+class _NextTokenLoss:
+    apply: Apply
+
+    def __call__(self, params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
         _check_batch(batch)
+        tokens, segment_ids, mask = batch
         targets = tokens[:, 1:]
         counted = jnp.ones(targets.shape, bool) if mask is None else mask[:, 1:].astype(bool)
         options = {}
-        if segments is not None:
-            options["segments"] = segments[:, :-1]
-            counted &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
-        logits = apply(params, tokens[:, :-1], **options)
-        _checks.array("what apply returns", logits, "logits [batch, length, vocab]")
+        if segment_ids is not None:
+            before, ids = segment_ids[:, :-1], segment_ids[:, 1:]
+            options["segment_ids"] = before
+            counted &= (ids == before) & (ids != 0)
+        logits = self.apply(params, tokens[:, :-1], **options)
         if logits.ndim != 3 or logits.shape[:-1] != targets.shape:
             raise ArgumentError(
                 f"apply must return logits [batch, length, vocab] for tokens {targets.shape}, got "
@@ -91,22 +96,23 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
         metrics = {"accuracy": correct.sum() * share, "exact": exact, "tokens": count}
         return jnp.where(counted, losses, 0).sum() * share, metrics
 
-    return loss_fn
+    def predict(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Logits ``[batch, length, vocab]`` of the token after each."""
+        return self.apply(params, tokens)
 
 
 def _check_batch(batch: TokenBatch) -> None:
-    _checks.array("tokens", batch.tokens, "integers [batch, length + 1]")
-    if not np.issubdtype(batch.tokens.dtype, np.integer):
-        raise ArgumentError(f"tokens must be integers, got {batch.tokens.dtype}.")
-    if batch.tokens.ndim != 2 or batch.tokens.shape[1] < 2:
+    tokens = batch.tokens
+    if tokens.ndim != 2 or tokens.shape[1] < 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ArgumentError(
-            f"tokens must be [batch, length + 1] with length >= 1, got shape {batch.tokens.shape}."
+            f"tokens must be integers [batch, length + 1] with length >= 1, got {tokens.dtype} of "
+            f"shape {tokens.shape}."
         )
-    for name in ("segments", "mask"):
+    for name in ("segment_ids", "mask"):
         value = getattr(batch, name)
-        if value is not None and _checks.array(name, value).shape != batch.tokens.shape:
+        if value is not None and value.shape != tokens.shape:
             raise ArgumentError(
-                f"{name} must have the shape of tokens, {batch.tokens.shape}, got {value.shape}."
+                f"{name} must have the shape of tokens, {tokens.shape}, got {value.shape}."
             )
 
 
@@ -115,16 +121,17 @@ def pack(
 ) -> TokenBatch:
     """Packs documents into rows, several to a row, each into the first that has room.
 
-    No target is lost, but a document's first token, and none crosses a border. A document of more
-    than ``length + 1`` tokens is split; the last token of a piece is the next one's first, which is
-    there to be read. A piece without a target is left out.
+    Every token but a document's first is a target once, unless ``masks`` leave it out, and none is
+    predicted from another document. A document of more than ``length + 1`` tokens is split; the
+    last token of a piece is the next one's first, where it is read but isn't a target. A piece
+    without a target is left out.
 
     Args:
-        documents: each the tokens ``[n]`` of one, any integers.
+        documents: the tokens of each, integers ``[n]``.
         length: how many tokens a model reads of a row.
         masks: for each document ``[n]``, which of its tokens are targets, such as an answer's
             without its question; all if None.
-        padding: the token of what is left of a row.
+        padding: the token that fills rows up.
 
     Returns:
         A ``TokenBatch`` of NumPy arrays ``[rows, length + 1]``; ``mask`` is True at targets alone,
@@ -140,17 +147,13 @@ def pack(
                [4, 5, 6, 0, 0]], dtype=int32)
     """
     length = _checks.positive_int("length", length)
-    for name, value in (("documents", documents), ("masks", masks)):
-        if value is not None and (isinstance(value, str) or not hasattr(value, "__len__")):
-            raise ArgumentTypeError(f"{name} must be a list of lists, got {_checks.shown(value)}.")
-    padding = _checks.non_negative_int("padding", padding)
     pieces = list(_pieces(documents, length, masks))
     if not pieces:
         raise ArgumentError(f"documents: none of the {len(documents)} has a target.")
     room = np.full(len(pieces), length + 1)
     taken = np.zeros(len(pieces), np.int32)  # documents in each row
     shape = (len(pieces), length + 1)
-    tokens, segments = np.full(shape, padding, np.int32), np.zeros(shape, np.int32)
+    tokens, segment_ids = np.full(shape, padding, np.int32), np.zeros(shape, np.int32)
     targets = np.zeros(shape, bool)
     rows = 0
     for piece, mask in pieces:
@@ -161,8 +164,8 @@ def pack(
         here = slice(start, start + len(piece))
         taken[row] += 1
         room[row] -= len(piece)
-        tokens[row, here], segments[row, here], targets[row, here] = piece, taken[row], mask
-    return TokenBatch(tokens[:rows], segments[:rows], targets[:rows])
+        tokens[row, here], segment_ids[row, here], targets[row, here] = piece, taken[row], mask
+    return TokenBatch(tokens[:rows], segment_ids[:rows], targets[:rows])
 
 
 def _pieces(documents: Sequence[Any], length: int, masks: Sequence[Any] | None):
@@ -172,7 +175,7 @@ def _pieces(documents: Sequence[Any], length: int, masks: Sequence[Any] | None):
             f"masks must be as many as documents, {len(documents)}, got {len(masks)}."
         )
     for index, document in enumerate(documents):
-        document = _checks.numbers(f"documents[{index}]", document, "integers [n]")
+        document = np.asarray(document)
         if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
             raise ArgumentError(
                 f"documents[{index}] must be integers [n], got {document.dtype} of shape "
@@ -192,7 +195,26 @@ def _pieces(documents: Sequence[Any], length: int, masks: Sequence[Any] | None):
                 yield document[piece], targets
 
 
-def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array], TokenBatch]:
+@dataclasses.dataclass(frozen=True)
+class _DrawWindows:
+    length: int
+    batch: int
+
+    def __call__(self, text: jax.Array, key: jax.Array) -> TokenBatch:
+        starts = jax.random.randint(key, (self.batch, 1), 0, len(text) - self.length)
+        return TokenBatch(text[starts + jnp.arange(self.length + 1)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _DrawRows:
+    batch: int
+
+    def __call__(self, rows: TokenBatch, key: jax.Array) -> TokenBatch:
+        chosen = jax.random.randint(key, (self.batch,), 0, len(rows.tokens))
+        return jax.tree.map(lambda leaf: leaf[chosen], rows)
+
+
+def text_sampler(tokens: Any, *, length: int, batch: int) -> Partial:
     """Random windows of one long text, each start as likely as any other.
 
     Args:
@@ -201,8 +223,8 @@ def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array
         batch: windows in a batch.
 
     Returns:
-        ``draw(key) -> TokenBatch`` with tokens ``[batch, length + 1]``, pure JAX; see
-        ``as_episodes``.
+        ``draw(key) -> TokenBatch`` with tokens ``[batch, length + 1]``; a pytree whose leaf is the
+        text. For ``as_episodes``.
 
     Raises:
         ArgumentError: if ``length`` or ``batch`` isn't a positive integer, or the text isn't
@@ -213,24 +235,16 @@ def text_sampler(tokens: Any, *, length: int, batch: int) -> Callable[[jax.Array
         Array([[0, 1, 2, 3, 4]], dtype=int32)
     """
     length, batch = _checks.positive_int("length", length), _checks.positive_int("batch", batch)
-    text = tokens
-    if not isinstance(tokens, jax.Array):
-        text = _checks.numbers("tokens", tokens, "integers [n]")
-    if text.ndim != 1 or not np.issubdtype(text.dtype, np.integer) or len(text) <= length:
+    text = jnp.asarray(tokens)
+    if text.ndim != 1 or not jnp.issubdtype(text.dtype, jnp.integer) or len(text) <= length:
         raise ArgumentError(
             f"tokens must be integers [n] with n > length={length}, got {text.dtype} of shape "
             f"{text.shape}."
         )
-    text = jnp.asarray(text)
-
-    def draw(key: jax.Array) -> TokenBatch:
-        starts = jax.random.randint(key, (batch, 1), 0, len(text) - length)
-        return TokenBatch(text[starts + jnp.arange(length + 1)])
-
-    return draw
+    return Partial(_DrawWindows(length, batch), text)
 
 
-def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenBatch]:
+def row_sampler(rows: TokenBatch, *, batch: int) -> Partial:
     """Random rows, such as ``pack``'s, drawn with replacement.
 
     Args:
@@ -238,11 +252,12 @@ def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenB
         batch: rows in a batch.
 
     Returns:
-        ``draw(key) -> TokenBatch`` with arrays ``[batch, length + 1]``, pure JAX; see
-        ``as_episodes``.
+        ``draw(key) -> TokenBatch`` with arrays ``[batch, length + 1]``; a pytree whose leaves are
+        the rows. For ``as_episodes``.
 
     Raises:
-        ArgumentError: if ``batch`` isn't a positive integer, or the arrays differ in shape.
+        ArgumentError: if ``batch`` isn't a positive integer, there is no row, or the arrays differ
+            in shape.
 
     Example:
         >>> rows = pack([[1, 2, 3]], length=2)
@@ -250,23 +265,17 @@ def row_sampler(rows: TokenBatch, *, batch: int) -> Callable[[jax.Array], TokenB
         [[1, 2, 3], [1, 2, 3]]
     """
     batch = _checks.positive_int("batch", batch)
-    _check_batch(_checks.instance("rows", rows, TokenBatch, "a TokenBatch"))
+    _check_batch(rows)
     if not len(rows.tokens):
         raise ArgumentError("rows must hold at least one row, got none.")
-    on_device = jax.tree.map(jnp.asarray, rows)
-
-    def draw(key: jax.Array) -> TokenBatch:
-        chosen = jax.random.randint(key, (batch,), 0, len(on_device.tokens))
-        return jax.tree.map(lambda leaf: leaf[chosen], on_device)
-
-    return draw
+    return Partial(_DrawRows(batch), jax.tree.map(jnp.asarray, rows))
 
 
 def as_episodes(draw: Callable[[jax.Array], Any]) -> Sampler:
-    """Batches as tasks with nothing to learn from: the batch is the query, the support None.
+    """Batches as tasks with nothing to learn from: the batch is the query set, the support is None.
 
-    Raises:
-        ArgumentTypeError: ``draw`` isn't a function.
+    Returns:
+        ``sample(key) -> Episode``; a pytree with the leaves of ``draw`` where that is one.
 
     Example:
         >>> sample = as_episodes(text_sampler(jnp.arange(9), length=4, batch=2))
@@ -274,17 +283,21 @@ def as_episodes(draw: Callable[[jax.Array], Any]) -> Sampler:
         >>> episode.support is None, episode.query.tokens.shape
         (True, (2, 5))
     """
-    _checks.function("draw", draw, "draw(key)")
-    return lambda key, /: Episode(None, draw(_checks.key("key", key)))
+    if isinstance(draw, Partial):
+        return Partial(_episode, draw)
+    return lambda key, /: Episode(None, draw(key))
+
+
+def _episode(draw: Partial, key: jax.Array) -> Episode:
+    return Episode(None, draw(key))
 
 
 def supervised(loss_fn: LossFn) -> Learner:
     """Ordinary training as a learner: it doesn't adapt, and its loss is that of the query batch.
 
-    With it ``meta_trainer`` trains a model like any other: a task is a micro-batch (see
-    ``as_episodes``), ``meta_batch`` is how many are accumulated before an update,
-    ``tasks_per_chunk`` how many of them are in memory together, and a ``mesh`` shares them among
-    devices.
+    With it ``meta_trainer`` trains any model: a task is a micro-batch (see ``as_episodes``),
+    ``meta_batch`` is how many are accumulated before an update, ``tasks_per_chunk`` is how many are
+    in memory together, and a ``mesh`` shares them among devices.
 
     Args:
         loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
@@ -303,7 +316,7 @@ def supervised(loss_fn: LossFn) -> Learner:
     """
 
     def adapt(params, support, *, observe=None, key=None):
-        del support
+        del support, key
         return params, nothing_learned(params, observe)
 
     return Learner(lambda params: params, adapt, episode_loss(loss_fn, None))

@@ -1,4 +1,4 @@
-"""A fully connected layer to whose matrix low-rank factors may be added."""
+"""A fully connected layer with optional low-rank factors beside its matrix."""
 
 from typing import Any
 
@@ -7,33 +7,16 @@ import jax
 import jax.numpy as jnp
 
 
-def times_rows(x: jax.Array, rows: jax.Array, dtype: Any) -> jax.Array:
-    """``x Wᵀ`` of few ``x`` ``[..., n]`` with a large W ``[features, n]``.
-
-    For a tied head, whose matrix comes in rows: W as the left operand, its rows in order, is the
-    fastest form of this for XLA on a CPU.
-
-    Example:
-        >>> times_rows(jnp.ones((2, 1, 3)), jnp.ones((4, 3)), jnp.float32).shape
-        (2, 1, 4)
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(
-        rows, flat, (((1,), (1,)), ((), ())), preferred_element_type=dtype
-    )
-    return product.T.reshape(*x.shape[:-1], rows.shape[0])
-
-
 class Dense(nn.Module):
     """``x W + b``; where a collection ``"lora"`` holds factors of ``kernel``, ``+ s (x A) B``.
 
-    The factors are applied to ``x``, not added to W: under ``vmap`` over tasks that have factors of
-    their own, ``x W`` stays one product with the shared matrix.
+    The factors are applied to ``x``, not added to W: under ``vmap`` over tasks with factors for
+    each, ``x W`` stays one product with the shared matrix.
 
     Attributes:
         features: width of the output.
         use_bias: whether there is a ``b``.
-        dtype: what is computed in.
+        dtype: dtype of the computation.
         scale: standard deviation of the initial W.
 
     Example:

@@ -9,31 +9,30 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.models.cache import Cache, attend
-from metajax.models.dense import Dense, times_rows
-from metajax.models.rotary import rotate, rotations
-from metajax.models.transformer_config import ACTIVATIONS, TransformerConfig
+from metajax.models._attention import (
+    KVCache,
+    attend_to_cache,
+    positions_in_segments,
+    rotate,
+    rotations,
+)
+from metajax.models.dense import Dense
+from metajax.models.transformer_config import TransformerConfig
 from metajax.types import Params
 
-
-def positions_of(segments: jax.Array) -> jax.Array:
-    """Each token's place in its segment, of runs of equal segments ``[batch, length]``.
-
-    Example:
-        >>> positions_of(jnp.array([[0, 0, 1, 1, 1, 2, 2]]))
-        Array([[0, 1, 0, 1, 2, 0, 1]], dtype=int32)
-    """
-    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
-    starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+_ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
 
 
-class _Step(NamedTuple):
-    """What all blocks share: rotations, who sees whom, and where the cache is written."""
+class _Shared(NamedTuple):
+    """What all blocks share."""
 
     rotations: tuple[jax.Array, jax.Array] | None
     mask: jax.Array  # [batch, 1, queries, keys]
-    first: Any
+    start: Any  # the first slot of the cache to write to
 
 
 def _norm(config: TransformerConfig, name: str) -> nn.Module:
@@ -47,7 +46,7 @@ class _Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, step: _Step, stored: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, shared: _Shared, cached: Any) -> tuple[jax.Array, Any]:
         config = self.config
         batch, length, _ = x.shape
 
@@ -60,22 +59,21 @@ class _Attention(nn.Module):
         if config.qk_norm:
             query = nn.RMSNorm(config.norm_eps, dtype=config.dtype, name="query_norm")(query)
             key = nn.RMSNorm(config.norm_eps, dtype=config.dtype, name="key_norm")(key)
-        if step.rotations is not None:
-            query, key = (rotate(side, step.rotations) for side in (query, key))
-        if stored is None:
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=step.mask)
+        if shared.rotations is not None:
+            query, key = (rotate(side, shared.rotations) for side in (query, key))
+        if cached is None:
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=shared.mask)
         else:
             keys, values = (
-                jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2), (0, 0, step.first, 0))
-                for old, new in zip(stored, (key, value), strict=True)
+                jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2), (0, 0, shared.start, 0))
+                for old, new in zip(cached, (key, value), strict=True)
             )
-            stored = (keys, values)
-            mixed = attend(query, keys, values, step.mask)
+            cached = (keys, values)
+            mixed = attend_to_cache(query, keys, values, shared.mask)
         mixed = mixed.reshape(batch, length, -1)
         scale = 0.02 / math.sqrt(2 * config.n_layers)
-        return Dense(config.width, config.output_bias, config.dtype, scale, name="output")(
-            mixed
-        ), stored
+        output = Dense(config.width, config.output_bias, config.dtype, scale, name="output")
+        return output(mixed), cached
 
 
 class _MLP(nn.Module):
@@ -89,7 +87,7 @@ class _MLP(nn.Module):
             gate = Dense(config.mlp_width, config.mlp_bias, config.dtype, name="gate")(x)
             hidden = jax.nn.silu(gate) * hidden
         else:
-            hidden = ACTIVATIONS[config.activation](hidden)
+            hidden = _ACTIVATIONS[config.activation](hidden)
         scale = 0.02 / math.sqrt(2 * config.n_layers)
         return Dense(config.width, config.mlp_bias, config.dtype, scale, name="down")(hidden)
 
@@ -98,25 +96,25 @@ class _Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, stored: Any, step: _Step) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, cached: Any, shared: _Shared) -> tuple[jax.Array, Any]:
         config = self.config
         normed = _norm(config, "attention_norm")(x)
-        mixed, stored = _Attention(config, name="attention")(normed, step, stored)
+        mixed, cached = _Attention(config, name="attention")(normed, shared, cached)
         x = x + mixed
-        return x + _MLP(config, name="mlp")(_norm(config, "mlp_norm")(x)), stored
+        return x + _MLP(config, name="mlp")(_norm(config, "mlp_norm")(x)), cached
 
 
 class Transformer(nn.Module):
-    """A decoder-only transformer, normalised before each part.
+    """A decoder-only transformer with normalisation before each part.
 
-    Parameters: ``embed/embedding`` ``[vocab, width]``, with learned positions
-    ``positions/embedding``, the blocks' under ``blocks`` with a leading axis of layers (or without
-    ``scan`` under ``block_0``, ...), ``norm``, and ``head/kernel`` where it isn't tied. What a
-    collection ``"lora"`` beside ``"params"`` holds is added to the matrices of the same path; see
+    Parameters: ``embed/embedding`` ``[vocab, width]``, ``positions/embedding`` where positions are
+    learned, the blocks under ``blocks`` with a leading axis of layers (without ``scan`` under
+    ``block_0``, ...), ``norm``, and ``head/kernel`` where the head isn't tied. Low-rank factors in
+    a collection ``"lora"`` are applied beside the matrices of the same path; see
     ``metajax.lm.lora``.
 
     Attributes:
-        config: what it is made of.
+        config: its configuration.
 
     Example:
         >>> config = TransformerConfig.llama(vocab_size=11, width=8, n_layers=2, n_heads=2)
@@ -133,69 +131,65 @@ class Transformer(nn.Module):
         self,
         tokens: jax.Array,
         *,
-        segments: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         last_only: bool = False,
     ) -> Any:
-        """Logits ``[batch, length, vocab]`` in float32 of the token after each.
+        """Logits of the token after each, ``[batch, length, vocab]`` in float32.
 
         Args:
             tokens: integers ``[batch, length]``.
-            segments: ``[batch, length]``: a token sees earlier ones of its own segment, such as a
-                document's in a packed sequence. 0 (or False) is padding, left or right. One segment
-                if None.
-            positions: ``[batch, length]``, each token's place; its place in its segment if None.
-            cache: tokens before these. They then go into its next slots, which must be there, and a
-                pair ``(logits, cache)`` is returned. ``positions`` must be given.
+            segment_ids: ``[batch, length]``: a token sees the earlier ones with its id, such as
+                those of its document in a packed row. 0 (or False) is padding, left or right. One
+                segment if None.
+            positions: ``[batch, length]``; each token's position in its segment if None.
+            cache: the tokens before these. These tokens are then written into its next slots, which
+                must be there, and the result is ``(logits, cache)``. ``positions`` must be given.
             last_only: whether to compute the last token's logits alone, ``[batch, 1, vocab]``.
 
         Raises:
-            ArgumentError: tokens aren't integers ``[batch, length]``, or more than ``max_length``;
-                segments or positions of another shape; a cache with ``scan``, or without positions.
+            ArgumentError: tokens aren't integers ``[batch, length]``, or are more than
+                ``max_length``; ids or positions of another shape; a cache with ``scan``, or without
+                positions.
         """
         config = self.config
-        _check(config, tokens, segments, positions, cache)
-        own = jnp.ones(tokens.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
-        if positions is None:
-            positions = positions_of(own)
+        _check(config, tokens, segment_ids, positions, cache)
         length = tokens.shape[1]
+        if segment_ids is None:
+            segment_ids = jnp.ones(tokens.shape, jnp.int32)
+        segment_ids = segment_ids.astype(jnp.int32)
+        if positions is None:
+            positions = positions_in_segments(segment_ids)
         if cache is None:
-            seen, first = own, 0
+            start, key_ids = 0, segment_ids
         else:
-            first = cache.filled
-            seen = jax.lax.dynamic_update_slice(cache.segments, own, (0, first))
-        order = first + jnp.arange(length)
-        causal = jnp.arange(seen.shape[1]) <= order[:, None]
-        same = (own[:, :, None] == seen[:, None, :]) & (seen != 0)[:, None, :]
-        mask = (causal & same)[:, None]
-        turns = None
+            start = cache.filled
+            key_ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
+        causal = jnp.arange(key_ids.shape[1]) <= (start + jnp.arange(length))[:, None]
+        same = segment_ids[:, :, None] == key_ids[:, None, :]
+        mask = (causal & same & (key_ids != 0)[:, None, :])[:, None]
+        cos_sin = None
         if config.positions == "rotary":
-            turns = rotations(positions, config.rotary, config.head_dim)
+            cos_sin = rotations(positions, config.rotary, config.head_dim)
             if cache is not None:
                 # Or XLA computes sines and cosines again in every block, for every head.
-                turns = jax.lax.optimization_barrier(turns)
-        step = _Step(turns, mask, first)
+                cos_sin = jax.lax.optimization_barrier(cos_sin)
+        shared = _Shared(cos_sin, mask, start)
 
-        embed = nn.Embed(
-            config.vocab_size,
-            config.width,
-            dtype=config.dtype,
-            embedding_init=nn.initializers.normal(0.02),
-            name="embed",
-        )
+        def embedding(rows: int, name: str) -> nn.Embed:
+            initial = nn.initializers.normal(0.02)
+            return nn.Embed(
+                rows, config.width, dtype=config.dtype, embedding_init=initial, name=name
+            )
+
+        embed = embedding(config.vocab_size, "embed")
         x = embed(tokens)
         if config.positions == "learned":
-            x = x + nn.Embed(
-                config.max_length,
-                config.width,
-                dtype=config.dtype,
-                embedding_init=nn.initializers.normal(0.02),
-                name="positions",
-            )(positions)
+            x = x + embedding(config.max_length, "positions")(positions)
 
         block = nn.remat(_Block, prevent_cse=not config.scan) if config.remat else _Block
-        stored = []
+        written = []
         if config.scan:
             blocks = nn.scan(
                 block,
@@ -204,12 +198,12 @@ class Transformer(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=config.n_layers,
             )
-            x, _ = blocks(config, name="blocks")(x, None, step)
+            x, _ = blocks(config, name="blocks")(x, None, shared)
         else:
             for layer in range(config.n_layers):
-                before = None if cache is None else (cache.keys[layer], cache.values[layer])
-                x, after = block(config, name=f"block_{layer}")(x, before, step)
-                stored.append(after)
+                cached = None if cache is None else (cache.keys[layer], cache.values[layer])
+                x, cached = block(config, name=f"block_{layer}")(x, cached, shared)
+                written.append(cached)
 
         if last_only:
             x = x[:, -1:]
@@ -219,18 +213,29 @@ class Transformer(nn.Module):
             if cache is None:
                 logits = jnp.matmul(x, rows.T, preferred_element_type=jnp.float32)
             else:
-                logits = times_rows(x, rows, jnp.float32)
+                logits = _times_rows(x, rows)
         else:
             logits = Dense(config.vocab_size, False, config.dtype, name="head")(x, jnp.float32)
         if cache is None:
             return logits
-        keys, values = zip(*stored, strict=True)
-        return logits, Cache(keys, values, seen, cache.filled + length)
+        keys, values = zip(*written, strict=True)
+        return logits, KVCache(keys, values, key_ids, cache.filled + length)
 
 
-def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any, cache: Any):
-    _checks.array("tokens", tokens, "integers [batch, length]")
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+def _times_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """``x Wᵀ`` in float32, of few ``x`` ``[..., n]`` and a large W ``[features, n]``.
+
+    W as the left operand, its rows in order, is the fastest form of this for XLA on a CPU.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    product = jax.lax.dot_general(
+        rows, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return product.T.reshape(*x.shape[:-1], rows.shape[0])
+
+
+def _check(config: TransformerConfig, tokens: Any, segment_ids: Any, positions: Any, cache: Any):
+    if jnp.ndim(tokens) != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ArgumentError(
             f"tokens must be integers [batch, length], got {tokens.dtype}{list(tokens.shape)}."
         )
@@ -238,17 +243,17 @@ def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any
         raise ArgumentError(
             f"tokens must be at most max_length={config.max_length} long, got {tokens.shape[1]}."
         )
-    for name, value in (("segments", segments), ("positions", positions)):
-        if value is not None and _checks.array(name, value).shape != tokens.shape:
+    for name, value in (("segment_ids", segment_ids), ("positions", positions)):
+        if value is not None and value.shape != tokens.shape:
             raise ArgumentError(
                 f"{name} must have the shape of tokens, {tokens.shape}, got {value.shape}."
             )
     if cache is not None:
         if config.scan:
             raise ArgumentError(
-                "cache needs a model without scan, whose blocks keep their own keys and values: "
+                "cache needs a model without scan, whose blocks have keys and values of their own: "
                 "dataclasses.replace(config, scan=False), and the parameters by "
-                "metajax.models.transformer.unstack_layers."
+                "metajax.models.unstack_layers."
             )
         if positions is None:
             raise ArgumentError("positions must be given with a cache.")
@@ -256,6 +261,9 @@ def _check(config: TransformerConfig, tokens: Any, segments: Any, positions: Any
 
 def unstack_layers(params: Params) -> Params:
     """The parameters, or factors, of a model with ``scan`` for one without: a copy of each block's.
+
+    Raises:
+        ArgumentError: the leaves of ``blocks`` differ in their number of layers.
 
     Example:
         >>> params = unstack_layers({"blocks": {"scale": jnp.array([1.0, 2.0])}, "norm": 0.0})
@@ -273,7 +281,7 @@ def unstack_layers(params: Params) -> Params:
 
 
 def stack_layers(params: Params) -> Params:
-    """What ``unstack_layers`` undoes.
+    """The parameters, or factors, of a model without ``scan`` for one with it.
 
     Example:
         >>> params = {"block_0": {"scale": jnp.zeros(3)}, "block_1": {"scale": jnp.ones(3)}}

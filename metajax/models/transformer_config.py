@@ -1,32 +1,82 @@
-"""What a decoder-only transformer is made of, as a value."""
+"""Configuration of a decoder-only transformer."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.models.rotary import Rotary
 
-Activation = Literal["swiglu", "gelu", "gelu_tanh", "relu"]
-ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Base and scaling of rotary positions.
+
+    With ``scaling="linear"`` all frequencies are divided by ``factor``. With ``"llama3"`` only low
+    ones are, as in Llama 3.1: those of wavelengths above ``original_length / low_freq_factor`` are
+    divided, those below ``original_length / high_freq_factor`` stay, and those between are
+    interpolated.
+
+    Raises:
+        ArgumentError: a number isn't positive, or ``scaling`` is unknown.
+
+    Example:
+        >>> Rotary(theta=100.0).frequencies(4)
+        array([1. , 0.1])
+
+    Source: Su et al. 2021 (arXiv 2104.09864).
+    """
+
+    theta: float = 10_000.0
+    """The base: frequency i of a head of width d is theta^(-2i/d)."""
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    """How frequencies are changed for longer texts."""
+    factor: float = 1.0
+    """How many times longer texts may be."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above ``original_length`` over this are scaled in full."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below ``original_length`` over this aren't scaled."""
+    original_length: int = 8192
+    """llama3: the length that the model was first trained with."""
+
+    def __post_init__(self) -> None:
+        _checks.one_of("scaling", self.scaling, ("none", "linear", "llama3"))
+        for field in dataclasses.fields(self):
+            if field.name != "scaling":
+                _checks.positive_float(field.name, getattr(self, field.name))
+        if self.scaling == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ArgumentError(
+                f"low_freq_factor must be below high_freq_factor, got {self.low_freq_factor} and "
+                f"{self.high_freq_factor}."
+            )
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """The angle in radians by which each pair of features turns from one position to the next,
+        ``[head_dim / 2]``."""
+        frequencies = self.theta ** -(np.arange(0, head_dim, 2) / head_dim)
+        if self.scaling == "none":
+            return frequencies
+        if self.scaling == "linear":
+            return frequencies / self.factor
+        turns = self.original_length * frequencies / (2 * math.pi)  # in original_length
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = np.clip(kept, 0, 1)
+        return kept * frequencies + (1 - kept) * frequencies / self.factor
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """What a decoder-only transformer is made of. Hashable, so it may be a static argument.
+    """Configuration of a ``Transformer``. It is hashable, so it may be a static argument.
 
-    ``gpt2``, ``llama``, ``qwen2``, ``qwen3`` and ``nope`` make the configurations of these.
+    ``gpt2``, ``llama``, ``qwen2``, ``qwen3`` and ``nope`` make the configurations of these models.
 
     Raises:
         ArgumentError: a size isn't a positive integer, ``n_heads`` isn't a multiple of
-            ``n_kv_heads``, rotary positions have an odd ``head_dim``, or a choice is unknown.
+            ``n_kv_heads``, rotary positions have an odd ``head_dim``, or an option is unknown.
 
     Example:
         >>> TransformerConfig.llama(vocab_size=64, width=32, n_layers=2, n_heads=4).head_dim
@@ -42,59 +92,58 @@ class TransformerConfig:
     n_heads: int
     """Attention heads."""
     max_length: int = 1024
-    """The longest sequence: of learned positions, the table's rows."""
+    """The longest sequence; the number of learned positions."""
     n_kv_heads: int = 0
-    """Heads of keys and values, each shared by a group of query heads; 0 for as many as these."""
+    """Heads of keys and values, each shared by a group of query heads; 0 means ``n_heads``."""
     head_dim: int = 0
-    """Width of a head; 0 for ``width / n_heads``."""
+    """Width of a head; 0 means ``width / n_heads``."""
     mlp_width: int = 0
-    """Width of the feed-forward network's hidden layer; 0 for four times ``width``."""
+    """Width of the feed-forward network's hidden layer; 0 means four times ``width``."""
     positions: Literal["learned", "rotary", "none"] = "rotary"
-    """How a token's place enters."""
+    """How the model learns a token's position."""
     rotary: Rotary = dataclasses.field(default_factory=Rotary)
     """Base and scaling of rotary positions."""
     norm: Literal["layer", "rms"] = "rms"
-    """LayerNorm or RMSNorm, always before attention, before the network, and at the end."""
+    """LayerNorm or RMSNorm, before attention, before the network, and at the end."""
     norm_eps: float = 1e-6
-    """What is added to the variance."""
-    activation: Activation = "swiglu"
-    """The hidden layer's; ``"swiglu"`` is gated by a third matrix."""
+    """Added to the variance."""
+    activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
+    """Activation of the hidden layer; ``"swiglu"`` has a third matrix, for the gate."""
     qk_norm: bool = False
     """Whether each head's queries and keys are normalised (Qwen 3)."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases."""
     output_bias: bool = False
-    """Whether attention's output has one."""
+    """Whether attention's output has a bias."""
     mlp_bias: bool = False
-    """Whether the feed-forward network has them."""
+    """Whether the feed-forward network has biases."""
     tied: bool = True
     """Whether the head is the transposed embedding."""
     dtype: Any = jnp.float32
-    """What is computed in. Normalisation, rotations, softmax and logits are in float32 at least."""
+    """Dtype of the computation. Normalisation, rotations, softmax and logits take float32 at
+    least."""
     remat: bool = False
-    """Whether a block's insides are computed again in the backward pass, not kept."""
+    """Whether the backward pass computes a block's insides again, in place of keeping them."""
     scan: bool = True
-    """Whether the blocks are one ``scan`` over stacked parameters, compiled once whatever their
-    number; without it, each has its own, which is what decoding with a cache needs."""
+    """Whether the blocks are one ``scan`` over stacked parameters, so that one block is compiled.
+    Without it each block has parameters of its own, which decoding with a cache needs."""
 
     def __post_init__(self) -> None:
-        def fill(name: str, value: int) -> None:
-            given = getattr(self, name)
-            unset = given is None or (type(given) is int and given == 0)
-            object.__setattr__(self, name, value if unset else given)
-
         for name in ("vocab_size", "width", "n_layers", "n_heads", "max_length"):
             _checks.positive_int(name, getattr(self, name))
-        if self.head_dim in (None, 0) and self.width % self.n_heads:
+        if not self.head_dim and self.width % self.n_heads:
             raise ArgumentError(
                 f"width must be a multiple of n_heads where head_dim isn't given, got "
                 f"width={self.width}, n_heads={self.n_heads}."
             )
-        fill("n_kv_heads", self.n_heads)
-        fill("head_dim", self.width // self.n_heads)
-        fill("mlp_width", 4 * self.width)
-        for name in ("n_kv_heads", "head_dim", "mlp_width"):
-            _checks.positive_int(name, getattr(self, name))
+        defaults = {
+            "n_kv_heads": self.n_heads,
+            "head_dim": self.width // self.n_heads,
+            "mlp_width": 4 * self.width,
+        }
+        for name, default in defaults.items():
+            value = _checks.positive_int(name, getattr(self, name) or default)
+            object.__setattr__(self, name, value)
         if self.n_heads % self.n_kv_heads:
             raise ArgumentError(
                 f"n_heads must be a multiple of n_kv_heads, got n_heads={self.n_heads}, "
@@ -102,56 +151,36 @@ class TransformerConfig:
             )
         _checks.one_of("positions", self.positions, ("learned", "rotary", "none"))
         _checks.one_of("norm", self.norm, ("layer", "rms"))
-        _checks.one_of("activation", self.activation, ("swiglu", *ACTIVATIONS))
+        _checks.one_of("activation", self.activation, ("swiglu", "gelu", "gelu_tanh", "relu"))
         _checks.positive_float("norm_eps", self.norm_eps)
         if self.positions == "rotary" and self.head_dim % 2:
             raise ArgumentError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
         object.__setattr__(self, "dtype", _checks.float_dtype("dtype", self.dtype))
-        _checks.instance("rotary", self.rotary, Rotary, "a Rotary")
-        for field in dataclasses.fields(self):
-            if field.type is bool:
-                _checks.flag(field.name, getattr(self, field.name))
 
     @classmethod
     def gpt2(cls, **options: Any) -> "TransformerConfig":
         """LayerNorm, learned positions, biases, GELU by tanh (Radford et al. 2019)."""
-        return cls(
-            **{
-                "positions": "learned",
-                "norm": "layer",
-                "norm_eps": 1e-5,
-                "activation": "gelu_tanh",
-                "qkv_bias": True,
-                "output_bias": True,
-                "mlp_bias": True,
-                **options,
-            }
-        )
+        biases = {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
+        layers = {"positions": "learned", "norm": "layer", "activation": "gelu_tanh"}
+        return cls(**{**layers, **biases, "norm_eps": 1e-5, **options})
 
     @classmethod
     def llama(cls, **options: Any) -> "TransformerConfig":
-        """RMSNorm, rotary positions, SwiGLU, no biases, an untied head (2302.13971)."""
+        """RMSNorm, rotary positions, SwiGLU, no biases, an untied head (arXiv 2302.13971)."""
         return cls(**{"tied": False, "norm_eps": 1e-5, **options})
 
     @classmethod
     def qwen2(cls, **options: Any) -> "TransformerConfig":
-        """Llama with biases on queries, keys and values (2407.10671); Qwen 2.5 too."""
+        """Llama with biases on queries, keys and values (arXiv 2407.10671); Qwen 2.5 too."""
         return cls(**{"tied": False, "qkv_bias": True, "rotary": Rotary(theta=1e6), **options})
 
     @classmethod
     def qwen3(cls, **options: Any) -> "TransformerConfig":
-        """Llama with normalised queries and keys, heads of 128 (2505.09388)."""
-        return cls(
-            **{
-                "tied": False,
-                "qk_norm": True,
-                "head_dim": 128,
-                "rotary": Rotary(theta=1e6),
-                **options,
-            }
-        )
+        """Llama with normalised queries and keys, heads of 128 (arXiv 2505.09388)."""
+        heads = {"qk_norm": True, "head_dim": 128, "rotary": Rotary(theta=1e6)}
+        return cls(**{"tied": False, **heads, **options})
 
     @classmethod
     def nope(cls, **options: Any) -> "TransformerConfig":
-        """Llama without positions: the causal mask alone tells them (2305.19466)."""
+        """Llama without positions: only the causal mask tells them (arXiv 2305.19466)."""
         return cls(**{"positions": "none", "tied": False, **options})

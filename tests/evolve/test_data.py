@@ -63,7 +63,7 @@ def test_rows_hold_whole_texts_in_the_shares_asked_for():
         data, np.array([0.3, 0.2, 0.0, 0.5]), jax.random.key(0), rows=400, length=40,
         prompt_share=0.0,
     )  # fmt: skip
-    assert rows.tokens.shape == rows.segments.shape == rows.mask.shape == (400, 41)
+    assert rows.tokens.shape == rows.segment_ids.shape == rows.mask.shape == (400, 41)
     counts = dict.fromkeys(range(1, 7), 0)
     for text, mask in texts_of(rows):
         level = len(text) // 2 - 1
@@ -77,7 +77,7 @@ def test_rows_hold_whole_texts_in_the_shares_asked_for():
         [0.3, 0.2, 0.5],
         atol=0.04,
     )
-    assert (rows.segments != 0).mean() > 0.85, "little of a row is padding"
+    assert (rows.segment_ids != 0).mean() > 0.85, "little of a row is padding"
 
 
 def test_rows_depend_on_the_key_and_may_teach_prompts_too():

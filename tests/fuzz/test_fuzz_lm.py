@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from metajax import lm
 from metajax.errors import MetajaxError
-from metajax.lm import chat_templates, hf_config, lora
+from metajax.lm import _chat_templates, _hf_config, lora
+from metajax.lm._folder import JsonFile
 from metajax.models import Rotary, Transformer, TransformerConfig
 
 SIZES = {"vocab_size": 8, "width": 4, "n_layers": 1, "n_heads": 2, "max_length": 8}
@@ -33,13 +34,13 @@ def shaped(config):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_any_fields_of_a_config(name):
-    fields = hf_config.to_hf(CONFIGS[name], "float32")
+    fields = _hf_config.to_hf(CONFIGS[name], "float32")
 
     @examples(60)
     @given(changed(fields))
     def any_fields(fields):
         with contextlib.suppress(lm.CheckpointError):
-            hf_config.from_hf(fields)
+            _hf_config.from_hf(JsonFile(fields, "config.json"))
 
     any_fields()
 
@@ -163,7 +164,7 @@ PIECES = st.sampled_from(
 )
 def test_any_chat_template_and_chat(source, messages):
     try:
-        found = chat_templates.render(source, messages)
+        found = _chat_templates.render(source, messages)
     except MetajaxError:
         return
     assert isinstance(found, str)

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import no_compilation
 
 import metajax
 from metajax import lm
-from metajax.lm import _decoding
-from metajax.lm.sampling import filtered
-from metajax.models import Transformer, TransformerConfig
-from metajax.models.cache import empty_cache
-from metajax.models.transformer import positions_of, unstack_layers
+from metajax.lm import SamplingParams, _decoding, lora
+from metajax.lm._sampling import filtered
+from metajax.models import Transformer, TransformerConfig, unstack_layers
 
 SIZES = {"vocab_size": 31, "width": 32, "n_layers": 2, "n_heads": 4, "max_length": 160}
 CONFIGS = {
@@ -27,7 +26,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
 
 def model_of(config):
     model = Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
     # Larger than an initialisation's, so that logits differ clearly.
     return model, jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim > 2 else leaf, params)
 
@@ -40,30 +39,6 @@ def model(request):
 @pytest.fixture(scope="module")
 def small():
     return model_of(CONFIGS["llama"])
-
-
-def test_cached_logits_are_those_of_the_full_forward_pass(model):
-    full, params = model
-    config = dataclasses.replace(full.config, scan=False)
-    tokens = jax.random.randint(jax.random.key(1), (2, 40), 0, 31)
-    segments = jnp.arange(40) >= jnp.array([[0], [5]])  # the second is padded on the left
-    wanted = jax.jit(full.apply)({"params": params}, tokens, segments=segments)
-    positions = positions_of(segments.astype(jnp.int32))
-    variables = {"params": unstack_layers(params)}
-    apply = jax.jit(Transformer(config).apply)
-    cache, found = empty_cache(config, 2, 48), []
-    for start, end in [(0, 20), *((i, i + 1) for i in range(20, 40))]:
-        logits, cache = apply(
-            variables,
-            tokens[:, start:end],
-            segments=segments[:, start:end],
-            positions=positions[:, start:end],
-            cache=cache,
-        )
-        found.append(logits)
-    real = np.asarray(segments)
-    difference = jnp.abs(jnp.concatenate(found, axis=1) - wanted)[real]
-    assert float(difference.max()) <= 1e-5 * max(1.0, float(jnp.abs(wanted).max()))
 
 
 @pytest.mark.slow
@@ -94,7 +69,7 @@ def test_a_prompt_does_not_depend_on_the_others(small):
 def test_a_model_without_scan_generates_the_same(small):
     model, params = small
     other = Transformer(dataclasses.replace(model.config, scan=False))
-    options = {"max_new_tokens": 8, "temperature": 1.0, "samples": 2}
+    options = {"max_new_tokens": 8, "sampling": SamplingParams(1.0), "samples": 2}
     first = lm.generate(model, params, PROMPTS, jax.random.key(3), **options)
     second = lm.generate(other, unstack_layers(params), PROMPTS, jax.random.key(3), **options)
     assert first.tokens.tolist() == second.tokens.tolist()
@@ -104,7 +79,8 @@ def test_nothing_follows_a_stop_token(small):
     model, params = small
     free = lm.generate(model, params, PROMPTS, max_new_tokens=20)
     stop = int(free.tokens[0, 0, 3])
-    stopped = lm.generate(model, params, PROMPTS, max_new_tokens=20, stop_tokens=[stop])
+    sampling = SamplingParams(stop_tokens=[stop])
+    stopped = lm.generate(model, params, PROMPTS, max_new_tokens=20, sampling=sampling)
     for row, length, unstopped, log_probs in zip(
         stopped.tokens[:, 0], stopped.lengths[:, 0], free.tokens[:, 0], stopped.log_probs[:, 0],
         strict=True,
@@ -121,8 +97,9 @@ def test_samples_have_the_models_frequencies(small):
     model, params = small
     prompt = [[5, 6, 7]]
     drawn = lm.generate(
-        model, params, prompt, jax.random.key(0), max_new_tokens=1, temperature=0.7, samples=4000
-    )
+        model, params, prompt, jax.random.key(0), max_new_tokens=1, samples=4000,
+        sampling=SamplingParams(0.7),
+    )  # fmt: skip
     logits = model.apply({"params": params}, jnp.array(prompt))[0, -1]
     wanted = jax.nn.softmax(logits / 0.7)
     found = jnp.bincount(drawn.tokens.ravel(), length=31) / 4000
@@ -137,15 +114,19 @@ def test_samples_have_the_models_frequencies(small):
 def test_a_low_temperature_and_one_candidate_are_greedy(small):
     model, params = small
     greedy = lm.generate(model, params, PROMPTS, max_new_tokens=10).tokens
-    for options in ({"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1},
-                    {"temperature": 1.0, "top_p": 1e-6}):  # fmt: skip
-        drawn = lm.generate(model, params, PROMPTS, jax.random.key(1), max_new_tokens=10, **options)
+    for sampling in (
+        SamplingParams(1e-4), SamplingParams(1.0, top_k=1), SamplingParams(1.0, top_p=1e-6)
+    ):  # fmt: skip
+        drawn = lm.generate(
+            model, params, PROMPTS, jax.random.key(1), max_new_tokens=10, sampling=sampling
+        )
         assert drawn.tokens.tolist() == greedy.tolist()
 
 
 def test_filters_keep_the_likeliest():
     logits = jnp.log(jnp.array([0.1, 0.4, 0.2, 0.25, 0.05]))
     kept = lambda **options: (filtered(logits, **options) > -100).tolist()
+    assert kept(top_k=9) == [True] * 5
     assert kept(top_k=2) == [False, True, False, True, False]
     assert kept(top_p=0.64) == [False, True, False, True, False]
     assert kept(top_p=0.66) == [False, True, True, True, False]
@@ -162,8 +143,8 @@ def test_only_allowed_tokens_are_chosen(small):
     each = np.zeros((4, 3, 31), bool)
     each[:, 0, 3] = each[:, 1, 4:6] = each[:, 2, 7] = True
     drawn = lm.generate(
-        model, params, PROMPTS, jax.random.key(0), max_new_tokens=4, allowed=each, temperature=1.0,
-        samples=2,
+        model, params, PROMPTS, jax.random.key(0), max_new_tokens=4, allowed=each,
+        sampling=SamplingParams(1.0), samples=2,
     )  # fmt: skip
     assert set(drawn.tokens[0].ravel().tolist()) == {3}
     assert set(drawn.tokens[1].ravel().tolist()) <= {4, 5}
@@ -172,7 +153,7 @@ def test_only_allowed_tokens_are_chosen(small):
 
 def test_a_stream_is_what_generate_returns(small):
     model, params = small
-    options = {"max_new_tokens": 12, "temperature": 1.0, "stop_tokens": [4]}
+    options = {"max_new_tokens": 12, "sampling": SamplingParams(1.0, stop_tokens=[4])}
     key = jax.random.key(7)
     whole = lm.generate(model, params, [[1, 2, 3]], key, **options)
     streamed = list(lm.stream(model, params, [1, 2, 3], key, **options))
@@ -187,7 +168,8 @@ def test_devices_that_share_the_prompts_change_nothing(small):
     assert mesh.size == 2
     allowed = np.ones((6, 4, 31), bool)
     allowed[:, 2, ::2] = False
-    drawn = {"temperature": 1.0, "samples": 3, "allowed": allowed, "stop_tokens": [3, 9, 17]}
+    sampling = SamplingParams(1.0, stop_tokens=[3, 9, 17])
+    drawn = {"sampling": sampling, "samples": 3, "allowed": allowed}
     for options in ({}, drawn):
         one, both = (
             lm.generate(
@@ -201,37 +183,22 @@ def test_devices_that_share_the_prompts_change_nothing(small):
     assert not (one.tokens[2] % 2 == 0)[one.tokens[2] > 0].any()
 
 
-def test_prepared_parameters_generate_the_same(small):
+def test_decoding_params_generate_the_same(small):
     model, params = small
     wanted = lm.generate(model, params, [[1, 2], [3]], max_new_tokens=5)
     for mesh in (None, metajax.task_mesh(2)):
-        ready = lm.prepare(params, mesh=mesh)
+        ready = lm.decoding_params(params, mesh=mesh)
         found = lm.generate(model, ready, [[1, 2], [3]], max_new_tokens=5, mesh=mesh)
         assert found.tokens.tolist() == wanted.tokens.tolist()
-    streamed = list(lm.stream(model, lm.prepare(params), [1, 2], max_new_tokens=5))
+    streamed = list(lm.stream(model, lm.decoding_params(params), [1, 2], max_new_tokens=5))
     assert streamed == wanted.tokens[0, 0].tolist()
-
-
-def test_factors_beside_prepared_parameters_are_named(small):
-    model, params = small
-    with pytest.raises(ValueError, match="lora must be given to prepare"):
-        lm.generate(model, lm.prepare(params), [[1]], max_new_tokens=1, lora={})
-
-
-def test_prompts_that_devices_cannot_share_are_named(small):
-    model, params = small
-    with pytest.raises(ValueError, match="prompts, 3, can't be shared equally by the 2 devices"):
-        lm.generate(model, params, PROMPTS, max_new_tokens=1, mesh=metajax.task_mesh(2))
 
 
 def test_a_second_call_compiles_nothing(small):
     model, params = small
     lm.generate(model, params, [[1, 2]], max_new_tokens=3)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        patch.setattr("jax._src.compiler.backend_compile_and_load", compiled.append)
+    with no_compilation():
         lm.generate(model, params, [[3, 4, 5]], max_new_tokens=3)
-    assert not compiled
 
 
 def test_lengths_up_to_a_multiple_share_a_program_and_give_the_same_tokens(small):
@@ -256,21 +223,18 @@ def test_lengths_up_to_a_multiple_share_a_program_and_give_the_same_tokens(small
     [
         ([], {}, "prompts must hold at least one"),
         ([[1], []], {}, r"prompts\[1\] must be a list of at least one token"),
+        (np.zeros(3, int), {}, r"prompts must be \[prompts, length\], got .* \(3,\)"),
         ([[1, 31]], {}, r"prompts\[0\] must hold tokens from 0 to 30, got 31"),
         ([[-1]], {}, r"got -1"),
         ([[0.5]], {}, "must hold integers"),
         ([[1] * 158], {}, "max_length=160, got 158 \\+ 3"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens"),
-        ([[1]], {"temperature": 0.0}, "temperature must be a positive"),
-        ([[1]], {"temperature": -1.0}, "temperature must be a positive"),
-        ([[1]], {"temperature": 1.0, "key": None}, "key must be given"),
-        ([[1]], {"top_k": 3}, "top_k=3 needs a temperature"),
-        ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k"),
-        ([[1]], {"temperature": 1.0, "top_p": 1.5}, "top_p must be at most 1"),
+        ([[1]], {"sampling": SamplingParams(1.0), "key": None}, "key must be given"),
         ([[1]], {"samples": 2}, "samples=2 would all be the same"),
-        ([[1]], {"stop_tokens": [31]}, "stop_tokens must be below vocab_size=31, got 31"),
+        ([[1]], {"sampling": SamplingParams(stop_tokens=[31])}, "below vocab_size=31, got 31"),
         ([[1]], {"allowed": np.ones(30, bool)}, "allowed must be bools of shape"),
         ([[1]], {"allowed": np.zeros((3, 31), bool)}, "got none at step 0"),
+        ([[1]], {"mesh": metajax.task_mesh(2)}, "prompts, 1, can't be shared equally by the 2"),
     ],
 )
 def test_bad_input_is_named(small, prompts, options, words):
@@ -280,12 +244,39 @@ def test_bad_input_is_named(small, prompts, options, words):
         lm.generate(model, params, prompts, **arguments)
 
 
-def test_a_cache_needs_separate_blocks_and_positions(small):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 0.0}, "temperature must be a positive"),
+        ({"top_k": 3}, "top_k=3 .* need a temperature"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+    ],
+)
+def test_bad_sampling_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        SamplingParams(**options)
+
+
+def test_parameters_and_factors_of_another_model_are_named(small):
     model, params = small
-    cache = empty_cache(model.config, 1, 8)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    with pytest.raises(ValueError, match="cache needs a model without scan"):
-        model.apply({"params": params}, tokens, cache=cache)
-    other = Transformer(dataclasses.replace(model.config, scan=False))
-    with pytest.raises(ValueError, match="positions must be given"):
-        other.apply({"params": unstack_layers(params)}, tokens, cache=cache)
+    generate = lambda params, **options: lm.generate(
+        model, params, [[1]], max_new_tokens=1, **options
+    )
+    with pytest.raises(
+        ValueError, match=r"don't fit the model: .*kernel' is missing.* and \d+ more"
+    ):
+        generate({"embed": params["embed"]})
+    embedding = {"embedding": jnp.zeros((31, 8))}
+    with pytest.raises(ValueError, match=r"'embed/embedding' has shape \(31, 8\), not \(31, 32\)"):
+        generate(params | {"embed": embedding})
+    of = lambda *shapes: lora.Factors(*map(jnp.ones, shapes), 1.0)
+    for name, factors, words in (
+        ("bias", of((32, 1), (1, 31)), "'head/bias' which the model doesn't have"),
+        ("kernel", of((3, 1), (1, 31)), r"don't fit 'head/kernel' of shape \(32, 31\)"),
+        ("kernel", jnp.ones(3), "lora must hold Factors"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            generate(params, lora={"head": {name: factors}})
+    with pytest.raises(ValueError, match="lora must be given to decoding_params"):
+        generate(lm.decoding_params(params), lora={})

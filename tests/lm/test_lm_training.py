@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import metajax
-from metajax.lm.training import (
+from metajax.lm import (
     TokenBatch,
     as_episodes,
     next_token_loss,
@@ -83,7 +83,7 @@ def test_packed_rows_lose_nothing(model, masked):
     assert float(metrics["tokens"]) == float(count) == packed.mask.sum()
     for ours, theirs in zip(*map(jax.tree.leaves, (gradient, gradient_expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    # Without the mask, segments alone say the same where all tokens are targets.
+    # Without the mask, segment ids alone say the same where all tokens are targets.
     if not masked:
         alone, _ = loss_fn(params, packed._replace(mask=None))
         assert float(alone) == pytest.approx(float(loss), abs=1e-6)
@@ -92,7 +92,7 @@ def test_packed_rows_lose_nothing(model, masked):
 def test_packing_is_first_fit():
     packed = pack([[1] * 3, [2] * 4, [3] * 2, [4] * 2, [5] * 5], 5, padding=9)
     assert packed.tokens.tolist() == [[1, 1, 1, 3, 3, 9], [2, 2, 2, 2, 4, 4], [5, 5, 5, 5, 5, 9]]
-    assert packed.segments.tolist() == [
+    assert packed.segment_ids.tolist() == [
         [1, 1, 1, 2, 2, 0],
         [1, 1, 1, 1, 2, 2],
         [1, 1, 1, 1, 1, 0],
@@ -136,9 +136,9 @@ def test_wrong_documents():
 def test_wrong_batches(model):
     params, apply = model
     loss_fn, tokens = next_token_loss(apply), jnp.zeros((2, 5), jnp.int32)
-    with pytest.raises(ValueError, match=r"tokens must be \[batch, length \+ 1\].*\(5,\)"):
+    with pytest.raises(ValueError, match=r"tokens must be integers \[batch, length \+ 1\].*\(5,\)"):
         loss_fn(params, TokenBatch(tokens[0]))
-    for name in ("segments", "mask"):
+    for name in ("segment_ids", "mask"):
         with pytest.raises(ValueError, match=rf"{name} must have the shape of tokens.*\(2, 4\)"):
             loss_fn(params, TokenBatch(tokens)._replace(**{name: tokens[:, 1:]}))
     with pytest.raises(ValueError, match=r"apply must return logits.*got shape \(2, 11\)"):
@@ -147,6 +147,8 @@ def test_wrong_batches(model):
         text_sampler(jnp.arange(8), length=8, batch=1)
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         row_sampler(TokenBatch(tokens), batch=0)
+    with pytest.raises(ValueError, match="rows must hold at least one row"):
+        row_sampler(TokenBatch(tokens[:0]), batch=1)
 
 
 def test_windows_of_a_text_start_anywhere():
@@ -164,6 +166,22 @@ def test_rows_are_drawn_whole():
     whole = {tuple(map(tuple, row)) for row in np.stack(rows, axis=1).tolist()}
     drawn = {tuple(map(tuple, row)) for row in np.stack(batch, axis=1).tolist()}
     assert drawn == whole
+
+
+@pytest.mark.parametrize("name", ["text", "rows"])
+def test_samplers_are_pytrees_of_one_structure(name):
+    """So their arrays are arguments of a compiled program, which takes another sampler's too."""
+    build = {
+        "text": lambda start: text_sampler(np.arange(start, start + 9), length=3, batch=2),
+        "rows": lambda start: row_sampler(pack([np.arange(start, start + 9)], 3), batch=2),
+    }[name]
+    first, second = (as_episodes(build(start)) for start in (0, 100))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    draw = jax.jit(lambda sample, key: sample(key).query.tokens)
+    key = jax.random.key(0)
+    tokens = [np.asarray(draw(sample, key)) for sample in (first, second)]
+    np.testing.assert_array_equal(tokens[1], tokens[0] + 100)
+    assert draw._cache_size() == 1
 
 
 def test_four_micro_batches_are_one_batch_of_four_times_the_rows(model):

@@ -12,8 +12,7 @@ import pytest
 
 import metajax
 from metajax.lm import lora
-from metajax.models import Transformer, TransformerConfig
-from metajax.models.transformer import unstack_layers
+from metajax.models import Transformer, TransformerConfig, unstack_layers
 
 SIZES = {"vocab_size": 23, "width": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
 ALL = r"(attention|mlp)/\w+/kernel|head/kernel"
@@ -92,18 +91,13 @@ class TestInit:
         [
             ({"targets": "kernle"}, r"targets: 'kernle' matches no leaf.*'bias'.*'kernel'"),
             ({"targets": ["kernel", "query"]}, "targets: 'query' matches no leaf"),
-            ({"targets": "("}, r"targets must be regular expressions, got '\('"),
             ({"targets": []}, r"targets must have at least one pattern, got \[\]"),
             ({"targets": "bias"}, r"'bias', which has shape \(3,\)"),
             ({"targets": "count"}, "'count', which is int32"),
             ({"rank": 0}, "rank must be at least 1, got 0"),
-            ({"rank": 1.5}, "rank must be a positive integer, got 1.5"),
-            ({"rank": True}, "rank must be a positive integer, got True"),
             ({"rank": 4}, r"rank must be at most.*got 4 for 'kernel' of shape \(5, 3\)"),
             ({"alpha": 0}, "alpha must be a positive finite number, got 0.0"),
-            ({"alpha": -1.0}, "alpha must be a positive finite number, got -1.0"),
             ({"b_std": -0.1}, "b_std must be at least 0 and finite, got -0.1"),
-            ({"b_std": float("nan")}, "b_std must be at least 0 and finite, got nan"),
         ],
     )
     def test_errors(self, options, message):
@@ -187,20 +181,18 @@ class TestMerge:
                 jax.tree.map(lambda leaf, task=task: leaf[task], merged), own, atol=1e-6
             )
 
-    @pytest.mark.parametrize("function", [lora.merge, lora.unmerge])
     @pytest.mark.parametrize(
         ("factors", "message"),
         [
-            ({"body": {"kernle": "F"}}, r"lora has 'body/kernle', .*\['bias', 'kernel'\]"),
-            ({"blocks": {"kernel": "F"}}, "lora has 'blocks', which isn't in params"),
-            ({"body": {"kernel": {"a": "F"}}}, "lora has 'body/kernel/a', which isn't in params"),
-            ({"body": "F"}, r"lora has factors at 'body', where params has \['bias', 'kernel'\]"),
+            ({"body": {"kernle": "F"}}, r"'body/kernle', which isn't a leaf.*'body/kernel'"),
+            ({"body": {"kernel": {"a": "F"}}}, "factors at 'body/kernel/a', which isn't a leaf"),
+            ({"body": "F"}, "lora has factors at 'body', which isn't a leaf of params"),
             ({"body": {"bias": "F"}}, r"don't fit 'body/bias' of shape \(3,\)"),
             ({"other": "F"}, r"shapes \(4, 2\) and \(2, 3\) don't fit 'other' of shape \(4, 4\)"),
             ({"other": jnp.ones((4, 4))}, "must hold Factors in nested dicts, got .* at 'other'"),
         ],
     )
-    def test_errors(self, function, factors, message):
+    def test_errors(self, factors, message):
         params = {
             "body": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(3)},
             "other": jnp.zeros((4, 4)),
@@ -208,7 +200,7 @@ class TestMerge:
         own = lora.Factors(jnp.zeros((4, 2)), jnp.zeros((2, 3)), 1.0)
         factors = jax.tree.map(lambda leaf: own if isinstance(leaf, str) else leaf, factors)
         with pytest.raises(ValueError, match=message):
-            function(params, factors)
+            lora.merge(params, factors)
 
 
 class TestAdapt:

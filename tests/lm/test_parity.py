@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch", reason="transformers' models need PyTorch")
     transformers = pytest.importorskip("transformers", reason="it is what is compared with")
 
-from metajax.lm.checkpoints import load_pretrained, save_pretrained
+from metajax.lm import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's and transformers' own
 
@@ -121,7 +121,7 @@ def test_logits_agree_with_transformers_without_and_with_padding(case):
         offset = LENGTH - lengths[:, None] if side == "left" else np.zeros((3, 1), int)
         mask = (places >= offset) & (places < offset + lengths[:, None])
         positions = np.where(mask, places - offset, 0)
-        ours = apply({"params": params}, tokens, segments=mask)
+        ours = apply({"params": params}, tokens, segment_ids=mask)
         wanted = logits_of(theirs, tokens, mask, positions)
         np.testing.assert_allclose(ours[mask], wanted[mask], rtol=0, atol=1e-4)
 

@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from metajax.lm import lora
-from metajax.lm.hf_config import CheckpointError
-from metajax.lm.peft_format import load_adapters, save_adapters
-from metajax.models import Transformer, TransformerConfig
-from metajax.models.transformer import stack_layers, unstack_layers
+from metajax.lm import CheckpointError, load_adapters, lora, save_adapters
+from metajax.models import Transformer, TransformerConfig, stack_layers, unstack_layers
 
 SIZES = {"vocab_size": 31, "width": 32, "n_layers": 2, "n_heads": 4, "mlp_width": 48}
 LLAMA = TransformerConfig.llama(**SIZES, n_kv_heads=2, max_length=16)
@@ -171,16 +168,16 @@ class TestSaveErrors:
             (LLAMA, lambda f: {"block_0": {"mlp": {"up": f["block_0"]["attention"]["query"]}}},
              r"shapes \(32, 4\) and \(4, 32\) don't fit 'block_0/mlp/up/kernel' of .*\(32, 48\)"),
             (LLAMA, lambda f: {"block_0": {"attention": {"query": {"kernel": jnp.ones(3)}}}},
-             "at 'block_0/attention/query/kernel', not Factors"),
+             "lora must hold Factors .* at 'block_0/attention/query/kernel'"),
             (LLAMA, lambda f: stack_layers({**f, "block_2": f["block_0"]}),
-             "first axis of 'blocks/attention/query/kernel', .* must be of 2 layers"),
+             "lora has 'block_2/attention/query/kernel', where the model has no such matrix"),
             (dataclasses.replace(LLAMA, positions="none"), lambda f: f, "none of gpt2, llama"),
         ],
     )  # fmt: skip
     def test_errors(self, tmp_path, config, change, message):
         flat = dataclasses.replace(config, scan=False)
         factors = factors_of(flat, "attention/query/kernel")
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(ValueError, match=message):
             save_adapters(tmp_path, change(factors), config=config)
         assert not list(tmp_path.iterdir())
 
@@ -222,7 +219,7 @@ class TestLoadErrors:
         ("field", "value", "message"),
         [
             ("r", 0, "adapter_config.json: r must be at least 1, got 0"),
-            ("lora_alpha", "many", "lora_alpha must be a positive number, got 'many'"),
+            ("lora_alpha", "many", "lora_alpha must be a number, got 'many'"),
             ("r", 5, r"safetensors: .*layers.0.self_attn.q_proj.lora_A.weight has shape \(4, 32\)"),
             ("rank_pattern", {"1.self_attn.v_proj": 2}, r"1.self_attn.v_proj.lora_A.*\(2, 32\)"),
             ("target_modules", ["q_proj", "v_proj", "k_proj"], "k_proj.lora_A.weight is missing"),
@@ -265,7 +262,4 @@ class TestLoadErrors:
             load_adapters(folder, config=LLAMA)
         (folder / file).unlink()
         with pytest.raises(CheckpointError, match=f"{file} is missing"):
-            load_adapters(folder, config=LLAMA)
-        (folder / FILES[0]).write_text("[]")
-        with pytest.raises(CheckpointError, match="must hold a JSON object"):
             load_adapters(folder, config=LLAMA)

@@ -16,12 +16,8 @@ with warnings.catch_warnings():
     transformers = pytest.importorskip("transformers", reason="it has the models")
     peft = pytest.importorskip("peft", reason="it is what is compared with")
 
-from metajax.lm import lora
-from metajax.lm.checkpoints import load_pretrained
-from metajax.lm.hf_config import CheckpointError
-from metajax.lm.peft_format import load_adapters, save_adapters
-from metajax.models import Transformer
-from metajax.models.transformer import unstack_layers
+from metajax.lm import CheckpointError, load_adapters, load_pretrained, lora, save_adapters
+from metajax.models import Transformer, unstack_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's, transformers' and peft's own
 FILES = ["adapter_config.json", "adapter_model.safetensors"]

@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from metajax.lm.hf_config import CheckpointError
-from metajax.lm.tokenizers import CharTokenizer, load_tokenizer
+from metajax.lm import CharTokenizer, CheckpointError, load_tokenizer
 
 TEXT = "the cat sat on the mat, and the dog sat on the log; naïve café — 東京"
 
@@ -31,7 +30,7 @@ def test_characters_saved_and_loaded(tmp_path):
     assert CharTokenizer.load(tmp_path / "characters.json") == tokenizer
     assert [path.name for path in tmp_path.iterdir()] == ["characters.json"]
     (tmp_path / "other.json").write_text('{"characters": 3}')
-    with pytest.raises(ValueError, match=r"path: .*other\.json holds no character tokenizer"):
+    with pytest.raises(ValueError, match=r"other\.json: characters must be a text, got 3"):
         CharTokenizer.load(tmp_path / "other.json")
 
 
@@ -248,10 +247,14 @@ def test_a_folder_without_a_config_and_with_truncation(tmp_path, trained):
 
 def test_a_missing_library_is_named():
     program = (
-        "import sys; sys.modules['tokenizers'] = sys.modules['jinja2'] = None\n"
-        "from metajax.lm import chat_templates, tokenizers\n"
-        "for call in (lambda: tokenizers.load_tokenizer('.'),\n"
-        "             lambda: chat_templates.render('', [{}])):\n"
+        "import sys\n"
+        "for name in ('tokenizers', 'safetensors', 'jinja2'): sys.modules[name] = None\n"
+        "from metajax import lm\n"
+        "tokenizer = lm.HFTokenizer.__new__(lm.HFTokenizer)\n"
+        "tokenizer.special_tokens, tokenizer.chat_templates = {}, {'default': ''}\n"
+        "for call in (lambda: lm.load_tokenizer('.'),\n"
+        "             lambda: lm.save_pretrained('.', None, {}),\n"
+        "             lambda: tokenizer.apply_chat_template([{}])):\n"
         "    try: call()\n"
         "    except ImportError as error: print(error)\n"
     )
@@ -259,4 +262,4 @@ def test_a_missing_library_is_named():
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120
     )
     lines = result.stdout.splitlines()
-    assert [line.split()[-3:] for line in lines] == [["pip", "install", "'metajax[lm]'."]] * 2
+    assert [line.split()[-3:] for line in lines] == [["pip", "install", "'metajax[lm]'."]] * 3

@@ -107,7 +107,7 @@ class Setting(NamedTuple):
         config: the config.
         model: the transformer.
         params: its initial parameters.
-        apply: ``apply(params, tokens, segments=...)``.
+        apply: ``apply(params, tokens, segment_ids=...)``.
         taught: the real data's programs.
         tests: tasks that are measured on, of each kind, ``test_inputs`` for each program.
         operations: of these programs, ``[programs]``.

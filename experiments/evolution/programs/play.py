@@ -100,8 +100,7 @@ def writer(
                 np.asarray(own),
                 jax.random.fold_in(key, start),
                 max_new_tokens=pg.PROPOSAL_LENGTH,
-                temperature=temperature,
-                stop_tokens=(pg.EOS,),
+                sampling=lm.SamplingParams(temperature, stop_tokens=(pg.EOS,)),
                 mesh=mesh,
             )
             found.append(np.asarray(made.tokens[:, 0]))

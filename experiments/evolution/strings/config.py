@@ -161,7 +161,7 @@ class Setting(NamedTuple):
         problem: the tasks.
         model: the transformer.
         params: its initial parameters.
-        apply: ``apply(params, tokens, segments=...)``.
+        apply: ``apply(params, tokens, segment_ids=...)``.
         longest: the longest strings that are looked at.
     """
 

@@ -1,9 +1,9 @@
 """Families of small text tasks: rules that turn one word into another, to be learned from examples.
 
 A rule arranges a word's letters, then writes others in their place. An example is a line such as
-``abca>dcba``, whose second word is what a model predicts. A rule is described by a few examples
-alone, some of its parts have random parameters, and compositions may be held out: families for
-learning to adapt, and for seeing whether that carries over.
+``abca>dcba``, whose second word a model predicts. A few examples describe a rule, and some of its
+parts have random parameters. Compositions of parts may be held out, to test whether adaptation
+carries over to them.
 """
 
 import string
@@ -13,18 +13,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.lm.tokenizers import CharTokenizer
-from metajax.lm.training import TokenBatch
+from metajax.lm import CharTokenizer, TokenBatch
 from metajax.types import Episode, Sampler
 
 ARRANGEMENTS = ("keep", "reverse", "rotate", "swap", "sort", "shuffle")
-"""How letters are put: as they are, backwards, turned by a random number of places, neighbours
-exchanged, by the alphabet, in a random order."""
+"""How letters are arranged: as they are, backwards, rotated by a random number of places, with
+neighbours exchanged, sorted, in a random order."""
 WRITINGS = ("plain", "caesar", "mirror", "substitution", "grammar")
-"""What is written for them: themselves; the letter a random number of places on; that of the
-mirrored alphabet; that of a random table; or, by a grammar, the last letter's successor in a random
+"""What is written for a letter: itself; the letter a random number of places on; that of the
+mirrored alphabet; that of a random table. A grammar writes the last letter's successor in a random
 table, that letter's successor, and so on."""
 FAMILIES = tuple(f"{a}+{w}" for a in ARRANGEMENTS for w in WRITINGS if (a, w) != ("keep", "plain"))
 """All compositions but copying."""
@@ -131,7 +129,7 @@ def string_tasks(
         sets may be alike by chance.
 
     Raises:
-        ArgumentError: a number isn't a positive integer, the alphabet has fewer than 2 or more than
+        ArgumentError: a number isn't positive, the alphabet has fewer than 2 or more than
             26 letters, words have fewer than 2, or a family is unknown.
 
     Example:
@@ -147,11 +145,11 @@ def string_tasks(
         raise ArgumentError(
             f"families must be some of {', '.join(FAMILIES)}; got {unknown or families!r}."
         )
-    own = jnp.array([FAMILIES.index(family) for family in families])
+    numbers = jnp.array([FAMILIES.index(family) for family in families])
 
     def sample(key: jax.Array, /) -> Episode:
         family_key, _, _ = jax.random.split(key, 3)
-        return draw(key, jax.random.choice(family_key, own))
+        return draw(key, jax.random.choice(family_key, numbers))
 
     return sample
 
@@ -159,9 +157,9 @@ def string_tasks(
 def tasks_of_family(
     words: Words = DEFAULT_WORDS, *, k_shot: int = 8, query: int = 8
 ) -> Callable[[jax.Array, jax.Array | int], Episode]:
-    """Builds ``draw(key, family) -> Episode``: as ``string_tasks``, but of a family asked for.
+    """Builds ``draw(key, family) -> Episode``: as ``string_tasks``, of the given family.
 
-    One compiled program draws of every family.
+    One compiled program draws tasks of every family.
 
     Args:
         words: alphabet and length.
@@ -169,11 +167,11 @@ def tasks_of_family(
         query: examples in the query set.
 
     Returns:
-        A pure function of a key and an index in ``FAMILIES``; with the key of a sampler that has
-        this family alone, its episode.
+        A pure function of a key and an index in ``FAMILIES``. ``string_tasks`` of this family alone
+        gives the same episode for the key.
 
     Raises:
-        ArgumentError: a number isn't a positive integer, the alphabet has fewer than 2 or more than
+        ArgumentError: a number isn't positive, the alphabet has fewer than 2 or more than
             26 letters, or words have fewer than 2.
 
     Example:
@@ -184,10 +182,13 @@ def tasks_of_family(
         dcd>aba
         dac>adb
     """
-    k_shot, query = _checks.positive_int("k_shot", k_shot), _checks.positive_int("query", query)
-    if _checks.at_least("letters", words.letters, 2) > 26:
-        raise ArgumentError(f"letters must be at most 26, got {words.letters}.")
-    _checks.at_least("length", words.length, 2)
+    if not 2 <= words.letters <= 26:
+        raise ArgumentError(f"letters must be from 2 to 26, got {words.letters}.")
+    for name, value, least in (
+        ("length", words.length, 2), ("k_shot", k_shot, 1), ("query", query, 1)
+    ):  # fmt: skip
+        if value < least:
+            raise ArgumentError(f"{name} must be at least {least}, got {value}.")
     count = k_shot + query
     shape = (count, words.length)
     ends = jnp.full((count, 1), words.letters)
@@ -211,8 +212,7 @@ def tasks_of_family(
 
 
 def as_document(lines: TokenBatch) -> TokenBatch:
-    """Lines one after another in one row, ``[1, examples * line]``: each can be learned from those
-    before it.
+    """Lines one after another in one row, ``[1, examples * line]``.
 
     Example:
         >>> as_document(TokenBatch(jnp.zeros((3, 6)), mask=jnp.ones((3, 6)))).tokens.shape
@@ -222,8 +222,9 @@ def as_document(lines: TokenBatch) -> TokenBatch:
 
 
 def in_context(support: TokenBatch, query: TokenBatch) -> TokenBatch:
-    """Each query line behind all lines of the support set, as a prompt: ``[query, (k_shot + 1) *
-    line]``, of which the query line's targets count alone.
+    """Each query line after all lines of the support set, ``[query, (k_shot + 1) * line]``.
+
+    Only the targets of the query line count.
 
     Example:
         >>> lines = TokenBatch(jnp.zeros((3, 6)), mask=jnp.ones((3, 6)))
@@ -233,7 +234,7 @@ def in_context(support: TokenBatch, query: TokenBatch) -> TokenBatch:
     document = as_document(support)
     prompt = TokenBatch(document.tokens, mask=jnp.zeros_like(document.mask))
 
-    def behind(before, own):
-        return jnp.concatenate([jnp.repeat(before, len(own), axis=0), own], axis=1)
+    def after(before, lines):
+        return jnp.concatenate([jnp.repeat(before, len(lines), axis=0), lines], axis=1)
 
-    return jax.tree.map(behind, prompt, query)
+    return jax.tree.map(after, prompt, query)

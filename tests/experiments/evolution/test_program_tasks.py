@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from experiments.evolution.programs import language as lang
-from metajax.lm import generate, next_token_loss
+from metajax.lm import SamplingParams, generate, next_token_loss
 from metajax.models import Transformer, TransformerConfig
 
 ROWS = 512
@@ -182,14 +182,14 @@ def test_rows_have_the_answers_as_targets_and_train_a_model():
     wide = lang.training_rows(tasks, length=60)
     width = tasks.prompts.shape[1] + tasks.answers.shape[1]
     np.testing.assert_array_equal(wide.tokens[:, -width:], rows.tokens)
-    assert not wide.segments[:, :-width].any()
+    assert not wide.segment_ids[:, :-width].any()
     for row in range(16):
         assert words(rows.tokens[row][rows.mask[row]]) == words(tasks.answers[row])
-        inside = rows.segments[row] > 0
+        inside = rows.segment_ids[row] > 0
         text = words(rows.tokens[row][inside])
         assert text == words(tasks.prompts[row]) + " " + words(tasks.answers[row])
     logits = jnp.zeros((16, width - 1, len(lang.WORDS)))
-    loss, metrics = next_token_loss(lambda params, tokens, segments: logits)({}, rows)
+    loss, metrics = next_token_loss(lambda params, tokens, segment_ids: logits)({}, rows)
     assert float(metrics["tokens"]) == float((tasks.answers != lang.PAD).sum())
     np.testing.assert_allclose(loss, np.log(len(lang.WORDS)), rtol=1e-5)
     with pytest.raises(ValueError, match=f"length must be at least {width}, got 10"):
@@ -207,7 +207,7 @@ def test_what_a_model_generates_is_checked_as_it_comes():
         params,
         lang.prompt_lists(tasks),
         max_new_tokens=lang.ANSWER_LENGTH,
-        stop_tokens=(lang.EOS,),
+        sampling=SamplingParams(stop_tokens=(lang.EOS,)),
     )
     assert lang.check_deduction(tasks, made.tokens[:, 0]).shape == (16,)
 

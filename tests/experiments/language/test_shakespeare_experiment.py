@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from experiments import common
-from experiments.language import shakespeare as experiment
+from experiments.language.shakespeare import config as options
+from experiments.language.shakespeare import text as texts
+from experiments.language.shakespeare import train
 from metajax.data import DataNotFoundError
-from metajax.lm.training import TokenBatch, next_token_loss
+from metajax.lm import TokenBatch, next_token_loss
+from metajax.models import Transformer
 
 SPEECH = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak.\n\n"
 
@@ -25,7 +28,7 @@ def test_a_tiny_run_and_a_resume(tmp_path, capsys):
     steps = ["--steps", "6", "--log-every", "2", "--checkpoint-every", "4", "--validate-every", "4"]
     arguments = [*sizes, *steps, "--data", str(tmp_path / "text.txt")]
     out = tmp_path / "run"
-    experiment.main([*arguments, "--out", str(out)])
+    train.main([*arguments, "--out", str(out)])
     printed = capsys.readouterr().out
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "table.md").read_text() in printed
@@ -42,7 +45,7 @@ def test_a_tiny_run_and_a_resume(tmp_path, capsys):
     for file in sorted((out / "checkpoints" / "6").rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
     (out / "checkpoints" / "6").rmdir()
-    experiment.main([*arguments, "--out", str(out), "--resume"])
+    train.main([*arguments, "--out", str(out), "--resume"])
     assert (
         json.loads((out / "result.json").read_text())["validation_loss"]
         == (result["validation_loss"])
@@ -52,9 +55,9 @@ def test_a_tiny_run_and_a_resume(tmp_path, capsys):
 @pytest.mark.parametrize("n", [33, 40, 41, 42])
 def test_the_validation_loss_counts_every_target_once(n):
     logits = jax.random.normal(jax.random.key(0), (7, 7))
-    loss_fn = next_token_loss(lambda params, tokens, segments=None: params[tokens])
+    loss_fn = next_token_loss(lambda params, tokens, segment_ids=None: params[tokens])
     tokens = np.random.default_rng(0).integers(0, 7, n).astype(np.int32)
-    ours = experiment.text_loss(loss_fn, tokens, length=8, batch=3)(logits)
+    ours = train.text_loss(loss_fn, tokens, length=8, batch=3)(logits)
     # A bigram's loss doesn't depend on where windows begin.
     whole, metrics = loss_fn(logits, TokenBatch(jnp.asarray(tokens)[None]))
     assert float(metrics["tokens"]) == n - 1
@@ -63,12 +66,12 @@ def test_the_validation_loss_counts_every_target_once(n):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_the_optimizers_update_every_parameter(optimizer):
-    config = experiment.Config(optimizer=optimizer, steps=10)
+    config = options.Config(optimizer=optimizer, steps=10)
     params = {
         "block_0": {"kernel": jnp.eye(3), "scale": jnp.ones(3)},
         "embed": {"embedding": jnp.ones((4, 3))},
     }
-    chosen = experiment.optimizer_of(config)
+    chosen = options.optimizer_of(config)
     state = chosen.init(params)
     for _ in range(2):  # the first step's rate is 0
         updates, state = chosen.update(params, state, params)
@@ -78,7 +81,7 @@ def test_the_optimizers_update_every_parameter(optimizer):
 def test_both_forms_have_as_many_parameters():
     count = {}
     for form in ("llama", "gpt2"):
-        model = experiment.Transformer(experiment.model_config(experiment.Config(form=form), 65))
+        model = Transformer(options.model_config(options.Config(form=form), 65))
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
         count[form] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count["gpt2"] == pytest.approx(count["llama"], rel=0.01)
@@ -94,13 +97,13 @@ def test_the_text_is_downloaded_once(tmp_path, monkeypatch):
         return io.BytesIO(text.encode())
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    assert experiment.read_text(None) == experiment.read_text(None) == text
-    assert calls == [experiment.URL]
+    assert texts.read_text(None) == texts.read_text(None) == text
+    assert calls == [texts.URL]
 
     cached = tmp_path / "text" / "tinyshakespeare.txt"
     cached.write_text("First Citizen")
     with pytest.raises(DataNotFoundError, match=r"tinyshakespeare\.txt is not Shakespeare's plays"):
-        experiment.read_text(None)
+        texts.read_text(None)
 
 
 def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
@@ -111,24 +114,24 @@ def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     with pytest.raises(DataNotFoundError, match=r"no network.*--data FILE"):
-        experiment.read_text(None)
+        texts.read_text(None)
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>"))
     with pytest.raises(DataNotFoundError, match="begin with '<html>'"):
-        experiment.read_text(None)
+        texts.read_text(None)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataNotFoundError, match="there is no file"):
-        experiment.read_text(tmp_path / "nothing.txt")
+        texts.read_text(tmp_path / "nothing.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(common.RunError, match="not a text in UTF-8"):
-        experiment.read_text(tmp_path / "bytes.txt")
+        texts.read_text(tmp_path / "bytes.txt")
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(common.RunError, match="5 characters is too short for windows of 64"):
-        experiment.main(["--data", str(tmp_path / "short.txt"), "--out", str(tmp_path / "run")])
+        train.main(["--data", str(tmp_path / "short.txt"), "--out", str(tmp_path / "run")])
 
 
 def test_wrong_values(capsys):
     for arguments in (["--layers", "0"], ["--rate", "-1"], ["--length", "1"]):
         with pytest.raises(SystemExit) as stop:
-            experiment.main(arguments)
+            train.main(arguments)
         assert stop.value.code == 2
     assert "length must be at least 2; got 1" in " ".join(capsys.readouterr().err.split())

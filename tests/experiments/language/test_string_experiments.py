@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import common
 from experiments.language import meta_lora, test_time_training
-from experiments.language.rules import report, study
+from experiments.language.rules import base_model, config, evaluation, report
 from experiments.language.rules import tasks as strings
+from metajax.lm import lora
 
 TINY = (
     "--letters", "4", "--length", "2", "--k-shot", "3", "--query", "2", "--width", "32",
@@ -19,15 +21,16 @@ TINY = (
 
 
 def test_no_rule_that_is_held_out_is_trained_on_but_each_of_its_parts_is():
-    assert set(study.HELD_OUT) | set(study.SEEN) == set(strings.FAMILIES)
-    assert not set(study.HELD_OUT) & set(study.SEEN)
-    parts = {part for family in study.SEEN for part in family.split("+")}
-    assert all(set(family.split("+")) <= parts for family in study.HELD_OUT)
+    assert set(config.HELD_OUT) | set(config.SEEN) == set(strings.FAMILIES)
+    assert not set(config.HELD_OUT) & set(config.SEEN)
+    parts = {part for family in config.SEEN for part in family.split("+")}
+    assert all(set(family.split("+")) <= parts for family in config.HELD_OUT)
 
 
 def test_tasks_are_as_many_of_each_family_in_turn_and_always_the_same():
-    config = study.RulesConfig(letters=5, length=3)
-    first, again = (study.draw_tasks(config, ["keep+mirror", "reverse+plain"], 5) for _ in range(2))
+    options = meta_lora.Config(letters=5, length=3)
+    families = ["keep+mirror", "reverse+plain"]
+    first, again = (evaluation.draw_tasks(options, families, 5) for _ in range(2))
     tokens = np.asarray(first.query.tokens)
     assert tokens.shape == (8, 8, 8)  # an even number of each, at least five in all
     assert (tokens[:4, :, 4:7] == 4 - tokens[:4, :, :3]).all()
@@ -36,15 +39,15 @@ def test_tasks_are_as_many_of_each_family_in_turn_and_always_the_same():
 
 
 def test_a_document_has_every_line_of_the_support_set_in_some_order():
-    config = study.RulesConfig(letters=6, length=3, k_shot=4, query=2)
-    lines = study.draw_tasks(config, ["keep+caesar"], 2)
+    options = meta_lora.Config(letters=6, length=3, k_shot=4, query=2)
+    lines = evaluation.draw_tasks(options, ["keep+caesar"], 2)
     documents = test_time_training.as_documents(lines, jax.random.key(0), orders=5)
     assert documents.support.tokens.shape == (2, 5, 32)
     assert documents.query.tokens.shape == (2, 2, 40)
     for task in range(2):
-        own = sorted(np.asarray(lines.support.tokens[task]).tolist())
+        expected = sorted(np.asarray(lines.support.tokens[task]).tolist())
         found = np.asarray(documents.support.tokens[task]).reshape(5, 4, 8).tolist()
-        assert all(sorted(document) == own for document in found)
+        assert all(sorted(document) == expected for document in found)
         assert len({str(document) for document in found}) > 1
         prompts = np.asarray(documents.query.tokens[task])
         np.testing.assert_array_equal(prompts[:, 32:], lines.query.tokens[task])
@@ -52,13 +55,13 @@ def test_a_document_has_every_line_of_the_support_set_in_some_order():
 
 
 def test_a_report_has_the_means_and_intervals_of_the_last_step(tmp_path):
-    config = meta_lora.Config(out=tmp_path)
-    run = report.common.open_run("meta-lora", config)
-    report.common.create(run)
+    options = meta_lora.Config(out=tmp_path)
+    run = common.open_run("meta-lora", options)
+    common.create(run)
     words = np.stack([np.zeros(12), np.arange(12.0)], axis=1)
-    found = report.Test(words, words / 2)
+    found = evaluation.Scores(words, words / 2)
     table = report.write_results(
-        run, config, {"held-out": {"ours": found}, "seen": {"ours": found.at(0)}},
+        run, options, {"held-out": {"ours": found}, "seen": {"ours": found.at(0)}},
         title="Title", module="experiments.language.meta_lora", curves=[found.curve("ours")],
         seconds={"tests": 61.0}, facts={"Fact": "it is"},
     )  # fmt: skip
@@ -78,16 +81,16 @@ def test_each_kind_of_tasks_gets_its_own_scores_of_the_one_program(monkeypatch):
 
     def letters(learner, variables, tasks):
         found = np.asarray(tasks.query.tokens)[:, 0, :2].astype(float)
-        return report.Test(found, found + variables)
+        return evaluation.Scores(found, found + variables)
 
-    monkeypatch.setattr(report, "test", letters)
-    tasks = study.test_tasks(study.RulesConfig(letters=5, length=3, test_episodes=24))
-    found = report.tests_by_kind({"a": (None, 0.0, tasks), "b": (None, 7.0, tasks)})
-    assert {kind: list(tests) for kind, tests in found.items()} == {
+    monkeypatch.setattr(evaluation, "score", letters)
+    tasks = evaluation.test_tasks(meta_lora.Config(letters=5, length=3, test_episodes=24))
+    found = evaluation.scores_by_kind({"a": (None, 0.0, tasks), "b": (None, 7.0, tasks)})
+    assert {kind: list(scores) for kind, scores in found.items()} == {
         "held-out": ["a", "b"], "seen": ["a", "b"],
     }  # fmt: skip
-    for kind, own in tasks.items():
-        alone = letters(None, 7.0, own)
+    for kind, of_kind in tasks.items():
+        alone = letters(None, 7.0, of_kind)
         np.testing.assert_array_equal(found[kind]["b"].words, alone.words)
         np.testing.assert_array_equal(found[kind]["b"].letters, alone.letters)
 
@@ -121,15 +124,15 @@ def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypa
 
 @pytest.mark.slow
 def test_meta_training_leaves_the_base_weights_alone(tmp_path):
-    config = meta_lora.Config(
+    options = meta_lora.Config(
         letters=4, length=2, k_shot=2, query=2, width=32, layers=1, base_batch=4,
         rank=2, steps=2, meta_batch=2, tasks_per_chunk=2, inner_steps=2, out=tmp_path / "run",
     )  # fmt: skip
-    run = meta_lora.common.open_run("meta-lora", config)
-    base = study.base_model(run, config, 1)
+    run = common.open_run("meta-lora", options)
+    base = base_model.base_model(run, options, 1)
     before = jax.tree.map(jnp.copy, base.variables)
     trained = meta_lora.meta_train(
-        run, config, "lora", meta_lora.factors_loss(base.model), before, meta_lora.lora.is_factor
+        run, options, "lora", meta_lora.factors_loss(base.model), before, lora.is_factor
     )
     after = trained.params.params
     jax.tree.map(np.testing.assert_array_equal, after["params"], base.variables["params"])
@@ -148,16 +151,16 @@ def test_meta_training_leaves_the_base_weights_alone(tmp_path):
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        study.RulesConfig(**options)
+        meta_lora.Config(**options)
 
 
 @pytest.mark.slow
 def test_a_base_model_of_another_vocabulary_is_refused(tmp_path):
-    config = meta_lora.Config(
+    options = meta_lora.Config(
         letters=4, length=2, k_shot=2, width=32, layers=1, base_batch=4, out=tmp_path
     )
-    run = study.common.open_run("meta-lora", config)
-    study.base_model(run, config, 1)
+    run = common.open_run("meta-lora", options)
+    base_model.base_model(run, options, 1)
     other = meta_lora.Config(letters=5, length=2, k_shot=2, base=tmp_path / "base" / "model")
-    with pytest.raises(study.common.RunError, match=r"base: .* has 6 tokens .*; 7 and at least"):
-        study.base_model(run, other, 1)
+    with pytest.raises(common.RunError, match=r"base: .* has 6 tokens .*; 7 and at least"):
+        base_model.base_model(run, other, 1)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metajax._checks import shown
-from metajax.errors import ArgumentError, ArgumentTypeError
-from metajax.lm.hf_config import CheckpointError
+from metajax._extras import import_extra
+from metajax.errors import ArgumentError
+from metajax.lm._folder import CheckpointError
 
 Message = Mapping[str, Any]
 """One turn of a chat, such as ``{"role": "user", "content": "Hello"}``."""
@@ -17,11 +17,11 @@ Message = Mapping[str, Any]
 def read(folder: Path, configured: Any) -> dict[str, str]:
     """A folder's templates by name; a single one is ``"default"``.
 
-    They are chat_template.jinja and additional_chat_templates/NAME.jinja, or else what
-    tokenizer_config.json says, one or a list of named ones.
+    They are chat_template.jinja and additional_chat_templates/NAME.jinja. Without these files they
+    are in tokenizer_config.json: one text, or a list of named ones.
 
     Raises:
-        CheckpointError: a file can't be read, or tokenizer_config.json has something else there.
+        CheckpointError: a file can't be read, or tokenizer_config.json has neither.
     """
     more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     files = {path.stem: path for path in more}
@@ -78,22 +78,13 @@ def render(
         >>> render(source, [{"role": "user", "content": "Hello"}])
         '<user>Hello'
     """
-    try:
-        import jinja2
-        import jinja2.ext
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise not_installed("jinja2", "a chat template") from error
-    is_chat = isinstance(messages, Sequence) and not isinstance(messages, str)
-    if not is_chat or not all(isinstance(message, Mapping) for message in messages):
-        raise ArgumentTypeError(
-            f"messages must be a list of turns such as {{'role': 'user', 'content': 'Hello'}}, got "
-            f"{shown(messages)}."
-        )
+    jinja2 = import_extra("jinja2", extra="lm")
+    extensions = import_extra("jinja2.ext", extra="lm")
+    sandbox = import_extra("jinja2.sandbox", extra="lm")
     if not messages:
         raise ArgumentError(f"messages must not be empty, got {messages!r}.")
 
-    class Generation(jinja2.ext.Extension):
+    class Generation(extensions.Extension):
         """``{% generation %}`` marks what the model itself is to write, and changes nothing."""
 
         tags = {"generation"}  # noqa: RUF012
@@ -110,23 +101,16 @@ def render(
         return json.dumps(value, **{"ensure_ascii": False, **options})
 
     # A template is a stranger's program: the sandbox keeps it to what it is given.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, extensions.loopcontrols]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
     given = {"tools": None, "documents": None, **variables}
-    given |= {"messages": turns, "add_generation_prompt": add_generation_prompt}
     try:
+        turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        given |= {"messages": turns, "add_generation_prompt": add_generation_prompt}
         return environment.from_string(source).render(given)
     except Exception as error:  # a template may divide by zero, add a text to a number, ...
         raise ArgumentError(f"messages: the chat template fails on them: {error}") from error
-
-
-def not_installed(library: str, what: str) -> ImportError:
-    """The error where an optional library is missing."""
-    return ImportError(
-        f"{what} needs {library}, which isn't installed: pip install 'metajax[lm]'.", name=library
-    )

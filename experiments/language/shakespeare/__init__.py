@@ -1,0 +1,1 @@
+"""A language model of characters, on the plays of Shakespeare."""
