@@ -16,15 +16,12 @@ import numpy as np
 import tqdm
 
 from experiments.common import processes
-from experiments.common._disk import locked
-from experiments.common.best import Best
-from experiments.common.checkpoints import Checkpoints
+from experiments.common.checkpoints import Best, Checkpoints
 from experiments.common.config import RunError
+from experiments.common.disk import locked
 from experiments.common.folder import Run, create
-from experiments.common.shared import SharedCheckpoints, open_checkpoints, open_metrics
+from experiments.common.metrics import MetricsLog
 from metajax.errors import NonFiniteError
-
-AnyCheckpoints = Checkpoints | SharedCheckpoints
 
 Validate = Callable[[Any], Mapping[str, float]]
 """``validate(params)``: named scores; the same parameters must give the same scores."""
@@ -95,7 +92,7 @@ def fit(
     create(run)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(run.path))
-        checkpoints = stack.enter_context(open_checkpoints(run.path / "checkpoints"))
+        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
         if not config.resume and checkpoints.latest() is not None:
             raise RunError(
                 f"out: another process has trained in {run.path} meanwhile. Name another folder"
@@ -105,7 +102,7 @@ def fit(
         if restored is not None:
             state = restored[0]
         step = int(state.step)
-        log = stack.enter_context(open_metrics(run.path, step=step, tensorboard=config.tensorboard))
+        log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
         _check_seconds(log.records, run.path)
         stop = stack.enter_context(stop_requests("dispatch"))
@@ -176,7 +173,7 @@ def _passes(before: int, now: int, every: int, last: int) -> bool:
     return now // every > before // every or now == last
 
 
-def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: AnyCheckpoints) -> None:
+def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: Checkpoints) -> None:
     for name in ("loss", "grad_norm"):
         if name in history and not np.isfinite(history[name]).all():
             index = int(np.argmin(np.isfinite(history[name])))
@@ -188,7 +185,7 @@ def _finite_mean(value: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: AnyCheckpoints) -> int:
+def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: Checkpoints) -> int:
     """How many meta-steps up to the last were bad one after another; too many end the run."""
     for index, count in enumerate(bad):
         so_far = so_far + 1 if count else 0
@@ -199,7 +196,7 @@ def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: AnyCheckpo
 
 
 @contextlib.contextmanager
-def _kept_if_not_finite(checkpoints: AnyCheckpoints) -> Iterator[None]:
+def _kept_if_not_finite(checkpoints: Checkpoints) -> Iterator[None]:
     """Makes a checkpoint of the last good state that a NonFiniteError of the trainer brings."""
     try:
         yield
@@ -211,14 +208,14 @@ def _kept_if_not_finite(checkpoints: AnyCheckpoints) -> Iterator[None]:
         raise NonFiniteError(f"{error}{kept}", state=error.state, step=error.step) from error
 
 
-def _check_parameters(params: Any, step: int, checkpoints: AnyCheckpoints) -> None:
+def _check_parameters(params: Any, step: int, checkpoints: Checkpoints) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
             name = jax.tree_util.keystr(path)
             _stop_for(f"the parameter {name} is no longer finite", step, checkpoints)
 
 
-def _stop_for(problem: str, step: int, checkpoints: AnyCheckpoints) -> None:
+def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
     good = checkpoints.latest()
     kept = "there is no checkpoint" if good is None else f"kept: {checkpoints.path(good)}"
     raise NonFiniteError(

@@ -5,7 +5,14 @@ import functools
 import numpy as np
 import pytest
 
+from experiments.common import command_line
 from metajax.data import ClassData
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    """No test writes into the user's cache, nor changes where JAX keeps programs."""
+    monkeypatch.setattr(command_line, "keep_compiled", lambda folder: None)
 
 
 @pytest.fixture
