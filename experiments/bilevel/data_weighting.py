@@ -34,6 +34,8 @@ CLASSES = 2
 class Config(common.RunConfig):
     """Options of the experiment."""
 
+    steps: int = 100
+    """Outer updates (meta-steps)."""
     flipped: float = 0.45
     """Share of the training labels that are wrong."""
     train: int = 400
@@ -133,8 +135,6 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Learns the weights, compares, and leaves everything in the run folder."""
     config = common.parse(Config, arguments, __doc__ or "")
-    config = dataclasses.replace(config, steps=config.steps or 100)
-    assert config.steps is not None
     run = common.open_run("data-weighting", config)
     data = make_data(config)
     network = models.MLP((32, 32), CLASSES)

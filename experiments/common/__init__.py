@@ -1,6 +1,7 @@
 """What experiments share: command line, run folder, training loop, pictures and reports."""
 
-from experiments.common.checkpoints import Checkpoints, best_params
+from experiments.common.best import best_params
+from experiments.common.checkpoints import Checkpoints
 from experiments.common.command_line import command, guard, keep_compiled, parse
 from experiments.common.config import (
     DistributedConfig,

@@ -20,14 +20,12 @@ import orbax.checkpoint as ocp
 from experiments.common import processes
 from experiments.common.config import RunError
 from experiments.common.disk import cannot_write, damage_in, first_line, write_digests, writing
-from experiments.common.folder import Run
 from metajax import trees
 from metajax.errors import ArgumentError
 from metajax.files import sync_folder
 from metajax.parallel import devices
 
 StateT = TypeVar("StateT")
-ParamsT = TypeVar("ParamsT")
 
 _UNFINISHED = "unfinished-"
 """How the name of a folder begins that is being written, or removed."""
@@ -192,82 +190,6 @@ class Checkpoints(contextlib.AbstractContextManager):
             f"resume: none of the checkpoints in {self.folder} can be read (steps {steps})."
             " Start a new run with another --out"
         )
-
-
-class Best(Checkpoints):
-    """Keeps the parameters with the highest ``accuracy`` or, where there is none, the lowest
-    ``loss``, of those that ``offer`` is given; of equals the first.
-
-    Validation with other scores than these keeps none.
-
-    Args:
-        folder: the run's.
-        template: parameters of the same structure, shapes and dtypes.
-    """
-
-    def __init__(self, folder: Path, template: Any) -> None:
-        super().__init__(folder / "best")
-        try:
-            found = self.restore(_scored(template, 0.0))
-        except RunError as error:  # no reason not to train on
-            warnings.warn(f"the best parameters until here are lost: {error}", stacklevel=2)
-            found = None
-        self._score = -np.inf if found is None else float(found[0]["score"])
-
-    def offer(self, step: int, params: Any, scores: Mapping[str, float]) -> None:
-        """Writes the parameters of a meta-step if they are better than all before.
-
-        A resumed run offers some again: they are no better than themselves.
-        """
-        if "accuracy" in scores:
-            score = float(np.float32(scores["accuracy"]))
-        elif "loss" in scores:
-            score = -float(np.float32(scores["loss"]))
-        else:
-            return
-        if score > self._score:
-            self.save(step, _scored(params, score))
-            self._score = score
-
-
-def best_params(run: Run, template: ParamsT) -> ParamsT:
-    """The parameters that ``fit`` found best by its validation, read from the run's folder.
-
-    The best has the highest ``accuracy`` on the validation tasks or, where ``validate`` gives no
-    accuracy, the lowest ``loss``; of equals the first. Chosen among many, its own validation score
-    is too good: test it on other tasks.
-
-    Args:
-        run: a run, finished or not, or a part of one; its ``path`` is what counts.
-        template: parameters of the same structure, shapes and dtypes, such as the initial ones.
-
-    Raises:
-        RunError: none were kept, they are of another model, or none can be read.
-
-    Example:
-        >>> import tempfile
-        >>> from experiments.common import RunConfig
-        >>> with tempfile.TemporaryDirectory() as name:
-        ...     with Best(Path(name), {"w": jnp.zeros(2)}) as best:
-        ...         best.offer(100, {"w": jnp.ones(2)}, {"accuracy": 0.9})
-        ...         best.offer(200, {"w": jnp.zeros(2)}, {"accuracy": 0.8})
-        ...     run = Run("toy", Path(name), RunConfig(steps=200))
-        ...     best_params(run, {"w": jnp.zeros(2)})["w"].tolist()
-        [1.0, 1.0]
-    """
-    folder = run.path / "best"
-    if folder.is_dir():
-        with Checkpoints(folder) as checkpoints:
-            found = checkpoints.restore(_scored(template, 0.0))
-            if found is not None:
-                return found[0]["params"]
-    raise RunError(
-        f"{folder} holds no parameters: give fit a validate that returns an accuracy or a loss"
-    )
-
-
-def _scored(params: Any, score: float) -> dict[str, Any]:
-    return {"params": params, "score": np.float32(score)}
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tyro
 
 from experiments.common.config import DistributedConfig, RunConfig
 from experiments.common.processes import ending_together
-from metajax.errors import MetajaxError
+from metajax.errors import ArgumentError, MetajaxError
 
 ConfigT = TypeVar("ConfigT")
 
@@ -47,7 +47,13 @@ def parse(
     if preset is not None:
         # Twice: first the options that choose the defaults, then all of them.
         choosing = [word for word in words if word not in ("-h", "--help")]
-        options["default"], _ = tyro.cli(preset, args=choosing, return_unknown_args=True, **options)
+        try:
+            options["default"], _ = tyro.cli(
+                preset, args=choosing, return_unknown_args=True, **options
+            )
+        except ArgumentError as error:  # tyro shows those of a dataclass alone
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     config = tyro.cli(kind, args=words, description=description, **options)
     if isinstance(config, RunConfig):
         keep_compiled(config.compilation_cache)

@@ -16,7 +16,8 @@ import numpy as np
 import tqdm
 
 from experiments.common import processes
-from experiments.common.checkpoints import Best, Checkpoints
+from experiments.common.best import Best
+from experiments.common.checkpoints import Checkpoints
 from experiments.common.config import RunError
 from experiments.common.disk import locked
 from experiments.common.folder import Run, create

@@ -31,7 +31,6 @@ def small_data():
 @pytest.fixture
 def small_network(monkeypatch):
     """MAML's network with 4 features instead of 64."""
-    from experiments.fewshot import classification
+    from experiments.fewshot import networks
 
-    conv4 = classification.conv4
-    monkeypatch.setattr(classification, "conv4", functools.partial(conv4, features=4))
+    monkeypatch.setattr(networks, "conv4", functools.partial(networks.conv4, features=4))

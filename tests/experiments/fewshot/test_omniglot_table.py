@@ -1,10 +1,12 @@
 """The table: which trainings its cells need, what it is made of, and that it goes on."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from experiments.fewshot.omniglot import metric, train
+from experiments import common
+from experiments.fewshot.omniglot import metric, table_plan, train
 from experiments.fewshot.omniglot import table as experiment
 
 
@@ -31,8 +33,8 @@ def test_the_whole_table_has_forty_cells(tmp_path):
 
 @pytest.mark.parametrize("training", experiment.trainings(experiment.Config(protocol="paper")))
 def test_the_command_lines_are_accepted(training):
-    module = metric if training.method in experiment.METRIC else train
-    parsed = experiment.common.parse(module.Config, training.options, "")
+    module = metric if training.compares else train
+    parsed = common.parse(module.Config, training.options, "", preset=module.preset)
     assert (parsed.protocol, parsed.seed) == ("paper", 0)
 
 
@@ -45,11 +47,11 @@ class FakeRuns:
 
     def __call__(self, options):
         values = dict(zip(options[::2], options[1::2], strict=False))
-        folder = experiment.Path(values["--out"])
+        folder = Path(values["--out"])
         self.made.append((folder.name, "--resume" in options))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
-        metric = values["--method"] in experiment.METRIC.values()
+        metric = values["--method"] in table_plan.METRIC.values()
         ways = [5, 20] if metric else [int(values["--n-way"])]
         shots = [int(values["--k-shot"])] if metric else [1, 5]
         self.mean += 1
