@@ -2,8 +2,8 @@
 
     make bench                        (or: python -m experiments.benchmarks.prototypical)
 
-One step of ``experiments.fewshot.omniglot.metric`` on an episode of 60 classes, one support and five query
-images of each: Conv-4 with max-pooling on all 360 images together, normalised by their statistics,
+One step of ``experiments.fewshot.omniglot.metric`` on an episode of 60 classes, one support and
+five query images of each: Conv-4 with max-pooling on all 360 images together, normalised by their statistics,
 the running ones updated, and Adam. PyTorch computes it in four forms: channels first or last,
 eagerly or by ``torch.compile``, which needs a C++ compiler. Loss and gradient are compared first,
 and nothing is timed unless they agree. It takes three minutes on two idle cores.
