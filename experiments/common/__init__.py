@@ -12,10 +12,11 @@ from experiments.common.config import (
     check_positive,
 )
 from experiments.common.disk import locked
-from experiments.common.fit import Fitted, NonFiniteError, Stop, fit, progress, stop_requests
+from experiments.common.fit import Fitted, NonFiniteError, fit
 from experiments.common.folder import Run, create, open_run
 from experiments.common.metrics import MetricsLog, read_metrics
 from experiments.common.processes import connect, show
+from experiments.common.progress import Stop, progress, stop_requests
 from experiments.common.report import Report, Row, environment, format_table, write_report
 
 __all__ = [

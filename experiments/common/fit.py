@@ -1,19 +1,14 @@
 """The training loop around ``trainer.run``: progress, metrics, checkpoints, stopping, resuming."""
 
 import contextlib
-import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from experiments.common import processes
 from experiments.common.best import Best
@@ -22,6 +17,7 @@ from experiments.common.config import RunError
 from experiments.common.disk import locked
 from experiments.common.folder import Run, create
 from experiments.common.metrics import MetricsLog
+from experiments.common.progress import progress, stop_requests
 from metajax.errors import NonFiniteError
 
 Validate = Callable[[Any], Mapping[str, float]]
@@ -105,7 +101,6 @@ def fit(
         step = int(state.step)
         log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
-        _check_seconds(log.records, run.path)
         stop = stack.enter_context(stop_requests("dispatch"))
         best = None
         if validate is not None:
@@ -157,17 +152,7 @@ def fit(
                 stop.received = signal.Signals(received)
                 stop.leave(f"step {step}", run)
         records = processes.from_first(log.records)
-    return Fitted(state, records, sum(record["seconds"] for record in records))
-
-
-def _check_seconds(records: list[dict[str, Any]], folder: Path) -> None:
-    """Raises a RunError for an earlier line without a time, which the end adds up."""
-    for record in records:
-        if not isinstance(record.get("seconds"), int | float):
-            raise RunError(
-                f"resume: the line of step {record['step']} in {folder / 'metrics.jsonl'} has no"
-                " 'seconds'. Remove the line, or start a new run with another --out"
-            )
+    return Fitted(state, records, sum(record.get("seconds") or 0.0 for record in records))
 
 
 def _passes(before: int, now: int, every: int, last: int) -> bool:
@@ -224,69 +209,3 @@ def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
         f" {kept}. Lower the inner or the outer learning rate, or clip the meta-gradient, in a new"
         " run"
     )
-
-
-def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
-    """A bar with a rate and the time that is left.
-
-    >>> with progress("rounds", 0, 2, unit="round") as bar:
-    ...     _ = bar.update(2)
-    """
-    # Into a log file, a line now and then; on a terminal, a bar that moves.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    width = min(shutil.get_terminal_size().columns, 110)
-    return tqdm.tqdm(
-        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width,
-        disable=not processes.first(),
-    )  # fmt: skip
-
-
-def _say(message: str) -> None:
-    processes.show(message, file=sys.stderr)
-
-
-class Stop:
-    """The signal that asked the run to stop; None until one did."""
-
-    received: signal.Signals | None = None
-
-    def leave(self, last: str, run: Run) -> NoReturn:
-        """Ends as the signal would have; ``last`` is what was finished."""
-        _say(f"stopped after {last}; --resume --out {run.path} goes on from there")
-        raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(143)
-
-
-@contextlib.contextmanager
-def stop_requests(unit: str) -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request; the second acts at once.
-
-    The state is donated to the running program: an exception in the middle would lose it.
-
-    Args:
-        unit: what the user is told will be finished.
-
-    >>> with stop_requests("round") as stop:
-    ...     print(stop.received)
-    None
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: Any) -> None:
-        stop.received = signal.Signals(number)
-        restore()
-        _say(f"stopping after this {unit}, with a checkpoint; again to stop at once")
-
-    for number in previous:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        restore()
