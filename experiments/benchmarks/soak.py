@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 from experiments import common
 from experiments.benchmarks.report import provenance
 from experiments.benchmarks.soak_training import PHASES, Marks, train
@@ -257,7 +255,7 @@ def _write(config: Config, report: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     report = soak(config)
     lost = [run for run in report["runs"] if not run["recovered"]]
     hits = ", ".join(f"{count} in {phase}" for phase, count in sorted(report["hits"].items()))

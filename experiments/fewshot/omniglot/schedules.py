@@ -39,19 +39,19 @@ def schedule_of(
 ) -> Schedule:
     """The schedule of a method; ``steps`` and ``head_std`` in place of its own."""
     many = n_way >= 20
-    # What the method's own entries leave out is the protocol's.
-    own = _OF_METHOD[method](protocol, many, steps)
-    own_steps = own.pop("steps", 60_000 if protocol == "paper" else 16_000)
-    steps = steps or own_steps
+    # What a method's entries leave out is the protocol's.
+    of_method = _OF_METHOD[method](protocol, many, steps)
+    default_steps = of_method.pop("steps", 60_000 if protocol == "paper" else 16_000)
+    steps = steps or default_steps
     if protocol == "paper":
-        shared = {
+        of_protocol = {
             "meta_batch": 16 if many else 32,
             "head_std": 1.0,
             "rotations": "per_class",
             "optimizer": optax.adam(1e-3),
         }
     else:
-        shared = {
+        of_protocol = {
             "meta_batch": 4 if many else 8,
             "head_std": HEAD_STD,
             "rotations": "as_classes",
@@ -60,9 +60,9 @@ def schedule_of(
             "shift": 1 if many else 0,
             "optimizer": muon(warmup_cosine(3e-3, steps)),
         }
-    change = own.pop("optimizer", lambda optimizer, steps: optimizer)
-    entries = shared | own
-    entries["optimizer"] = change(shared["optimizer"], steps)
+    change = of_method.pop("optimizer", lambda optimizer, steps: optimizer)
+    entries = of_protocol | of_method
+    entries["optimizer"] = change(of_protocol["optimizer"], steps)
     entries["head_std"] = head_std or entries["head_std"]
     return Schedule(steps=steps, **entries)
 
@@ -134,7 +134,7 @@ def _reptile(protocol: Protocol, many: bool, steps: int | None) -> dict:
         optimizer = optax.adam(rate, b1=0.0) if protocol == "paper" else optax.sgd(rate)
         return metajax.reptile(optimizer=optimizer, steps=steps, batch_size=batch, **options)
 
-    facts = {
+    entries = {
         "meta_batch": 5,
         "learner": learner,
         "trained": functools.partial(learner, batch=batch),
@@ -148,13 +148,13 @@ def _reptile(protocol: Protocol, many: bool, steps: int | None) -> dict:
         "head_std": HEAD_STD,
     }
     if protocol == "paper":
-        return facts | {
+        return entries | {
             "description": "the paper's but for images, network and rotations, which are MAML's: "
             "inner Adam without momentum, outer step from 1 to 0",
             "steps": 200_000 if many else 100_000,
             "inner_rate": f"{rate}, Adam",
         }
-    return facts | {
+    return entries | {
         "description": f"ours: {inner_steps} inner steps of gradient descent on {batch} images "
         f"each, outer step from {outer:g} to 0",
         "steps": 5000 if many else 12_000,
@@ -182,7 +182,7 @@ def _maml_plus_plus(protocol: Protocol, many: bool, steps: int | None) -> dict:
 
         return at
 
-    facts = {
+    entries = {
         "description": "rates and normalisation of each step, multi-step loss annealed over the "
         "first tenth, cosine decay",
         "steps": total,
@@ -196,9 +196,9 @@ def _maml_plus_plus(protocol: Protocol, many: bool, steps: int | None) -> dict:
     }
     if protocol == "paper":
         cosine = lambda _, steps: optax.adam(optax.cosine_decay_schedule(1e-3, steps, alpha=0.01))
-        return facts | {"optimizer": cosine, "form": "pool", "rotations": "as_classes"}
-    facts["description"] = f"ours: Muon, strided network; {facts['description']}"
-    return facts | {
+        return entries | {"optimizer": cosine, "form": "pool", "rotations": "as_classes"}
+    entries["description"] = f"ours: Muon, strided network; {entries['description']}"
+    return entries | {
         "optimizer": lambda optimizer, steps: with_learned_rates(optimizer),
     }
 
@@ -224,7 +224,7 @@ def _imaml(protocol: Protocol, many: bool, steps: int | None) -> dict:
             **options,
         )
 
-    facts = {
+    entries = {
         "description": f"λ = {proximal:g}, {solver_steps} steps of conjugate gradients with "
         "damping 1",
         "learner": learner,
@@ -234,14 +234,14 @@ def _imaml(protocol: Protocol, many: bool, steps: int | None) -> dict:
         "curve_steps": 0,
     }
     if protocol == "paper":
-        return facts | {
-            "description": f"the paper's: {facts['description']}",
+        return entries | {
+            "description": f"the paper's: {entries['description']}",
             "steps": 20_000,
             "optimizer": lambda _, steps: optax.adam(1e-3, eps=1e-3),
         }
-    return facts | {
+    return entries | {
         "description": "ours: Muon with warm-up and cosine decay, every leaf adapts; "
-        f"{facts['description']}",
+        f"{entries['description']}",
         "steps": 6000,
     }
 
