@@ -8,7 +8,6 @@ from experiments.common.config import (
     RunConfig,
     RunError,
     TrainingConfig,
-    cache_folder,
     check_positive,
 )
 from experiments.common.disk import locked
@@ -33,7 +32,6 @@ __all__ = [
     "Stop",
     "TrainingConfig",
     "best_params",
-    "cache_folder",
     "check_positive",
     "command",
     "connect",

@@ -16,7 +16,7 @@ class RunError(MetajaxError, ValueError):
     """A run cannot start or go on; the message says why and what to do."""
 
 
-def cache_folder() -> Path:
+def _cache_folder() -> Path:
     """The folder ``METAJAX_CACHE`` names, or the user's own for what can be made again."""
     return Path(os.environ.get("METAJAX_CACHE") or platformdirs.user_cache_dir("metajax"))
 
@@ -36,7 +36,7 @@ class RunConfig:
     tensorboard: bool = False
     """Write TensorBoard events too (needs the extra: pip install 'metajax[tensorboard]')."""
     compilation_cache: Literal["none"] | Path = dataclasses.field(
-        default_factory=lambda: cache_folder() / "compiled"
+        default_factory=lambda: _cache_folder() / "compiled"
     )
     """Folder where compiled programs are kept for the next run; "none" keeps none."""
     log_every: int = 100
