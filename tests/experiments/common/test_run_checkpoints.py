@@ -12,7 +12,6 @@ from toy_trainer import toy_state, toy_trainer
 from experiments import common
 from experiments.common import checkpoints as checkpoints_module
 from experiments.common.disk import damage_in
-from metajax import ArgumentError
 
 
 def leaves(state):
@@ -220,11 +219,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(common.RunError, match="Not a directory"):
         common.Checkpoints(tmp_path / "file" / "new")
-
-
-def test_one_checkpoint_is_not_enough(tmp_path):
-    with pytest.raises(ArgumentError, match=r"keep must be at least 2.*got 1"):
-        common.Checkpoints(tmp_path, keep=1)
 
 
 def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):

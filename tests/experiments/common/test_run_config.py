@@ -23,31 +23,6 @@ def test_help_explains_every_option(capsys):
         assert "--" + field.name.replace("_", "-") in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", "0"], "steps must be above zero; got 0"),
-        (["--steps", "-5"], "steps must be above zero; got -5"),
-        (["--steps", "many"], "many"),
-        (["--log-every", "0"], "log_every must be above zero"),
-        (["--seed", "-1"], "seed must be between"),
-        (["--unknown"], "--unknown"),
-        (["--resume", "1"], "1"),
-    ],
-)
-def test_wrong_values_say_what_is_wrong(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        common.parse(ToyConfig, arguments, "A toy.")
-    assert stop.value.code == 2
-    captured = capsys.readouterr()
-    assert message in " ".join((captured.out + captured.err).split())
-
-
-def test_a_flag_is_a_flag():
-    assert common.parse(ToyConfig, ["--resume"], "").resume is True
-    assert common.parse(ToyConfig, [], "").resume is False
-
-
 def test_identity_and_command_leave_out_what_names_a_machine():
     config = ToyConfig(seed=4, out=Path("somewhere"), resume=True, tensorboard=True)
     assert set(identity(config)) == {"steps", "width", "log_every", "checkpoint_every", "seed"}

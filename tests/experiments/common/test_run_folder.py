@@ -1,7 +1,6 @@
 """Where a run may write."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,12 +175,3 @@ def test_a_run_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(common.RunError, match=r"file/run.*Not a directory.*--out"):
         start(ToyConfig(out=tmp_path / "file" / "run"))
     assert (tmp_path / "file").read_text() == ""
-
-
-@pytest.mark.parametrize(
-    ("number", "remedy"),
-    [(28, "Free some space"), (30, "Make the folder writable"), (5, "Mend that")],
-)
-def test_what_the_system_refuses_comes_with_a_remedy(number, remedy):
-    error = disk.cannot_write(Path("some/file"), OSError(number, ""))
-    assert re.fullmatch(rf"some/file cannot be written: \w.*\. {remedy}, .*", str(error))

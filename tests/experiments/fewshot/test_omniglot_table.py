@@ -134,17 +134,3 @@ def test_an_unfinished_run_is_resumed_and_more_episodes_are_tested(tmp_path, fak
     experiment.main(options)
     experiment.main([*options, "--test-episodes", "50"])
     assert fake.made == [("maml-fast-5way-seed0", True)] * 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"methods": "protonet,foo"}, "methods must be some of maml, .*; got foo"),
-        ({"cells": ""}, "cells must be some of 5w1s, 5w5s, 20w1s, 20w5s; got ''"),
-        ({"seeds": 0}, "seeds must be above zero; got 0"),
-        ({"test_episodes": 1}, "test_episodes must be at least 2; got 1"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        experiment.Config(**options)
