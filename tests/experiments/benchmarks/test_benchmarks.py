@@ -204,6 +204,7 @@ def test_a_run_leaves_its_artefacts_and_names_missing_peers(tmp_path, monkeypatc
 SMALL = {"n_way": 3, "query": 2, "image_size": 19, "features": 4}
 
 
+@pytest.mark.slow
 def test_a_step_of_prototypical_networks_is_the_same_in_pytorch(x64):
     pytest.importorskip("torch", reason="PyTorch is the extra 'bench'")
     from experiments.benchmarks import torch_prototypical
