@@ -50,7 +50,11 @@ def conv4(
         n_way, features=features, head_init=nn.initializers.normal(head_std), **options
     )
     params, apply = metajax.from_linen(network, key, example)
-    _, apply_with = metajax.from_linen(network.copy(norm="support"), key, example)
+    by_support = network.copy(norm="support")  # which has the same parameters
+
+    def apply_with(params: Params, images: jax.Array, **options: Any) -> Any:
+        return by_support.apply({"params": params}, images, **options)
+
     return Network(params, apply, apply_with)
 
 
