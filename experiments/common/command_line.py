@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import inspect
 import logging
 import shlex
@@ -118,6 +119,10 @@ def guard(main: Callable[[], None]) -> None:
 
     What metajax logs (what ``tasks_per_chunk="auto"`` picked, say) is shown too.
     """
+    # Tracing a program makes many small objects, none of them garbage for long: a collector that
+    # runs seldom, and passes over what was imported, saves a fifth of the time to the first step.
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("metajax").setLevel(logging.INFO)
     try:

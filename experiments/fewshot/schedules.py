@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 import metajax
 from experiments.fewshot.networks import Network, inner_options
@@ -99,8 +98,10 @@ def muon(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the
     scale, Liu et al. 2025 (arXiv 2502.16982), section 2.2.
     """
-    patches_to_features = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-    return optax.contrib.muon(
+    from optax import contrib  # a slow import, which only this optimizer needs
+
+    patches_to_features = contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    return contrib.muon(
         rate,
         consistent_rms=0.2,
         muon_weight_dimension_numbers=lambda params: jax.tree.map(
