@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import jax
 import tyro
 
-from experiments.common.config import DistributedConfig, RunConfig
+from experiments.common.config import DistributedConfig
 from experiments.common.processes import ending_together
 from metajax.errors import ArgumentError, MetajaxError
 
@@ -40,6 +40,7 @@ def parse(
         preset: a function of some of the options (``method``, say) that returns the config with
             their defaults for all others; without it, the defaults are the dataclass's.
 
+    >>> from experiments.common import RunConfig
     >>> parse(RunConfig, ["--steps", "200", "--compilation-cache", "none"], "An experiment.").steps
     200
     """
@@ -56,8 +57,7 @@ def parse(
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
     config = tyro.cli(kind, args=words, description=description, **options)
-    if isinstance(config, RunConfig):
-        keep_compiled(config.compilation_cache)
+    keep_compiled(getattr(config, "compilation_cache", "none"))
     return config
 
 
@@ -85,6 +85,7 @@ def command(module: str, config: Any, *, preset: Callable[..., Any] | None = Non
         config: what it was run with.
         preset: as ``parse`` was given it.
 
+    >>> from experiments.common import RunConfig
     >>> command("experiments.fewshot.sinusoid", RunConfig(steps=5, seed=3))
     'python -m experiments.fewshot.sinusoid --steps 5 --seed 3'
     >>> sizes = dataclasses.make_dataclass("Sizes", [("tasks", tuple, (1, 4)), ("timed", int, 3)])
