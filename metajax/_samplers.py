@@ -134,7 +134,8 @@ class HoistedSampler:
         if (key.dtype, key.shape) not in self._traced:
 
             def checked(leaves: list[jax.Array], key: jax.Array) -> Episode:
-                return checked_episode("what sample returns", self._structure.unflatten(leaves)(key))
+                episode = self._structure.unflatten(leaves)(key)
+                return checked_episode("what sample returns", episode)
 
             shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in self._leaves]
             jaxpr, shape = jax.make_jaxpr(checked, return_shape=True)(

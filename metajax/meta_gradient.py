@@ -89,7 +89,8 @@ def meta_gradient(
         if chunk == n_tasks:
             return chunk_gradient(params, episodes)
         n_chunks, remainder = divmod(n_tasks, chunk)
-        body = one_gradient if chunk == 1 else chunk_gradient
+        # Jitted, to be traced once for both its shapes and the scan.
+        body = jax.jit(one_gradient if chunk == 1 else chunk_gradient, inline=True)
         head = jax.tree.map(lambda leaf: leaf[: n_chunks * chunk], episodes)
         if chunk > 1:
             head = jax.tree.map(lambda leaf: leaf.reshape(n_chunks, chunk, *leaf.shape[1:]), head)

@@ -23,13 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-import tyro
 
 import metajax
 from experiments import common
 from experiments.benchmarks.report import provenance, write
 from experiments.common.best import Best
-from experiments.fewshot import classification, sinusoid
+from experiments.fewshot import networks, schedules, sinusoid
 from experiments.language import shakespeare
 from metajax import losses, models
 from metajax.data import episode_sampler, from_arrays, sinusoid_sampler
@@ -57,7 +56,7 @@ class Config:
         common.check_positive(self, "checkpoints", "dispatches", "resumes")
 
 
-class Setting(NamedTuple):
+class Case(NamedTuple):
     """A training as an experiment has it.
 
     Attributes:
@@ -73,22 +72,22 @@ class Setting(NamedTuple):
     dispatch: int
 
 
-def few_shot() -> Setting:
+def few_shot() -> Case:
     """5-way 1-shot MAML with Conv-4 as in the demo; what the images show doesn't matter."""
     images = np.random.default_rng(0).random((400, 28, 28, 1), np.float32)
     data = from_arrays(images, np.repeat(np.arange(20), 20))
-    network = classification.conv4(5, jax.random.key(0))
+    network = networks.conv4(5, jax.random.key(0))
     trainer = metajax.meta_trainer(
-        classification.maml_learner(1.0)(network, 1),
+        schedules.maml_learner(1.0)(network, 1),
         optax.adam(3e-3),
         episode_sampler(data, n_way=5, k_shot=1, query=1),
         meta_batch=16,
     )
     state = trainer.init(network.params, jax.random.key(1))
-    return Setting(trainer, state, common.RunConfig.checkpoint_every, 5)
+    return Case(trainer, state, common.RunConfig.checkpoint_every, 5)
 
 
-def language_model() -> Setting:
+def language_model() -> Case:
     """The character model of ``make shakespeare``; what the text says doesn't matter."""
     config, size = shakespeare.Config(steps=2000), 65
     model = Transformer(shakespeare.model_config(config, size))
@@ -101,10 +100,10 @@ def language_model() -> Setting:
         training.as_episodes(draw),
         meta_batch=1,
     )
-    return Setting(trainer, trainer.init(params, jax.random.key(1)), config.checkpoint_every, 5)
+    return Case(trainer, trainer.init(params, jax.random.key(1)), config.checkpoint_every, 5)
 
 
-def regression() -> Setting:
+def regression() -> Case:
     """The sinusoid: the shortest meta-steps that there are."""
     params, apply = metajax.from_linen(models.MLP(), jax.random.key(0), jnp.zeros((1, 1)))
     learner = metajax.maml(losses.mean_squared_error(apply), optax.sgd(0.01), steps=1)
@@ -113,10 +112,10 @@ def regression() -> Setting:
         learner, optax.adam(1e-3), sinusoid_sampler(10, 10), meta_batch=batch, tasks_per_chunk=batch
     )
     state = trainer.init(params, jax.random.key(1))
-    return Setting(trainer, state, sinusoid.Config.checkpoint_every, 200)
+    return Case(trainer, state, sinusoid.Config.checkpoint_every, 200)
 
 
-SETTINGS: dict[str, Callable[[], Setting]] = {
+CASES: dict[str, Callable[[], Case]] = {
     "5-way 1-shot, Conv-4": few_shot,
     "Shakespeare, 0.8 M parameters": language_model,
     "sinusoid": regression,
@@ -133,14 +132,14 @@ def median_seconds(call: Callable[[int], object], times: int) -> float:
     return statistics.median(seconds[1:])
 
 
-def overhead(setting: Setting, config: Config, folder: Path) -> dict[str, Any]:
+def overhead(case: Case, config: Config, folder: Path) -> dict[str, Any]:
     """Seconds of meta-step, checkpoint and best parameters; their share at the interval."""
-    states = [setting.state]
+    states = [case.state]
 
     def dispatch(_: int) -> None:
-        states[0] = jax.block_until_ready(setting.trainer.run(states[0], setting.dispatch)[0])
+        states[0] = jax.block_until_ready(case.trainer.run(states[0], case.dispatch)[0])
 
-    step = median_seconds(dispatch, config.dispatches) / setting.dispatch
+    step = median_seconds(dispatch, config.dispatches) / case.dispatch
     (state,) = states
     with (
         common.Checkpoints(folder / "checkpoints") as checkpoints,
@@ -160,13 +159,13 @@ def overhead(setting: Setting, config: Config, folder: Path) -> dict[str, Any]:
         )
     newest = checkpoints.path(config.checkpoints)
     return {
-        "interval": setting.interval,
+        "interval": case.interval,
         "step_ms": 1e3 * step,
         "checkpoint_ms": 1e3 * checkpoint,
         "best_ms": 1e3 * kept,
         "bytes": sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()),
-        "share": checkpoint / (setting.interval * step),
-        "share_with_best": (checkpoint + kept) / (setting.interval * step),
+        "share": checkpoint / (case.interval * step),
+        "share_with_best": (checkpoint + kept) / (case.interval * step),
     }
 
 
@@ -196,17 +195,15 @@ def prepare(folder: Path) -> None:
 
 def go_on(folder: Path) -> None:
     """Goes on with the prepared run; at its first meta-step says when that was, and ends."""
-    setting, entered = few_shot(), time.time()
+    case, entered = few_shot(), time.time()
 
     def run(state: Any, steps: int) -> Any:
         print(int(state.step), entered, time.time())
         raise SystemExit
 
     found = long_run(folder)
-    trainer = setting.trainer._replace(run=run)
-    common.fit(
-        found, trainer, setting.state, steps=DONE + 1000, validate=lambda params: {"loss": 0}
-    )
+    trainer = case.trainer._replace(run=run)
+    common.fit(found, trainer, case.state, steps=DONE + 1000, validate=lambda params: {"loss": 0})
 
 
 def resume_seconds(folder: Path) -> tuple[float, float]:
@@ -225,19 +222,19 @@ def resume_seconds(folder: Path) -> tuple[float, float]:
     return float(first) - started, float(first) - float(entered)
 
 
-def measure_all(config: Config, settings: dict[str, Callable[[], Setting]]) -> dict[str, Any]:
+def measure_all(config: Config, cases: dict[str, Callable[[], Case]]) -> dict[str, Any]:
     """Measures everything; the result as JSON values."""
     rows = []
     with (
-        tempfile.TemporaryDirectory(dir=config.out) as name,
-        tqdm.tqdm(total=len(settings) + config.resumes, unit="part") as bar,
+        tempfile.TemporaryDirectory(dir=config.out) as parent,
+        tqdm.tqdm(total=len(cases) + config.resumes, unit="part") as bar,
     ):
-        for number, (setting, build) in enumerate(settings.items()):
-            folder = Path(name) / str(number)
+        for number, (name, build) in enumerate(cases.items()):
+            folder = Path(parent) / str(number)
             folder.mkdir()
-            rows.append({"setting": setting, **overhead(build(), config, folder)})
+            rows.append({"setting": name, **overhead(build(), config, folder)})
             bar.update()
-        folder = Path(name) / "long"
+        folder = Path(parent) / "long"
         prepare(folder)
         resumes = []
         for _ in range(config.resumes):
@@ -251,7 +248,7 @@ def measure_all(config: Config, settings: dict[str, Callable[[], Setting]]) -> d
             "steps": DONE,
             "lines": LINES,
             "seconds": [total for total, _ in resumes],
-            "seconds_in_fit": [own for _, own in resumes],
+            "seconds_in_fit": [in_fit for _, in_fit in resumes],
         },
     }
 
@@ -295,10 +292,10 @@ def chart(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def run(config: Config, settings: dict[str, Callable[[], Setting]] = SETTINGS) -> str:
+def run(config: Config, cases: dict[str, Callable[[], Case]] = CASES) -> str:
     """Measures, and writes the files into ``config.out``; returns the tables."""
     config.out.mkdir(parents=True, exist_ok=True)
-    result = measure_all(config, settings)
+    result = measure_all(config, cases)
     table = report(result)
     write(config.out, "checkpoints", result, table, chart)
     return table
@@ -306,7 +303,7 @@ def run(config: Config, settings: dict[str, Callable[[], Setting]] = SETTINGS) -
 
 def main() -> None:
     """The command line."""
-    print(run(tyro.cli(Config, description=__doc__)))
+    print(run(common.parse(Config, None, __doc__ or "")))
 
 
 if __name__ == "__main__":

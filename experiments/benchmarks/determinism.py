@@ -6,8 +6,8 @@
 A fixed run of second-order MAML from fixed seeds: on sinusoids with an MLP, or with Conv-4 on
 patterns that JAX draws. It prints a digest of every part (episodes, losses, parameters, test
 scores), which two runs share if and only if they agree in every bit, and writes the arrays, from
-which another run with --compare says by how much they part. All JAX devices
-share the tasks: JAX_NUM_CPU_DEVICES=2, say.
+which another run with --compare says by how much they part. All JAX devices share the tasks:
+JAX_NUM_CPU_DEVICES=2, say.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.flatten_util import ravel_pytree
 
 import metajax
@@ -182,7 +181,7 @@ def use_cores(count: int) -> None:
 
 def main() -> None:
     """The command line: prints the digests, the numbers, and the differences."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     if config.cores is not None:
         use_cores(config.cores)
     result = run(config)

@@ -9,6 +9,7 @@ setting that this machine or version of XLA doesn't have is named as one that di
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -102,26 +103,27 @@ def one_run(
 def measure(config: Config) -> list[dict[str, Any]]:
     """A row for each network, type and setting; both answers are None where it didn't run."""
     rows: list[dict[str, Any]] = []
-    cases = [(n, dtype) for n in config.networks for dtype in config.dtypes]
+    cases = list(itertools.product(config.networks, config.dtypes))
     with (
         tempfile.TemporaryDirectory() as name,
         tqdm.tqdm(total=len(cases) * (1 + len(config.settings)), unit="run") as bar,
     ):
+        base, other = Path(name) / "base", Path(name) / "other"
         for network, dtype in cases:
-            base = Path(name) / "base"
-            found = one_run(base, network, dtype, config.steps, Setting())
+            unchanged = one_run(base, network, dtype, config.steps, Setting())
             bar.update()
             compare = ("--compare", str(base / f"determinism-{network}-{dtype}.npz"))
             for label in config.settings:
                 row = {"network": network, "dtype": dtype, "setting": label}
-                changed, folder = SETTINGS[label], Path(name) / "other"
                 try:
-                    other = one_run(folder, network, dtype, config.steps, changed, *compare)
+                    changed = one_run(
+                        other, network, dtype, config.steps, SETTINGS[label], *compare
+                    )
                 except common.RunError as error:
                     row |= {"same bits": None, "differences": None, "problem": str(error)}
                 else:
-                    same = other["digests"] == found["digests"]
-                    row |= {"same bits": same, "differences": other["differences"]}
+                    same = changed["digests"] == unchanged["digests"]
+                    row |= {"same bits": same, "differences": changed["differences"]}
                 rows.append(row)
                 bar.update()
     return rows

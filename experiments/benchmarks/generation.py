@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 import metajax
@@ -211,7 +210,7 @@ def run(config: Config) -> str:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     metajax.use_every_core()
     print(run(config))
     say(f"written to {config.out}")

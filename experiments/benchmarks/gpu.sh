@@ -38,8 +38,8 @@ part() { # seconds, log, module and arguments
   echo "   $((SECONDS - start)) s"
 }
 
-part 150 omniglot-paper experiments.fewshot.omniglot.train --protocol paper ${DATA:+--data "${DATA}"} --out "${out}/omniglot-paper"
-part 60 omniglot-fast experiments.fewshot.omniglot.train ${DATA:+--data "${DATA}"} --out "${out}/omniglot-fast"
+part 150 omniglot-paper experiments.fewshot.omniglot --protocol paper ${DATA:+--data "${DATA}"} --out "${out}/omniglot-paper"
+part 60 omniglot-fast experiments.fewshot.omniglot ${DATA:+--data "${DATA}"} --out "${out}/omniglot-fast"
 part 180 meta-step experiments.benchmarks.meta_step --platform gpu --rounds 5 --compile-repeats 1 --out "${out}/bench"
 part 120 tune experiments.benchmarks.tune --out "${out}/bench"
 part 80 transformer experiments.benchmarks.transformer --out "${out}/bench"

@@ -270,8 +270,8 @@ def ordinary_program(
 
     def init():
         # A step takes over the buffers it is given, so each state has its own.
-        own = jax.tree.map(jnp.copy, params)
-        return own, optax.adam(workload.outer_rate).init(own)
+        copied = jax.tree.map(jnp.copy, params)
+        return copied, optax.adam(workload.outer_rate).init(copied)
 
     def step(state):
         state, _ = compiled_step()[0](state, episodes)

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.sharding import NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
@@ -221,7 +220,7 @@ def measured(config: Config, cell: Cell) -> dict[str, Any]:
             taken = time.perf_counter() - start
             seconds[program.name].append(taken * config.tasks / program.tasks)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    own, *others = medians.values()
+    ours, *others = medians.values()
     row = {
         "cell": cell.name,
         "gigaflops": gigaflops(config, cell),
@@ -230,9 +229,9 @@ def measured(config: Config, cell: Cell) -> dict[str, Any]:
         "seconds": seconds,
         "medians": medians,
         "differences": differences,
-        "ratio": min(others) / own,
+        "ratio": min(others) / ours,
     }
-    say(f"{cell.name}: {own:.1f} and {min(others):.1f} s, {row['ratio']:.2f} ×")
+    say(f"{cell.name}: {ours:.1f} and {min(others):.1f} s, {row['ratio']:.2f} ×")
     return row
 
 
@@ -248,12 +247,12 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        own = next(iter(row["medians"].values()))
+        ours = next(iter(row["medians"].values()))
         for name, median in row["medians"].items():
             times = row["seconds"][name]
             lines.append(
                 f"| {row['cell']} | {name} | {median:.2f} ({min(times):.2f} to {max(times):.2f}) "
-                f"| {median / own:.2f} | {row['gigaflops'] / median:.0f} "
+                f"| {median / ours:.2f} | {row['gigaflops'] / median:.0f} "
                 f"| {row['differences'][name]:.0e} |"
             )
     lines += ["", "| a task | peft's best, × metajax's | at the products' peak it would be |"]
@@ -279,14 +278,14 @@ def chart(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 1.5 * len(rows)), dpi=72, layout="constrained")
     panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, row in zip(panels, rows, strict=True):
-        own = next(iter(row["medians"].values()))
+        ours = next(iter(row["medians"].values()))
         found = [
             {
                 "name": name,
                 "median_ms": 1e3 * median,
                 "lower_quartile_ms": 1e3 * min(row["seconds"][name]),
                 "upper_quartile_ms": 1e3 * max(row["seconds"][name]),
-                "ratio": median / own,
+                "ratio": median / ours,
             }
             for name, median in row["medians"].items()
         ]
@@ -312,7 +311,7 @@ def run(config: Config) -> str:
 def main() -> None:
     """The command line."""
     metajax.use_every_core()
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     print(run(config))
     say(f"written to {config.out}")
 

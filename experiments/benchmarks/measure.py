@@ -38,9 +38,9 @@ def check_agreement(
     gradient, loss = reference.gradient()
     errors = {}
     for program in programs:
-        own_gradient, own_loss = program.gradient()
-        error = relative_error(own_gradient, gradient)
-        loss_error = abs(own_loss - loss) / abs(loss)
+        found, found_loss = program.gradient()
+        error = relative_error(found, gradient)
+        loss_error = abs(found_loss - loss) / abs(loss)
         # Written so that NaN fails.
         if not (error <= tolerance and loss_error <= tolerance):
             raise common.RunError(
@@ -151,8 +151,8 @@ def rows(
     base = statistics.median(seconds[programs[0].name])
     found = []
     for program, compilation in zip(programs, compilations, strict=True):
-        own = seconds[program.name]
-        lower, median, upper = statistics.quantiles(own, n=4, method="inclusive")
+        times = seconds[program.name]
+        lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
         found.append(
             {
                 "name": program.name,
@@ -166,7 +166,7 @@ def rows(
                 "peak_bytes": peaks[program.name],
                 "float64_error": float64_errors.get(program.name),
                 "float32_error": float32_errors[program.name],
-                "milliseconds": [round(1e3 * value, 2) for value in own],
+                "milliseconds": [round(1e3 * value, 2) for value in times],
             }
         )
     return found

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import tqdm
-import tyro
 from matplotlib.figure import Figure
 
 import metajax
@@ -182,7 +181,7 @@ def run(config: Config, modes: dict[str, Any] = MODES) -> str:
 
 def main() -> None:
     """The command line."""
-    print(run(tyro.cli(Config, description=__doc__)))
+    print(run(common.parse(Config, None, __doc__ or "")))
 
 
 if __name__ == "__main__":

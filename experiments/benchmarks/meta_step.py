@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import tyro
 
 import metajax
 from experiments import common
@@ -252,7 +251,7 @@ def run(config: Config) -> str:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     prepare_jax(config.platform, tf32=config.tf32)
     print(run(config))
     report.say(f"written to {config.out}")

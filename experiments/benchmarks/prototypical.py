@@ -2,11 +2,11 @@
 
     make bench                        (or: python -m experiments.benchmarks.prototypical)
 
-One step of ``experiments.fewshot.omniglot.metric`` on an episode of 60 classes, one support and five query
-images of each: Conv-4 with max-pooling on all 360 images together, normalised by their statistics,
-the running ones updated, and Adam. PyTorch computes it in four forms: channels first or last,
-eagerly or by ``torch.compile``, which needs a C++ compiler. Loss and gradient are compared first,
-and nothing is timed unless they agree. It takes three minutes on two idle cores.
+One step of ``experiments.fewshot.omniglot.metric`` on an episode of 60 classes, one support and
+five query images of each: Conv-4 with max-pooling on all 360 images together, normalised by their
+statistics, the running ones updated, and Adam. PyTorch computes it in four forms: channels first or
+last, eagerly or by ``torch.compile``, which needs a C++ compiler. Loss and gradient are compared
+first, and nothing is timed unless they agree. It takes three minutes on two idle cores.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from matplotlib.figure import Figure
 
 import metajax
@@ -313,7 +312,7 @@ def run(config: Config) -> str:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     meta_step.prepare_jax(config.platform)
     print(run(config))
     report.say(f"written to {config.out}")

@@ -21,12 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 from experiments import common
 from experiments.benchmarks.report import provenance
 from experiments.benchmarks.soak_training import PHASES, Marks, train
-from experiments.common import _digests
+from experiments.common.disk import damage_in
 from experiments.common.report import markdown_table
 from metajax.files import write_atomically
 
@@ -118,7 +116,7 @@ class Training:
 def newest_whole(folder: Path) -> int:
     """The newest checkpoint whose every byte is as it was written; -1 where there is none."""
     steps = [path for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
-    whole = [int(path.name) for path in steps if _digests.problem(path) is None]
+    whole = [int(path.name) for path in steps if damage_in(path) is None]
     return max(whole, default=-1)
 
 
@@ -247,7 +245,7 @@ def left_in(folder: Path) -> list[str]:
     """What a kill left that isn't a whole checkpoint."""
     found = [*(folder / "checkpoints").glob("*"), *(folder / "best").glob("*")]
     return sorted(
-        f"{path.parent.name}/{path.name}" for path in found if _digests.problem(path) is not None
+        f"{path.parent.name}/{path.name}" for path in found if damage_in(path) is not None
     )
 
 
@@ -257,7 +255,7 @@ def _write(config: Config, report: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     report = soak(config)
     lost = [run for run in report["runs"] if not run["recovered"]]
     hits = ", ".join(f"{count} in {phase}" for phase, count in sorted(report["hits"].items()))

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import optax
-import tyro
 from matplotlib.figure import Figure
 
 import metajax
@@ -227,7 +226,7 @@ def run(config: Config, modes: dict[str, Any] = MODES) -> str:
 
 def main() -> None:
     """The command line."""
-    print(run(tyro.cli(Config, description=__doc__)))
+    print(run(common.parse(Config, None, __doc__ or "")))
 
 
 if __name__ == "__main__":

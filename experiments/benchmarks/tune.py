@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
 import metajax
 from experiments import common
@@ -90,7 +89,7 @@ def run(config: Config) -> list[dict[str, Any]]:
 
 def main() -> None:
     """The command line: prints the fastest of each cell."""
-    config = tyro.cli(Config, description=__doc__)
+    config = common.parse(Config, None, __doc__ or "")
     rows = run(config)
     for cell in config.cells:
         timed = [row for row in rows if row["cell"] == cell and "median_ms" in row]

@@ -1,10 +1,13 @@
 """Learned weights of training examples, of which many are labelled wrongly.
 
-The outer parameters of a bilevel problem need not be an initialisation. Here they are one weight
-for each training example: the inner loop trains a small network from scratch on the weighted
-examples, the outer loss is that of the trained network on a few clean ones, and its gradient,
-through all inner steps, tells which examples to trust. Two half moons, 45 % of 400 labels flipped,
-100 clean examples to validate, 2,000 to test.
+python -m experiments.bilevel.data_weighting makes two half moons of 400 points, flips 45 % of their
+labels, and learns a weight for each point. The inner loop trains a small network from scratch on
+the weighted points. The outer loss is that of the trained network on 100 clean points, and its
+gradient passes through all inner steps.
+
+Expected test accuracy (2,000 points, seed 0): 88.5 ± 1.4 %, with equal weights 86.2 %, with the
+rightly labelled points alone 94.7 %; with seed 1 94.6, 70.5 and 93.0 %. Ten seconds on two CPU
+cores.
 
 Source of the idea: Ren et al. 2018, "Learning to Reweight Examples for Robust Deep Learning"
 (arXiv 1803.09050); theirs are reweighted online, these are learned to the end.
@@ -34,6 +37,8 @@ CLASSES = 2
 class Config(common.RunConfig):
     """Options of the experiment."""
 
+    steps: int = 100
+    """Outer updates (meta-steps)."""
     flipped: float = 0.45
     """Share of the training labels that are wrong."""
     train: int = 400
@@ -133,8 +138,6 @@ def area_under_curve(scores: np.ndarray, positive: np.ndarray) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Learns the weights, compares, and leaves everything in the run folder."""
     config = common.parse(Config, arguments, __doc__ or "")
-    config = dataclasses.replace(config, steps=config.steps or 100)
-    assert config.steps is not None
     run = common.open_run("data-weighting", config)
     data = make_data(config)
     network = models.MLP((32, 32), CLASSES)

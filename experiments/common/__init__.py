@@ -1,22 +1,21 @@
 """What experiments share: command line, run folder, training loop, pictures and reports."""
 
-from experiments.common._disk import locked
 from experiments.common.best import best_params
 from experiments.common.checkpoints import Checkpoints
+from experiments.common.command_line import command, guard, keep_compiled, parse
 from experiments.common.config import (
+    DistributedConfig,
     RunConfig,
     RunError,
     TrainingConfig,
-    cache_folder,
     check_positive,
-    command,
-    guard,
-    parse,
 )
-from experiments.common.fit import Fitted, NonFiniteError, Stop, fit, progress, stop_requests
+from experiments.common.disk import locked
+from experiments.common.fit import Fitted, NonFiniteError, fit
 from experiments.common.folder import Run, create, open_run
 from experiments.common.metrics import MetricsLog, read_metrics
-from experiments.common.processes import DistributedConfig, connect, show
+from experiments.common.processes import connect, show
+from experiments.common.progress import Stop, progress, stop_requests
 from experiments.common.report import Report, Row, environment, format_table, write_report
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
     "Stop",
     "TrainingConfig",
     "best_params",
-    "cache_folder",
     "check_positive",
     "command",
     "connect",
@@ -42,6 +40,7 @@ __all__ = [
     "fit",
     "format_table",
     "guard",
+    "keep_compiled",
     "locked",
     "open_run",
     "parse",

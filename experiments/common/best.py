@@ -7,17 +7,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.common._closing import Closing
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.config import RunError
 from experiments.common.folder import Run
-from experiments.common.shared import open_checkpoints
 
 ParamsT = TypeVar("ParamsT")
-FOLDER = "best"
 
 
-class Best(Closing):
+class Best(Checkpoints):
     """Keeps the parameters with the highest ``accuracy`` or, where there is none, the lowest
     ``loss``, of those that ``offer`` is given; of equals the first.
 
@@ -29,18 +26,13 @@ class Best(Closing):
     """
 
     def __init__(self, folder: Path, template: Any) -> None:
-        # Two are kept, so that a kill between the new one's files and the old one's end loses none.
-        self._checkpoints = open_checkpoints(folder / FOLDER)
+        super().__init__(folder / "best")
         try:
-            found = self._checkpoints.restore(_content(template, 0.0))
+            found = self.restore(_scored(template, 0.0))
         except RunError as error:  # no reason not to train on
             warnings.warn(f"the best parameters until here are lost: {error}", stacklevel=2)
             found = None
         self._score = -np.inf if found is None else float(found[0]["score"])
-
-    def close(self) -> None:
-        """Lets go of the folder."""
-        self._checkpoints.close()
 
     def offer(self, step: int, params: Any, scores: Mapping[str, float]) -> None:
         """Writes the parameters of a meta-step if they are better than all before.
@@ -54,7 +46,7 @@ class Best(Closing):
         else:
             return
         if score > self._score:
-            self._checkpoints.save(step, _content(params, score))
+            self.save(step, _scored(params, score))
             self._score = score
 
 
@@ -75,18 +67,19 @@ def best_params(run: Run, template: ParamsT) -> ParamsT:
     Example:
         >>> import tempfile
         >>> import jax.numpy as jnp
-        >>> from experiments.common import Run, RunConfig
+        >>> from experiments.common import RunConfig
         >>> with tempfile.TemporaryDirectory() as name:
         ...     with Best(Path(name), {"w": jnp.zeros(2)}) as best:
         ...         best.offer(100, {"w": jnp.ones(2)}, {"accuracy": 0.9})
         ...         best.offer(200, {"w": jnp.zeros(2)}, {"accuracy": 0.8})
-        ...     best_params(Run("toy", Path(name), RunConfig()), {"w": jnp.zeros(2)})["w"].tolist()
+        ...     run = Run("toy", Path(name), RunConfig(steps=200))
+        ...     best_params(run, {"w": jnp.zeros(2)})["w"].tolist()
         [1.0, 1.0]
     """
-    folder = run.path / FOLDER
+    folder = run.path / "best"
     if folder.is_dir():
         with Checkpoints(folder) as checkpoints:
-            found = checkpoints.restore(_content(template, 0.0))
+            found = checkpoints.restore(_scored(template, 0.0))
             if found is not None:
                 return found[0]["params"]
     raise RunError(
@@ -94,5 +87,5 @@ def best_params(run: Run, template: ParamsT) -> ParamsT:
     )
 
 
-def _content(params: Any, score: float) -> dict[str, Any]:
+def _scored(params: Any, score: float) -> dict[str, Any]:
     return {"params": params, "score": np.float32(score)}

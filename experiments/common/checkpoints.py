@@ -1,4 +1,8 @@
-"""Checkpoints of a training state, written by Orbax: atomic, checked when they are read."""
+"""Checkpoints of a training state, written by Orbax: atomic, checked when they are read.
+
+Where several processes share a run, all of them call the same methods: the first process writes and
+reads, and the others get what it read.
+"""
 
 import contextlib
 import errno
@@ -13,24 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.common import _digests
-from experiments.common._closing import Closing
-from experiments.common._disk import cannot_write, first_line, writing
+from experiments.common import processes
 from experiments.common.config import RunError
+from experiments.common.disk import cannot_write, damage_in, first_line, write_digests, writing
 from metajax import trees
 from metajax.errors import ArgumentError
+from metajax.files import sync_folder
+from metajax.parallel import devices
 
 StateT = TypeVar("StateT")
 
+_UNFINISHED = "unfinished-"
+"""How the name of a folder begins that is being written, or removed."""
 
-class Checkpoints(Closing):
+
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints in one folder, named by meta-step; the newest few are kept.
 
     A state is any pytree of arrays, typed random keys included. It is stored as a flat dictionary
     from path to array, so a checkpoint can be read without the code that wrote it, and with the
     SHA-256 of every file: one that isn't byte for byte as it was written is not used.
 
-    One process at a time may write (see ``fit``); reading changes nothing in the folder.
+    A folder gets its number once it is whole and on the disk. One process at a time may write (see
+    ``fit``); reading changes nothing in the folder.
 
     Args:
         folder: where they are, or will be.
@@ -54,25 +63,18 @@ class Checkpoints(Closing):
             raise ArgumentError(f"keep must be at least 2, so that one is left; got {keep}")
         self.folder = folder.absolute()
         self._keep = keep
-        self._damaged: list[int] = []
-        # Of this process alone, which waits for no other; see shared.py for runs of several.
-        me = jax.process_index()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None,  # those that are too many go once the new one is whole
-            create=False,
-            enable_async_checkpointing=False,
-            lightweight_initialize=True,  # damaged metadata is for restore to find
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=me, active_processes={me}
-            ),
+        # Of this process alone, which waits for no other.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._orbax = ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            multiprocessing_options=alone,
+        )
+        processes.on_first(self._make_folder)
 
-    def close(self) -> None:
-        """Lets go of the folder."""
-        self._manager.close()
+    def __exit__(self, *error: object) -> None:
+        self._orbax.close()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a meta-step is."""
@@ -80,138 +82,151 @@ class Checkpoints(Closing):
 
     def latest(self) -> int | None:
         """The newest checkpoint's meta-step, damaged or not; None where there is none."""
-        return max(self._steps(), default=None)
+        return processes.on_first(lambda: max(self._steps(), default=None))
 
     def save(self, step: int, state: Any) -> None:
-        """Writes a checkpoint; a step that has one already keeps it.
+        """Writes a checkpoint; a step that has a whole one keeps it.
 
-        It counts from when its ``SHA256SUMS`` is there, the last to be written. Checkpoints that
-        ``restore`` found damaged are set aside first, as ``damaged-...``.
+        A damaged checkpoint in its place is set aside, as ``damaged-...``; so is a later one, which
+        training would have replaced were it whole.
 
         Raises:
             RunError: it can't be written. Those before are kept.
         """
-        if not self.folder.is_dir():  # Orbax would make it again, without the rest of the run
-            raise cannot_write(self.folder, FileNotFoundError(errno.ENOENT, ""))
-        with writing(self.folder):
-            self._tidy()
-        if step in self._steps():
-            return
-        try:
-            self._manager.save(step, args=ocp.args.StandardSave(_flatten(state)))
-            _digests.write(self.path(step))
-            for old in sorted(self._steps())[: -self._keep]:
-                shutil.rmtree(self.path(old))
-        except Exception as error:  # whatever Orbax and TensorStore make of a full disk
-            with contextlib.suppress(OSError):
-                shutil.rmtree(self.path(step), ignore_errors=True)
-                self._tidy()
-            raise cannot_write(self.path(step), error) from error
+        # As NumPy arrays: what is stored then names no device, and reads back on any machine.
+        content = {
+            name: np.asarray(devices.to_host(_plain(leaf)))
+            for name, leaf in _by_path(state).items()
+        }
+        processes.on_first(lambda: self._write(step, content))
 
     def restore(self, template: StateT) -> tuple[StateT, int] | None:
         """The newest state that is as it was written, and its meta-step; None where there is none.
 
-        A damaged checkpoint is passed over with a warning that names it, for the one before. The
-        first, where its writing was cut short and no other was ever written, counts as none.
+        A damaged checkpoint is passed over with a warning that names it, for the one before.
 
         Args:
-            template: a state of the same structure, shapes and dtypes.
+            template: a state of the same structure, shapes and dtypes; the leaves restored are
+                placed on devices as its are.
 
         Raises:
             RunError: the checkpoint is of another model or optimizer, or none can be read.
         """
-        steps = sorted(self._steps(), reverse=True)
-        if not steps:
+        content: dict[str, np.ndarray] = {}
+
+        def read() -> int | None:
+            found = self._read(template)
+            content.update(found[1] if found else {})
+            return found and found[0]
+
+        step = processes.on_first(read)
+        if step is None:
             return None
-        if len(steps) == 1 and not _digests.written(self.path(steps[0])):
-            warnings.warn(
-                f"the checkpoint {self.path(steps[0])}, the first, was not written to its end;"
-                " beginning without it",
-                stacklevel=2,
-            )
-            self._damaged = steps
-            return None
+        leaves = [
+            _like(leaf, processes.array_from_first(content.get(name), jax.eval_shape(_plain, leaf)))
+            for name, leaf in _by_path(template).items()
+        ]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), step
+
+    def _make_folder(self) -> None:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _steps(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def _write(self, step: int, content: Mapping[str, np.ndarray]) -> None:
+        path, unfinished = self.path(step), self.folder / f"{_UNFINISHED}{step}"
+        if not self.folder.is_dir():  # Orbax would make it again, without the rest of the run
+            raise cannot_write(self.folder, FileNotFoundError(errno.ENOENT, ""))
+        try:
+            for left in self.folder.glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(left)
+            for later in self._steps():
+                if later > step or (later == step and damage_in(path)):
+                    self._set_aside(later)
+            if path.exists():
+                return
+            self._orbax.save(unfinished, args=ocp.args.StandardSave(dict(content)))
+            write_digests(unfinished)
+            unfinished.rename(path)
+            sync_folder(self.folder)
+            for old in self._steps()[: -self._keep]:
+                shutil.rmtree(self.path(old).rename(self.folder / f"{_UNFINISHED}{old}"))
+        except Exception as error:  # whatever Orbax and TensorStore make of a full disk
+            for left in self.folder.glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            raise cannot_write(path, error) from error
+
+    def _set_aside(self, step: int) -> None:
+        names = {path.name for path in self.folder.iterdir()}
+        candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, len(names) + 3))]
+        free = next(name for name in candidates if name not in names)
+        self.path(step).rename(self.folder / free)
+
+    def _read(self, template: Any) -> tuple[int, dict[str, np.ndarray]] | None:
+        steps = self._steps()[::-1]
         for step in steps:
-            problem = _digests.problem(self.path(step))
+            path = self.path(step)
+            problem = damage_in(path)
             if problem is None:
                 try:
-                    stored = self._manager.restore(step, args=ocp.args.StandardRestore())
+                    stored = self._orbax.restore(path, args=ocp.args.StandardRestore())
                 except Exception as error:  # of another version of Orbax, say
                     problem = first_line(error)
                 else:
-                    state = self._unflatten(template, stored, step)
-                    # What comes after it would be in the way of new ones.
-                    self._damaged = [later for later in steps if later > step]
-                    return state, step
+                    stored = {name: np.asarray(value) for name, value in stored.items()}
+                    _check_same_model(path, stored, template)
+                    return step, stored
             warnings.warn(
-                f"the checkpoint {self.path(step)} cannot be read ({problem});"
-                " trying the one before",
-                stacklevel=2,
+                f"the checkpoint {path} cannot be read ({problem}); trying the one before",
+                stacklevel=4,
             )
-        self._damaged = steps
+        if not steps:
+            return None
         raise RunError(
             f"resume: none of the checkpoints in {self.folder} can be read (steps {steps})."
             " Start a new run with another --out"
         )
 
-    def _steps(self) -> list[int]:
-        if not self.folder.is_dir():
-            return []
-        return [int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()]
 
-    def _tidy(self) -> None:
-        """Removes what a kill left unfinished, and sets aside what is damaged."""
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path)
-        for step in self._damaged:
-            aside = self.folder / f"damaged-{step}"
-            number = 2
-            while aside.exists():
-                aside, number = self.folder / f"damaged-{step}-{number}", number + 1
-            self.path(step).rename(aside)
-        self._damaged = []
-        self._manager.reload()
-
-    def _unflatten(self, template: StateT, stored: Mapping[str, Any], step: int) -> StateT:
-        paths, structure = jax.tree_util.tree_flatten_with_path(template)
-        wanted = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
-        problems = [f"{name} is missing" for name in wanted if name not in stored]
-        problems += [f"{name} is unknown" for name in stored if name not in wanted]
-        leaves = []
-        for name, leaf in wanted.items():
-            if name not in stored:
-                continue
-            value, plain = np.asarray(stored[name]), _plain(leaf)
-            if value.shape != plain.shape or value.dtype != plain.dtype:
-                problems.append(
-                    f"{name} is {value.dtype}{list(value.shape)},"
-                    f" not {plain.dtype}{list(plain.shape)}"
-                )
-            leaves.append(_like(leaf, value))
-        if problems:
-            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise RunError(
-                f"resume: the checkpoint {self.path(step)} is of another model or optimizer:"
-                f" {'; '.join(problems[:3])}{more}. Resume with the code and options that wrote"
-                " it, or start a new run with another --out"
-            )
-        return jax.tree.unflatten(structure, leaves)
+def _by_path(tree: Any) -> dict[str, Any]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
 
 
 def _plain(leaf: Any) -> Any:
     """An array that can be stored: a typed key's data, anything else as it is."""
-    return jax.random.key_data(leaf) if trees.is_key(leaf) else jnp.asarray(leaf)
+    if trees.is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
 
 
 def _like(leaf: Any, value: np.ndarray) -> jax.Array:
+    """The value as the template's leaf is: a key where it is one, on the same devices."""
+    array: Any = value
     if trees.is_key(leaf):
-        return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
-    return (
-        jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(value)
-    )
+        array = jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
+    return devices.put(array, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(array)
 
 
-def _flatten(state: Any) -> dict[str, np.ndarray]:
-    # As NumPy arrays: what is stored then names no device, and reads back on any machine.
-    paths, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(_plain(leaf)) for path, leaf in paths}
+def _check_same_model(path: Path, stored: Mapping[str, np.ndarray], template: Any) -> None:
+    shown = lambda array: f"{array.dtype}{list(array.shape)}"
+    wanted = {n: shown(jax.eval_shape(_plain, leaf)) for n, leaf in _by_path(template).items()}
+    found = {name: shown(array) for name, array in stored.items()}
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {found[name]}, not {kind}"
+        for name, kind in wanted.items()
+        if found.get(name, kind) != kind
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise RunError(
+            f"resume: the checkpoint {path} is of another model or optimizer:"
+            f" {'; '.join(problems[:3])}{more}. Resume with the code and options that wrote"
+            " it, or start a new run with another --out"
+        )

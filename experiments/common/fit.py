@@ -1,30 +1,24 @@
 """The training loop around ``trainer.run``: progress, metrics, checkpoints, stopping, resuming."""
 
 import contextlib
-import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from experiments.common import processes
-from experiments.common._disk import locked
 from experiments.common.best import Best
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.config import RunError
+from experiments.common.disk import locked
 from experiments.common.folder import Run, create
-from experiments.common.shared import SharedCheckpoints, open_checkpoints, open_metrics
+from experiments.common.metrics import MetricsLog
+from experiments.common.progress import progress, stop_requests
 from metajax.errors import NonFiniteError
-
-AnyCheckpoints = Checkpoints | SharedCheckpoints
 
 Validate = Callable[[Any], Mapping[str, float]]
 """``validate(params)``: named scores; the same parameters must give the same scores."""
@@ -95,7 +89,7 @@ def fit(
     create(run)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(run.path))
-        checkpoints = stack.enter_context(open_checkpoints(run.path / "checkpoints"))
+        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
         if not config.resume and checkpoints.latest() is not None:
             raise RunError(
                 f"out: another process has trained in {run.path} meanwhile. Name another folder"
@@ -105,9 +99,8 @@ def fit(
         if restored is not None:
             state = restored[0]
         step = int(state.step)
-        log = stack.enter_context(open_metrics(run.path, step=step, tensorboard=config.tensorboard))
+        log = stack.enter_context(MetricsLog(run.path, step=step, tensorboard=config.tensorboard))
         bar = stack.enter_context(progress(run.name, step, steps))
-        _check_seconds(log.records, run.path)
         stop = stack.enter_context(stop_requests("dispatch"))
         best = None
         if validate is not None:
@@ -159,24 +152,14 @@ def fit(
                 stop.received = signal.Signals(received)
                 stop.leave(f"step {step}", run)
         records = processes.from_first(log.records)
-    return Fitted(state, records, sum(record["seconds"] for record in records))
-
-
-def _check_seconds(records: list[dict[str, Any]], folder: Path) -> None:
-    """Raises a RunError for an earlier line without a time, which the end adds up."""
-    for record in records:
-        if not isinstance(record.get("seconds"), int | float):
-            raise RunError(
-                f"resume: the line of step {record['step']} in {folder / 'metrics.jsonl'} has no"
-                " 'seconds'. Remove the line, or start a new run with another --out"
-            )
+    return Fitted(state, records, sum(record.get("seconds") or 0.0 for record in records))
 
 
 def _passes(before: int, now: int, every: int, last: int) -> bool:
     return now // every > before // every or now == last
 
 
-def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: AnyCheckpoints) -> None:
+def _check_finite(history: dict[str, np.ndarray], before: int, checkpoints: Checkpoints) -> None:
     for name in ("loss", "grad_norm"):
         if name in history and not np.isfinite(history[name]).all():
             index = int(np.argmin(np.isfinite(history[name])))
@@ -188,7 +171,7 @@ def _finite_mean(value: np.ndarray) -> float:
     return float(finite.mean()) if finite.size else float("nan")
 
 
-def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: AnyCheckpoints) -> int:
+def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: Checkpoints) -> int:
     """How many meta-steps up to the last were bad one after another; too many end the run."""
     for index, count in enumerate(bad):
         so_far = so_far + 1 if count else 0
@@ -199,7 +182,7 @@ def _in_a_row(bad: np.ndarray, so_far: int, before: int, checkpoints: AnyCheckpo
 
 
 @contextlib.contextmanager
-def _kept_if_not_finite(checkpoints: AnyCheckpoints) -> Iterator[None]:
+def _kept_if_not_finite(checkpoints: Checkpoints) -> Iterator[None]:
     """Makes a checkpoint of the last good state that a NonFiniteError of the trainer brings."""
     try:
         yield
@@ -211,14 +194,14 @@ def _kept_if_not_finite(checkpoints: AnyCheckpoints) -> Iterator[None]:
         raise NonFiniteError(f"{error}{kept}", state=error.state, step=error.step) from error
 
 
-def _check_parameters(params: Any, step: int, checkpoints: AnyCheckpoints) -> None:
+def _check_parameters(params: Any, step: int, checkpoints: Checkpoints) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
             name = jax.tree_util.keystr(path)
             _stop_for(f"the parameter {name} is no longer finite", step, checkpoints)
 
 
-def _stop_for(problem: str, step: int, checkpoints: AnyCheckpoints) -> None:
+def _stop_for(problem: str, step: int, checkpoints: Checkpoints) -> None:
     good = checkpoints.latest()
     kept = "there is no checkpoint" if good is None else f"kept: {checkpoints.path(good)}"
     raise NonFiniteError(
@@ -226,69 +209,3 @@ def _stop_for(problem: str, step: int, checkpoints: AnyCheckpoints) -> None:
         f" {kept}. Lower the inner or the outer learning rate, or clip the meta-gradient, in a new"
         " run"
     )
-
-
-def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
-    """A bar with a rate and the time that is left.
-
-    >>> with progress("rounds", 0, 2, unit="round") as bar:
-    ...     _ = bar.update(2)
-    """
-    # Into a log file, a line now and then; on a terminal, a bar that moves.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    width = min(shutil.get_terminal_size().columns, 110)
-    return tqdm.tqdm(
-        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width,
-        disable=not processes.first(),
-    )  # fmt: skip
-
-
-def _say(message: str) -> None:
-    processes.show(message, file=sys.stderr)
-
-
-class Stop:
-    """The signal that asked the run to stop; None until one did."""
-
-    received: signal.Signals | None = None
-
-    def leave(self, last: str, run: Run) -> NoReturn:
-        """Ends as the signal would have; ``last`` is what was finished."""
-        _say(f"stopped after {last}; --resume --out {run.path} goes on from there")
-        raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(143)
-
-
-@contextlib.contextmanager
-def stop_requests(unit: str) -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a request; the second acts at once.
-
-    The state is donated to the running program: an exception in the middle would lose it.
-
-    Args:
-        unit: what the user is told will be finished.
-
-    >>> with stop_requests("round") as stop:
-    ...     print(stop.received)
-    None
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def request(number: int, frame: Any) -> None:
-        stop.received = signal.Signals(number)
-        restore()
-        _say(f"stopping after this {unit}, with a checkpoint; again to stop at once")
-
-    for number in previous:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        restore()

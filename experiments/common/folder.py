@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common import processes
-from experiments.common._disk import LOCK, locked, writing
 from experiments.common.config import RunConfig, RunError, identity
+from experiments.common.disk import LOCK, locked, writing
 from metajax.files import write_atomically
 
 ROOT = Path("runs")

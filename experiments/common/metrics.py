@@ -1,5 +1,6 @@
 """The metrics file of a run: JSON lines that stay consistent over kills and resumes."""
 
+import contextlib
 import errno
 import importlib
 import json
@@ -9,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.common._closing import Closing
-from experiments.common._disk import writing
+from experiments.common import processes
 from experiments.common.config import RunError
+from experiments.common.disk import writing
 from metajax.files import write_atomically
 
 
@@ -56,8 +57,10 @@ def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     return kept
 
 
-class MetricsLog(Closing):
+class MetricsLog(contextlib.AbstractContextManager):
     """Appends to ``metrics.jsonl`` and, where asked, writes the same numbers for TensorBoard.
+
+    Where several processes share a run, the first writes; the others keep their lines in memory.
 
     Args:
         folder: the run folder.
@@ -70,16 +73,21 @@ class MetricsLog(Closing):
     """
 
     def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = False) -> None:
-        self._writer = _tensorboard_writer(folder, step) if tensorboard else None
         self._path = folder / "metrics.jsonl"
+        self._file = self._writer = None
+        self.records: list[dict[str, Any]] = []
+        processes.on_first(lambda: self._open(step, tensorboard))
+
+    def _open(self, step: int, tensorboard: bool) -> None:
+        self._writer = _tensorboard_writer(self._path.parent, step) if tensorboard else None
         self.records = drop_after(self._path, step)
         with writing(self._path):
             # Without a buffer: what a full disk doesn't take isn't tried again when it is closed.
             self._file = self._path.open("ab", buffering=0)
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -91,6 +99,8 @@ class MetricsLog(Closing):
         """
         record = {"step": step, **values}
         self.records.append(record)
+        if self._file is None:
+            return
         line = memoryview(_line(record).encode())
         with writing(self._path):
             while line:  # a disk that fills up may take a part
@@ -99,14 +109,14 @@ class MetricsLog(Closing):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self._writer is not None:
             for name, value in values.items():
-                if not isinstance(value, int | float):
-                    continue
-                self._writer.add_scalar(name, value, step)
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Has all lines on the disk when it returns, so that no checkpoint is ahead of them."""
-        with writing(self._path):
-            os.fsync(self._file.fileno())
+        if self._file is not None:
+            with writing(self._path):
+                os.fsync(self._file.fileno())
 
 
 def _line(record: Mapping[str, Any]) -> str:

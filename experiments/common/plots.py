@@ -64,7 +64,7 @@ def training_curve(
         axes.set(xlabel="steps", ylabel=metric)
     axes.legend()
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def inner_steps(
@@ -98,7 +98,7 @@ def inner_steps(
     # Above the axes: a long label would hide the curves.
     figure.legend(loc="outside upper center", fontsize=8)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def by_level(
@@ -137,57 +137,7 @@ def by_level(
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    _save(figure, path)
-
-
-class Beside(NamedTuple):
-    """One cell of a table: our score and the paper's.
-
-    Attributes:
-        group: the panel that it is in.
-        label: its line in the panel.
-        ours: mean and half the width of its 95 % confidence interval; None where there is none.
-        paper: the published figure; None where there is none.
-    """
-
-    group: str
-    label: str
-    ours: Sequence[float] | None
-    paper: float | None
-
-
-def beside_paper(path: Path, cells: Sequence[Beside], *, xlabel: str) -> None:
-    """Draws our scores with their intervals, and the papers', a panel for each group.
-
-    Args:
-        path: the PNG file to write; nothing is written without cells.
-        cells: in the order in which they are drawn, from the top.
-        xlabel: what the scores are, with their unit.
-    """
-    groups = list(dict.fromkeys(cell.group for cell in cells))
-    if not groups:
-        return
-    labels = list(dict.fromkeys(cell.label for cell in cells))
-    figure = _empty(1.6 + 2.6 * len(groups), 1.2 + 0.28 * len(labels))
-    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
-    for axes, group in zip(panels, groups, strict=True):
-        for cell in (cell for cell in cells if cell.group == group):
-            row = labels.index(cell.label)
-            if cell.paper is not None:
-                axes.plot(cell.paper, row, "D", color="black", fillstyle="none", label="paper")
-            if cell.ours is not None:
-                mean, interval = cell.ours
-                axes.errorbar(mean, row, xerr=interval, fmt="o", color="tab:blue", label="ours")
-        axes.set(title=group, xlabel=xlabel)
-        axes.grid(alpha=0.3)
-    panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].set_ylim(len(labels) - 0.5, -0.5)
-    found: dict[str, Any] = {}
-    for axes in panels:
-        handles, names = axes.get_legend_handles_labels()
-        found |= dict(zip(names, handles, strict=True))
-    figure.legend(list(found.values()), list(found), loc="outside upper right", ncols=2, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def episode_grid(
@@ -216,7 +166,7 @@ def episode_grid(
     rows = np.unique(support[1])[:classes]
     shots = min(per_class, max(int((support[1] == label).sum()) for label in rows))
     queries = min(per_class, max(int((query[1] == label).sum()) for label in rows))
-    figure = _empty(0.85 * (shots + queries) + 0.8, 0.95 * len(rows) + 0.6, dpi=90)
+    figure = empty(0.85 * (shots + queries) + 0.8, 0.95 * len(rows) + 0.6, dpi=90)
     grid = figure.subplots(
         len(rows),
         shots + queries + 1,  # the empty column in between separates support from query
@@ -237,7 +187,7 @@ def episode_grid(
             _image(grid[row, column], query[0][index], colour)
             grid[row, column].set_title(f"→ {guess}", fontsize=8, color=colour, pad=2)
     figure.suptitle("support | query → predicted class", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def regression_fit(
@@ -257,7 +207,7 @@ def regression_fit(
         support: inputs and targets learnt from, ``[k_shot]`` each.
         fits: for each panel's title, named curves ``[points]``, least adapted first.
     """
-    figure = _empty(4.2 * len(fits), 3.6, dpi=90)
+    figure = empty(4.2 * len(fits), 3.6, dpi=90)
     panels = figure.subplots(1, len(fits), squeeze=False, sharey=True)[0]
     for axes, (title, curves) in zip(panels, fits.items(), strict=True):
         axes.plot(inputs, truth, color="black", linewidth=1.5, label="truth")
@@ -272,10 +222,10 @@ def regression_fit(
         axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _empty(width: float, height: float, dpi: int = 100) -> "Figure":
+def empty(width: float, height: float, dpi: int = 100) -> "Figure":
     """A figure of so many inches."""
     from matplotlib.figure import Figure
 
@@ -283,7 +233,7 @@ def _empty(width: float, height: float, dpi: int = 100) -> "Figure":
 
 
 def _figure(width: float, height: float) -> tuple["Figure", Any]:
-    figure = _empty(width, height)
+    figure = empty(width, height)
     return figure, figure.subplots()
 
 
@@ -298,7 +248,8 @@ def _image(axes: Any, image: np.ndarray, frame: str) -> None:
         spine.set(color=frame, linewidth=1.8)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).print_png(str(path))

@@ -6,66 +6,20 @@ there is to say; what it read, and what any of them decided, reaches the others 
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.common.config import RunError, TrainingConfig
-from metajax.errors import ArgumentError, MetajaxError
+from experiments.common.config import DistributedConfig, RunError
+from metajax.errors import MetajaxError
 from metajax.parallel import use_every_core
-
-
-@dataclasses.dataclass(frozen=True)
-class DistributedConfig(TrainingConfig):
-    """The options of an experiment that several processes can run together."""
-
-    distributed: bool = False
-    """Run as one of several processes (see docs/distributed.md). On SLURM and on TPU pods they find
-    one another; elsewhere give the three options below, too."""
-    coordinator: str | None = None
-    """host:port of the first process, at which the others find it; any free port."""
-    processes: int | None = None
-    """How many processes run together."""
-    process_id: int | None = None
-    """Which of them this is, from 0."""
-
-    may_differ: ClassVar[frozenset[str]] = TrainingConfig.may_differ | {
-        "distributed",
-        "coordinator",
-        "processes",
-        "process_id",
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        where = {name: getattr(self, name) for name in ("coordinator", "processes", "process_id")}
-        given = [name for name, value in where.items() if value is not None]
-        if given and not self.distributed:
-            raise ArgumentError(f"{given[0]} says where a process is, which needs --distributed")
-        if given and len(given) < len(where):
-            missing = next(name for name in where if name not in given)
-            raise ArgumentError(
-                f"{missing} is missing: give coordinator, processes and process_id, or none of"
-                " them where SLURM or a TPU pod says them"
-            )
-        if self.coordinator is not None and not re.fullmatch(r".+:\d{1,5}", self.coordinator):
-            raise ArgumentError(f"coordinator must be host:port; got {self.coordinator!r}")
-        if self.processes is not None and self.processes < 1:
-            raise ArgumentError(f"processes must be above zero; got {self.processes}")
-        if self.process_id is not None and not 0 <= self.process_id < (self.processes or 1):
-            raise ArgumentError(
-                f"process_id must be from 0 to processes - 1, {(self.processes or 1) - 1}; got"
-                f" {self.process_id}"
-            )
 
 
 def connect(config: DistributedConfig) -> None:
@@ -77,7 +31,7 @@ def connect(config: DistributedConfig) -> None:
     Raises:
         RunError: the processes don't find one another; the message names the option.
 
-    >>> connect(DistributedConfig())
+    >>> connect(DistributedConfig(steps=5))
     """
     if not config.distributed:
         use_every_core()
@@ -152,6 +106,15 @@ def from_first(value: Any) -> Any:
     if not several():
         return value
     return json.loads(bytes_from_first(json.dumps(value).encode()))
+
+
+def array_from_first(array: np.ndarray | None, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """The first process's array, which the others know the shape and dtype of."""
+    if not several():
+        assert array is not None
+        return array
+    content = b"" if array is None else np.ascontiguousarray(array).tobytes()
+    return np.frombuffer(bytes_from_first(content), like.dtype).reshape(like.shape)
 
 
 def bytes_from_first(content: bytes) -> bytes:

@@ -16,7 +16,9 @@ import jax
 import optax
 
 from experiments import common
-from experiments.fewshot import classification
+from experiments.fewshot import networks
+from experiments.fewshot.schedules import CURVE_STEPS, Schedule, maml_learner, warmup_cosine
+from experiments.fewshot.training import Evaluation, publish, train
 from metajax.data import episode_sampler, glyphs
 from metajax.errors import ArgumentError
 
@@ -44,17 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the characters, meta-trains, tests, and leaves everything in the run folder."""
     config = common.parse(Config, arguments, __doc__ or "")
     common.connect(config)
-    schedule = classification.Schedule(
+    schedule = Schedule(
         description="Adam with warm-up and cosine decay",
         steps=config.steps,
         meta_batch=16,
-        learner=classification.maml_learner(1.0),
+        learner=maml_learner(1.0),
         inner_rate=1.0,
         inner_steps=1,
         test_steps=3,
-        head_std=classification.HEAD_STD,
+        head_std=networks.HEAD_STD,
         rotations="none",
-        optimizer=optax.adam(classification.warmup_cosine(3e-3, config.steps)),
+        optimizer=optax.adam(warmup_cosine(3e-3, config.steps)),
     )
     run = common.open_run("demo", config)
 
@@ -63,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = ", ".join(f"{len(part.counts)} for {split}" for split, part in data.items())
     common.show(f"Classes: {sizes}. A task is {N_WAY} of them, {K_SHOT} image each.")
 
-    network = classification.conv4(N_WAY, jax.random.key(config.seed), head_std=schedule.head_std)
+    network = networks.conv4(N_WAY, jax.random.key(config.seed), head_std=schedule.head_std)
     test_tasks = lambda query: episode_sampler(
         data["test"], n_way=N_WAY, k_shot=K_SHOT, query=query
     )
     evaluations = [
-        classification.Evaluation(
+        Evaluation(
             task=f"{N_WAY}-way {K_SHOT}-shot",
             protocol=protocol,
             learner=schedule.learner(network, steps, transductive=transductive),
@@ -79,11 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             curve=steps > schedule.test_steps,
         )
         for protocol, transductive, query, steps in (
-            ("transductive, as in the MAML paper", True, K_SHOT, classification.CURVE_STEPS),
+            ("transductive, as in the MAML paper", True, K_SHOT, CURVE_STEPS),
             ("honest: not transductive", False, 15, schedule.test_steps),
         )
     ]
-    fitted = classification.train(
+    fitted = train(
         run,
         network,
         schedule,
@@ -94,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         validate_every=400,
         non_finite=config.non_finite,
     )
-    table = classification.publish(
+    table = publish(
         run,
         network,
         schedule,
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title="MAML on characters that it never saw",
         source="none",
         training={"seed": config.seed},
-        module="experiments.fewshot.demo",
+        command=common.command("experiments.fewshot.demo", config),
     )
     common.show(f"\n{table}")
     common.show(

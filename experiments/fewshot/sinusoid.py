@@ -1,6 +1,7 @@
 """MAML on sinusoid regression: Finn et al. 2017 (arXiv 1703.03400), section 5.1 and figure 3.
 
-python -m experiments.fewshot.sinusoid trains for 20,000 meta-steps; --steps 70000 is the paper's number.
+python -m experiments.fewshot.sinusoid trains for 20,000 meta-steps; --steps 70000 is the paper's
+number.
 
 Compared are MAML; the same network trained on all tasks together and then fine-tuned, at the best
 of several rates; and an oracle, a network that is given each task's amplitude and phase as inputs

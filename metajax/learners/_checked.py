@@ -21,15 +21,6 @@ def reported(learner: Any, adapted: Params, episode: Episode) -> tuple[jax.Array
     return loss, {"loss": loss, **(metrics or {})}
 
 
-def checked_learner(name: str, learner: Any) -> Any:
-    """Returns a learner, or raises an ArgumentTypeError that names it."""
-    if not (hasattr(learner, "adapt") and hasattr(learner, "loss")):
-        raise ArgumentTypeError(
-            f"{name} must be a Learner such as metajax.maml(...), got {_checks.shown(learner)}."
-        )
-    return learner
-
-
 def checked_episode(name: str, episode: Any) -> Episode:
     """Returns what has a support and a query set, of arrays, or raises an ArgumentTypeError."""
     if not (hasattr(episode, "support") and hasattr(episode, "query")):

@@ -287,7 +287,7 @@ def test_a_loop_that_gets_a_signal_finishes_its_round_and_goes_on_from_there(tmp
                 os.kill(os.getpid(), signal.SIGTERM)
             return {"score": float(params)}
 
-        run = common.Run("toy", folder, common.RunConfig(out=folder, resume=resume))
+        run = common.Run("toy", folder, common.RunConfig(steps=1, out=folder, resume=resume))
         parts = parts_of()
         return study.follow(run, parts, begin(parts), scores=scores)
 

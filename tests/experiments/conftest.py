@@ -5,7 +5,14 @@ import functools
 import numpy as np
 import pytest
 
+from experiments.common import command_line
 from metajax.data import ClassData
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    """No test writes into the user's cache, nor changes where JAX keeps programs."""
+    monkeypatch.setattr(command_line, "keep_compiled", lambda folder: None)
 
 
 @pytest.fixture
@@ -24,7 +31,6 @@ def small_data():
 @pytest.fixture
 def small_network(monkeypatch):
     """MAML's network with 4 features instead of 64."""
-    from experiments.fewshot import classification
+    from experiments.fewshot import networks
 
-    conv4 = classification.conv4
-    monkeypatch.setattr(classification, "conv4", functools.partial(conv4, features=4))
+    monkeypatch.setattr(networks, "conv4", functools.partial(networks.conv4, features=4))

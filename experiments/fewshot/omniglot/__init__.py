@@ -1,1 +1,1 @@
-"""Omniglot."""
+"""Few-shot learning on Omniglot, beside the papers' numbers."""

@@ -76,10 +76,10 @@ def _reporting(
     batch's statistics, and with the changed running ones."""
 
     def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
-        own = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
+        used = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
         if not train:
-            return after(apply(own, inputs, train=False))
-        outputs, changed = apply(own, inputs, mutable=["batch_stats"])
+            return after(apply(used, inputs, train=False))
+        outputs, changed = apply(used, inputs, mutable=["batch_stats"])
         return after(outputs), changed if part is None else {
             kind: {part: tree} for kind, tree in changed.items()
         }

@@ -1,13 +1,13 @@
 """MAML on Omniglot, beside the numbers of Finn et al. 2017 (arXiv 1703.03400), table 1.
 
-python -m experiments.fewshot.omniglot.train trains with our own faster schedule: 16,000 meta-steps of 8
+python -m experiments.fewshot.omniglot trains with our own faster schedule: 16,000 meta-steps of 8
 tasks, an inner rate learned for every leaf as in MAML++, the four rotations of a character as
 classes of their own, Muon with warm-up and cosine decay. Expected: 99.10 ± 0.33 % (5-way 1-shot)
 and 99.49 ± 0.09 % (5-shot, the same model), trained in seven minutes on two CPU cores.
 
-python -m experiments.fewshot.omniglot.train --protocol paper trains as the paper's published code does: 60,000
-meta-steps, one rotation per class and task, constant Adam. Expected: 99.30 ± 0.26 % and
-99.66 ± 0.07 %; on two cores the last 50,500 of them took 81 minutes.
+--protocol paper trains as the paper's published code does: 60,000 meta-steps, one rotation per
+class and task, constant Adam. Expected: 99.30 ± 0.26 % and 99.66 ± 0.07 %; on two cores the last
+50,500 of them took 81 minutes.
 
 --method takes another learner on the same network: fomaml, reptile, anil, maml++, imaml.
 
@@ -24,17 +24,20 @@ import jax
 
 import metajax
 from experiments import common
-from experiments.fewshot import classification
-from experiments.fewshot.omniglot.schedules import PUBLISHED, TITLES, Method, Protocol, schedule_of
+from experiments.fewshot import networks
+from experiments.fewshot.omniglot.published import BY_GRADIENTS, TITLES
+from experiments.fewshot.omniglot.schedules import Method, Protocol, schedule_of
+from experiments.fewshot.schedules import Schedule
+from experiments.fewshot.training import Evaluation, publish, train
 from metajax.data import ClassData, Rotations, episode_sampler, omniglot
 from metajax.errors import ArgumentError
 
 HONEST_QUERY = 15
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.DistributedConfig):
-    """Options of the Omniglot experiment."""
+    """Options of the Omniglot experiment; steps and head_std are by default the schedule's."""
 
     protocol: Protocol = "fast"
     """How to train: our faster schedule, or the paper's exactly. Both are evaluated alike."""
@@ -47,9 +50,8 @@ class Config(common.DistributedConfig):
     norm: Literal["batch", "support"] = "batch"
     """Statistics that normalise the query set in training: its own (transductive, as in the
     paper), or the support set's."""
-    head_std: float | None = None
-    """Standard deviation of the head's initial weights; without it, the protocol's: 1 for the
-    paper's, 0.125 for ours."""
+    head_std: float
+    """Standard deviation of the head's initial weights."""
     test_episodes: int = 1000
     """Test tasks in each row of the table."""
     validate_every: int = 1000
@@ -76,22 +78,33 @@ class Config(common.DistributedConfig):
         if self.test_episodes < 2:
             raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
-    def goes_on_from(self, steps: int | None) -> bool:
+    def goes_on_from(self, steps: int) -> bool:
         """The paper's rate is constant: a finished run may be given more meta-steps."""
         constant = self.protocol == "paper" and self.method in ("maml", "fomaml", "anil", "imaml")
-        if not constant or steps is None or self.steps is None:
-            return super().goes_on_from(steps)
-        return steps == self.steps or (steps < self.steps and steps % self.log_every == 0)
+        more = steps < self.steps and steps % self.log_every == 0
+        return super().goes_on_from(steps) or (constant and more)
+
+
+def preset(method: Method = "maml", protocol: Protocol = "fast", n_way: int = 5) -> Config:
+    """The config of a method's schedule."""
+    schedule = schedule_of(method, protocol, n_way=n_way)
+    return Config(
+        method=method,
+        protocol=protocol,
+        n_way=n_way,
+        steps=schedule.steps,
+        head_std=schedule.head_std,
+    )
 
 
 def evaluations(
     config: Config,
-    schedule: classification.Schedule,
-    network: classification.Network,
+    schedule: Schedule,
+    network: networks.Network,
     data: ClassData,
-) -> list[classification.Evaluation]:
+) -> list[Evaluation]:
     """The rows of the table: the paper's evaluation and the honest one, 1-shot and 5-shot."""
-    published = PUBLISHED[config.method][1]
+    published = BY_GRADIENTS[config.method][1]
 
     def learner(transductive: bool, steps: int) -> metajax.Learner:
         return schedule.learner(network, steps, transductive=transductive)
@@ -114,7 +127,7 @@ def evaluations(
                 data, n_way=config.n_way, k_shot=k_shot, query=query, rotations=rotations
             )
             rows.append(
-                classification.Evaluation(
+                Evaluation(
                     task=f"{config.n_way}-way {k_shot}-shot",
                     protocol=protocol,
                     learner=learner(transductive, steps),
@@ -131,7 +144,7 @@ def evaluations(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, evaluates, and leaves everything in the run folder."""
-    config = common.parse(Config, arguments, __doc__ or "")
+    config = common.parse(Config, arguments, __doc__ or "", preset=preset)
     common.connect(config)
     schedule = schedule_of(
         config.method,
@@ -140,13 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=config.steps,
         head_std=config.head_std,
     )
-    config = dataclasses.replace(config, steps=schedule.steps)
     method = "" if config.method == "maml" else f"-{config.method}"
     name = f"omniglot{method}-{config.protocol}-{config.n_way}way-{config.k_shot}shot"
     run = common.open_run(name, config)
 
     data = {split: omniglot(split, folder=config.data) for split in ("train", "validation", "test")}
-    network = classification.conv4(
+    network = networks.conv4(
         config.n_way,
         jax.random.key(config.seed),
         head_std=schedule.head_std,
@@ -156,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     picture = episode_sampler(
         data["test"], n_way=config.n_way, k_shot=config.k_shot, query=5, rotations="per_class"
     )
-    fitted = classification.train(
+    fitted = train(
         run,
         network,
         schedule,
@@ -169,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks_per_chunk=config.tasks_per_chunk,
         non_finite=config.non_finite,
     )
-    table = classification.publish(
+    table = publish(
         run,
         network,
         schedule,
@@ -178,16 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         picture=picture,
         episodes=config.test_episodes,
         title=f"{TITLES[config.method]} on Omniglot, {config.n_way}-way",
-        source=PUBLISHED[config.method][0],
+        source=BY_GRADIENTS[config.method][0],
         training={
             "shots": config.k_shot,
             "normalisation": config.norm,
             "seed": config.seed,
         },
-        module="experiments.fewshot.omniglot.train",
+        command=common.command("experiments.fewshot.omniglot", config, preset=preset),
     )
     common.show(f"\n{table}\nEverything is in {run.path}.")
-
-
-if __name__ == "__main__":
-    common.guard(main)

@@ -4,7 +4,7 @@ import urllib.request
 from pathlib import Path
 
 from experiments import common
-from metajax.data import DataNotFoundError
+from metajax.data import DataNotFoundError, cache_folder
 from metajax.files import write_atomically
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -26,7 +26,7 @@ def read_text(path: Path | None) -> str:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise common.RunError(f"data: {path} is not a text in UTF-8 ({error})") from error
-    cached = common.cache_folder() / "text" / "tinyshakespeare.txt"
+    cached = cache_folder() / "text" / "tinyshakespeare.txt"
     if cached.is_file():
         return _checked(cached.read_text(encoding="utf-8"), f"the file {cached}")
     print(f"Downloading {URL} ...", flush=True)

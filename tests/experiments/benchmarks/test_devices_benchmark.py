@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import metajax
 from experiments.benchmarks import devices
 from experiments.benchmarks.workload import CELLS, Workload
 
@@ -21,12 +20,3 @@ def test_each_number_of_devices_is_measured(tmp_path, monkeypatch):
     assert (config.out / "devices.md").read_text() == table
     result = json.loads((config.out / "devices.json").read_text())
     assert {name: len(found) for name, found in result["seconds"].items()} == {"1": 2, "2": 2}
-
-
-def test_bad_options_are_named():
-    with pytest.raises(metajax.ArgumentError, match="devices must divide the 2 tasks"):
-        devices.turn_of(TINY, 3, 1)
-    with pytest.raises(metajax.ArgumentError, match="devices must be above zero"):
-        devices.Config(devices=(0,))
-    with pytest.raises(metajax.ArgumentError, match="rounds must be above zero"):
-        devices.Config(rounds=0)

@@ -71,16 +71,3 @@ def test_products_are_counted():
     config = lora.Config(cells=("few",), tasks=3, peer_tasks=1, steps=4)
     wanted = 2 * (3 * 4 * 2 * 5) * (2 * kernels - 3 * 256) / 1e9
     assert lora.gigaflops(config, lora.CELLS["few"]) == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ({"cells": ("9x9",)}, "cells must be some of few, all; got 9x9"),
-        ({"cells": ("few",), "peer_tasks": 33}, "peer_tasks must be at most 32; got 33"),
-        ({"cells": ("few",), "steps": 0}, "steps must be above zero; got 0"),
-    ],
-)
-def test_bad_arguments_are_named(argument, message):
-    with pytest.raises(ValueError, match=message):
-        lora.Config(**argument)

@@ -10,8 +10,8 @@ import pytest
 from toy_trainer import toy_state, toy_trainer
 
 from experiments import common
-from experiments.common import _digests
-from metajax import ArgumentError
+from experiments.common import checkpoints as checkpoints_module
+from experiments.common.disk import damage_in
 
 
 def leaves(state):
@@ -102,7 +102,7 @@ def test_every_flipped_byte_is_noticed(tmp_path):
     with common.Checkpoints(tmp_path / "new") as checkpoints:
         checkpoints.save(1, BIG)
     folder = checkpoints.path(1)
-    assert _digests.problem(folder) is None
+    assert damage_in(folder) is None
     assert max(path.stat().st_size for path in files(folder)) > 30_000
     rng = np.random.default_rng(1)
     for path in files(folder):
@@ -111,9 +111,9 @@ def test_every_flipped_byte_is_noticed(tmp_path):
             damaged = bytearray(content)
             damaged[position] ^= 1 << rng.integers(8)
             path.write_bytes(bytes(damaged))
-            assert _digests.problem(folder) is not None, (path, position)
+            assert damage_in(folder) is not None, (path, position)
         path.write_bytes(content)
-    assert _digests.problem(folder) is None
+    assert damage_in(folder) is None
 
 
 def flip(folder):
@@ -131,11 +131,10 @@ def truncate(folder):
 HARM = {
     "a flipped bit": flip,
     "a truncated file": truncate,
-    "a missing file": lambda folder: (folder / "default" / "_METADATA").unlink(),
+    "a missing file": lambda folder: (folder / "_METADATA").unlink(),
     "a missing list": lambda folder: (folder / "SHA256SUMS").unlink(),
     "an empty list": lambda folder: (folder / "SHA256SUMS").write_text(""),
     "a foreign file": lambda folder: (folder / "notes.txt").write_text("mine"),
-    "a missing commit": lambda folder: (folder / "commit_success.txt").unlink(),
     "an empty folder": lambda folder: [path.unlink() for path in files(folder)],
 }
 
@@ -174,9 +173,8 @@ def test_what_kills_left_unfinished_goes_with_the_next_checkpoint(tmp_path):
     with common.Checkpoints(tmp_path / "new") as checkpoints:
         checkpoints.save(1, BIG)
         checkpoints.save(2, BIG)
-    (checkpoints.folder / "3.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
-    (checkpoints.path(1) / "SHA256SUMS").unlink()  # it was being removed
-    with common.Checkpoints(tmp_path / "new") as checkpoints:
+        (checkpoints.folder / "unfinished-3").mkdir()
+        (checkpoints.folder / "unfinished-3.orbax-checkpoint-tmp").mkdir()
         assert checkpoints.restore(BIG)[1] == 2
         checkpoints.save(4, BIG)
     assert names(tmp_path / "new") == ["2", "4"]
@@ -191,7 +189,7 @@ def test_a_full_disk_is_an_error_in_words_and_costs_no_checkpoint(tmp_path, monk
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patched:
-            patched.setattr(_digests, "write", full)
+            patched.setattr(checkpoints_module, "write_digests", full)
             with pytest.raises(
                 common.RunError, match=r"new/3 .*No space left.*Free some.*--resume"
             ):
@@ -223,11 +221,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         common.Checkpoints(tmp_path / "file" / "new")
 
 
-def test_one_checkpoint_is_not_enough(tmp_path):
-    with pytest.raises(ArgumentError, match=r"keep must be at least 2.*got 1"):
-        common.Checkpoints(tmp_path, keep=1)
-
-
 def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
     with common.Checkpoints(tmp_path / "new") as checkpoints:
         checkpoints.save(1, trained(1))
@@ -243,17 +236,32 @@ def test_all_damaged_is_an_error_and_nothing_is_deleted(tmp_path):
         assert checkpoints.path(2).exists()
 
 
-def test_a_first_checkpoint_that_was_cut_short_counts_as_none(tmp_path):
+def test_a_first_checkpoint_that_was_cut_short_counts_as_none(tmp_path, monkeypatch):
+    def killed(folder):
+        raise KeyboardInterrupt  # leaves all as it is, like a kill
+
+    with common.Checkpoints(tmp_path / "new") as checkpoints:
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints_module, "write_digests", killed)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save(1, BIG)
+        assert names(tmp_path / "new") == ["unfinished-1"]
+    with common.Checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(BIG) is None
+        checkpoints.save(1, BIG)
+        assert checkpoints.restore(BIG)[1] == 1
+    assert names(tmp_path / "new") == ["1"]
+
+
+def test_a_damaged_checkpoint_that_training_has_not_reached_again_is_not_in_the_way(tmp_path):
     with common.Checkpoints(tmp_path / "new") as checkpoints:
         checkpoints.save(1, BIG)
-    for _ in range(2):  # and again in the run that began without it
-        (checkpoints.path(1) / "SHA256SUMS").unlink()
-        with common.Checkpoints(tmp_path / "new") as checkpoints:
-            with pytest.warns(UserWarning, match="new/1, the first, was not written to its end"):
-                assert checkpoints.restore(BIG) is None
-            checkpoints.save(1, BIG)
-            assert checkpoints.restore(BIG)[1] == 1
-    assert names(tmp_path / "new") == ["1", "damaged-1", "damaged-1-2"]
+        checkpoints.save(9, BIG)
+        flip(checkpoints.path(9))
+        checkpoints.save(2, BIG)
+        assert checkpoints.latest() == 2
+        assert checkpoints.restore(BIG)[1] == 2
+    assert names(tmp_path / "new") == ["1", "2", "damaged-9"]
 
 
 def test_a_first_checkpoint_that_was_damaged_later_is_an_error(tmp_path):

@@ -110,10 +110,9 @@ def test_a_run_that_was_killed_while_its_first_checkpoint_was_written_begins_aga
     for path in checkpoints.iterdir():
         if path.name != "0":
             shutil.rmtree(path)
-    (checkpoints / "0" / "SHA256SUMS").unlink()
+    (checkpoints / "0").rename(checkpoints / "unfinished-0")
     resumed = ToyConfig(out=tmp_path / "killed", steps=60, resume=True)
-    with pytest.warns(UserWarning, match="was not written to its end"):
-        assert_same(fit(resumed), expected)
+    assert_same(fit(resumed), expected)
     assert_same(fit(resumed), expected)
 
 
@@ -134,7 +133,6 @@ def test_a_finished_run_may_be_given_more_steps_where_the_config_says_so(tmp_pat
         fit(Growing(out=tmp_path / "parts", steps=40, resume=True))
 
 
-@pytest.mark.filterwarnings("ignore:the checkpoint .* its writing was cut short")
 def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("toy_trainer.py")
     command = [sys.executable, str(script), "--out", str(tmp_path / "killed")]

@@ -1,7 +1,6 @@
 """Where a run may write."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from toy_trainer import ToyConfig
 
 from experiments import common
-from experiments.common import _disk
+from experiments.common import disk
 from metajax.files import write_atomically
 
 
@@ -157,9 +156,9 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, missi
         raise OSError(95, "Operation not supported")
 
     if missing:
-        monkeypatch.setattr(_disk, "fcntl", None)
+        monkeypatch.setattr(disk, "fcntl", None)
     else:
-        monkeypatch.setattr(_disk.fcntl, "flock", unsupported)
+        monkeypatch.setattr(disk.fcntl, "flock", unsupported)
     with pytest.warns(UserWarning, match=r"\.lock cannot be locked"), common.locked(tmp_path):
         pass
 
@@ -176,12 +175,3 @@ def test_a_run_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(common.RunError, match=r"file/run.*Not a directory.*--out"):
         start(ToyConfig(out=tmp_path / "file" / "run"))
     assert (tmp_path / "file").read_text() == ""
-
-
-@pytest.mark.parametrize(
-    ("number", "remedy"),
-    [(28, "Free some space"), (30, "Make the folder writable"), (5, "Mend that")],
-)
-def test_what_the_system_refuses_comes_with_a_remedy(number, remedy):
-    error = _disk.cannot_write(Path("some/file"), OSError(number, ""))
-    assert re.fullmatch(rf"some/file cannot be written: \w.*\. {remedy}, .*", str(error))

@@ -27,7 +27,7 @@ THREE = {"coordinator": "localhost:1234", "processes": 2, "process_id": 1}
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ArgumentError, match=message):
-        common.DistributedConfig(**options)
+        common.DistributedConfig(steps=1, **options)
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,13 @@ def test_processes_that_do_not_meet_are_told_which_option(monkeypatch, options, 
     before = jax.config.jax_enable_preemption_service
     try:
         with pytest.raises(common.RunError, match=message):
-            common.connect(common.DistributedConfig(distributed=True, **options))
+            common.connect(common.DistributedConfig(steps=1, distributed=True, **options))
     finally:
         jax.config.update("jax_enable_preemption_service", before)
     assert asked == [tuple(options.get(name) for name in THREE)]
 
 
 def test_where_it_ran_is_neither_a_runs_identity_nor_in_its_command():
-    config = common.DistributedConfig(distributed=True, **THREE)
-    assert (
-        common.command("experiments.fewshot.demo", config) == "python -m experiments.fewshot.demo"
-    )
+    config = common.DistributedConfig(steps=1, distributed=True, **THREE)
+    assert common.command("a", config) == "python -m a --steps 1"
     assert {"distributed", *THREE} <= config.may_differ

@@ -1,6 +1,6 @@
 """The Omniglot experiment: its schedules against the published facts, and one tiny run."""
 
-import functools
+import dataclasses
 import json
 
 import jax
@@ -11,9 +11,10 @@ import pytest
 
 import metajax
 from experiments import common
-from experiments.fewshot import classification
+from experiments.fewshot import networks, schedules
 from experiments.fewshot.omniglot import train as experiment
-from experiments.fewshot.omniglot.schedules import PUBLISHED, schedule_of
+from experiments.fewshot.omniglot.published import BY_GRADIENTS
+from experiments.fewshot.omniglot.schedules import schedule_of
 
 ARTEFACTS = ("config.json", "metrics.jsonl", "result.json", "table.md", "checkpoints",
              "training.png", "inner_steps.png", "episode.png")  # fmt: skip
@@ -49,7 +50,7 @@ def test_the_fast_schedule_follows_the_number_of_steps():
     assert schedule.inner_rate == "1.0 at first, learned for each leaf"
     assert schedule.rotations == "as_classes"
     assert schedule.meta_batch == 8
-    used = rates(optax.adam(classification.warmup_cosine(3e-3, 1000)), 1001)
+    used = rates(optax.adam(schedules.warmup_cosine(3e-3, 1000)), 1001)
     assert used[0] == 0
     np.testing.assert_allclose(used[100], 1.5e-3, rtol=1e-3)
     np.testing.assert_allclose(used[200], 3e-3, rtol=1e-3)
@@ -59,7 +60,7 @@ def test_the_fast_schedule_follows_the_number_of_steps():
 
 def test_the_optimizer_takes_larger_steps_of_learned_rates():
     gradient = metajax.MAMLPlusPlusParams(jnp.ones(2), jnp.ones(2))
-    optimizer = classification.with_learned_rates(optax.sgd(0.1), factor=3.0)
+    optimizer = schedules.with_learned_rates(optax.sgd(0.1), factor=3.0)
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     np.testing.assert_allclose(updates.params, -0.1 * np.ones(2), rtol=1e-6)
     np.testing.assert_allclose(updates.log_rates, -0.3 * np.ones(2), rtol=1e-6)
@@ -70,7 +71,7 @@ def test_muon_turns_a_kernels_gradient_into_an_orthogonal_update():
         "kernel": jax.random.normal(jax.random.key(0), (3, 3, 16, 8)) * jnp.arange(1.0, 9.0),
         "bias": jnp.array([1.0, -3.0]),
     }
-    optimizer = classification.muon(1e-2)
+    optimizer = schedules.muon(1e-2)
     update, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     matrix = np.asarray(update["kernel"]).reshape(-1, 8)
     # Five Newton-Schulz steps bring the singular values near 1, not to it.
@@ -83,22 +84,20 @@ def test_muon_turns_a_kernels_gradient_into_an_orthogonal_update():
 
 
 def test_the_head_may_start_otherwise():
-    assert schedule_of().head_std == classification.HEAD_STD
+    assert schedule_of().head_std == networks.HEAD_STD
     assert schedule_of(protocol="paper", head_std=0.5).head_std == 0.5
-    with pytest.raises(ValueError, match=r"head_std must be above zero; got -1\.0"):
-        experiment.Config(head_std=-1.0)
+    assert experiment.preset().head_std == networks.HEAD_STD
+    assert experiment.preset(protocol="paper").head_std == 1.0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 150])
 def test_short_schedules_are_finite(steps):
-    assert np.isfinite(
-        [classification.warmup_cosine(2e-3, steps)(step) for step in range(steps)]
-    ).all()
+    assert np.isfinite([schedules.warmup_cosine(2e-3, steps)(step) for step in range(steps)]).all()
 
 
 def test_rows_of_the_table(small_data):
-    config = experiment.Config(protocol="paper")
-    network = classification.conv4(5, jax.random.key(0), features=2)
+    config = experiment.preset(protocol="paper")
+    network = networks.conv4(5, jax.random.key(0), features=2)
     schedule = schedule_of(protocol="paper")
     rows = experiment.evaluations(config, schedule, network, small_data("test"))
     found = [(row.task, row.query, row.inner_steps, row.paper) for row in rows]
@@ -118,8 +117,8 @@ def test_rows_of_the_table(small_data):
 
 @pytest.mark.slow
 def test_only_the_honest_rows_ignore_the_other_queries(small_data):
-    config = experiment.Config()
-    network = classification.conv4(5, jax.random.key(0), head_std=1.0, features=4)
+    config = experiment.preset()
+    network = networks.conv4(5, jax.random.key(0), head_std=1.0, features=4)
     rows = experiment.evaluations(config, schedule_of(), network, small_data("test"))
     paper, _, honest = rows[:3]
     episode = jax.jit(honest.sample)(jax.random.key(0))
@@ -140,8 +139,8 @@ def test_only_the_honest_rows_ignore_the_other_queries(small_data):
 
 @pytest.mark.slow
 def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
-    network = classification.conv4(5, jax.random.key(0), features=4)
-    config = experiment.Config(protocol="paper")
+    network = networks.conv4(5, jax.random.key(0), features=4)
+    config = experiment.preset(protocol="paper")
     row, *_ = experiment.evaluations(
         config, schedule_of(protocol="paper"), network, small_data("test")
     )
@@ -209,14 +208,14 @@ def test_other_learners_train_and_are_evaluated(
     arguments = ["--method", method, "--k-shot", "5", "--steps", "2", "--test-episodes", "2"]
     experiment.main([*arguments, "--out", str(out)])
     result = json.loads((out / "result.json").read_text())
-    source, figures = PUBLISHED[method]
+    source, figures = BY_GRADIENTS[method]
     assert [row["paper"] for row in result["rows"]] == [figures.get((5, 5)), None, None]
     assert [row["transductive"] for row in result["rows"]] == [True, True, False]
     assert result["source"] == source
     assert (out / "episode.png").exists()
 
 
-@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("method", BY_GRADIENTS)
 @pytest.mark.parametrize("n_way", [5, 20])
 def test_published_schedules_and_ours_have_their_own_lengths(method, n_way):
     paper, fast = (schedule_of(method, protocol, n_way=n_way) for protocol in ("paper", "fast"))
@@ -235,36 +234,28 @@ def test_reptile_s_outer_step_falls_to_zero_and_its_support_is_larger():
 
 
 def test_only_the_papers_constant_schedule_may_be_given_more_steps():
-    paper = functools.partial(experiment.Config, protocol="paper")
-    assert paper(steps=300).goes_on_from(200)
-    assert not paper(steps=200).goes_on_from(300)
-    assert not paper(steps=300).goes_on_from(250)  # not at a boundary: it would round differently
-    assert not experiment.Config(steps=300).goes_on_from(200)
-    assert experiment.Config(steps=300).goes_on_from(300)
+    fast, paper = experiment.preset(), experiment.preset(protocol="paper")
+    steps = lambda config, count: dataclasses.replace(config, steps=count)
+    assert steps(paper, 300).goes_on_from(200)
+    assert not steps(paper, 200).goes_on_from(300)
+    assert not steps(paper, 300).goes_on_from(250)  # not at a boundary: it would round differently
+    assert not steps(fast, 300).goes_on_from(200)
+    assert steps(fast, 300).goes_on_from(300)
+
+
+@pytest.mark.parametrize("method", BY_GRADIENTS)
+def test_the_command_says_what_the_preset_does_not(method):
+    preset, read = experiment.preset, experiment.common.parse
+    for protocol in ("fast", "paper"):
+        config = preset(method, protocol, 20)
+        for changed in (config, dataclasses.replace(config, steps=16_000, head_std=0.5)):
+            words = common.command("m", changed, preset=preset).split()[3:]
+            assert read(experiment.Config, words, "", preset=preset) == changed
 
 
 def test_bad_input_leaves_no_run_folder(tmp_path, monkeypatch, small_data):
     monkeypatch.setattr(experiment, "omniglot", small_data)
-    for arguments, message in (
-        (["--n-way", "21"], "n_way is 21"),
-        (["--k-shot", "11"], r"k_shot \+ query"),
-        (["--tasks-per-chunk", "0"], "2"),  # the exit status of a wrong command line
-    ):
-        with pytest.raises((ValueError, SystemExit), match=message):
+    for arguments, message in ((["--n-way", "21"], "n_way"), (["--k-shot", "11"], "k_shot")):
+        with pytest.raises(ValueError, match=message):
             experiment.main([*arguments, "--protocol", "paper", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
-
-
-def test_help(capsys):
-    with pytest.raises(SystemExit) as stop:
-        experiment.main(["--help"])
-    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stop.value.code == 0
-    for words in ("--protocol {fast,paper}", "--n-way", "MAML on Omniglot", "images_background"):
-        assert words in text
-
-
-def test_tasks_per_chunk_may_be_chosen_by_memory():
-    assert experiment.Config(tasks_per_chunk="auto").tasks_per_chunk == "auto"
-    with pytest.raises(ValueError, match="tasks_per_chunk must be above zero"):
-        experiment.Config(tasks_per_chunk=0)

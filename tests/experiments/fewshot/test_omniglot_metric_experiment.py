@@ -80,7 +80,7 @@ def test_both_of_relation_s_networks_keep_statistics(small):
 
 
 def test_the_papers_rate_is_halved_every_2000_episodes():
-    _, optimizer = experiment.optimizer_of(experiment.Config(protocol="paper"), 5000)
+    _, optimizer = experiment.optimizer_of(experiment.preset(protocol="paper"))
 
     def one(state, _):
         update, state = optimizer.update(1.0, state, 0.0)
@@ -93,13 +93,14 @@ def test_the_papers_rate_is_halved_every_2000_episodes():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "steps", "ways"),
     [
-        ({"train_way": 1}, "train_way must be at least 2; got 1"),
-        ({"test_episodes": 1}, "test_episodes must be at least 2; got 1"),
-        ({"k_shot": 0}, "k_shot must be above zero; got 0"),
+        ({}, 2000, 60),
+        ({"method": "r2d2"}, 3000, 20),
+        ({"method": "matching", "k_shot": 5}, 1125, 20),
+        ({"protocol": "paper", "k_shot": 5}, 20_000, 60),
     ],
 )
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        experiment.Config(**options)
+def test_the_presets(options, steps, ways):
+    config = experiment.preset(**options)
+    assert (config.steps, config.train_way) == (steps, ways)

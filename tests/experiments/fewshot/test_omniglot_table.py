@@ -1,10 +1,12 @@
 """The table: which trainings its cells need, what it is made of, and that it goes on."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from experiments.fewshot.omniglot import metric, train
+from experiments import common
+from experiments.fewshot.omniglot import metric, table_plan, train
 from experiments.fewshot.omniglot import table as experiment
 
 
@@ -31,8 +33,8 @@ def test_the_whole_table_has_forty_cells(tmp_path):
 
 @pytest.mark.parametrize("training", experiment.trainings(experiment.Config(protocol="paper")))
 def test_the_command_lines_are_accepted(training):
-    module = metric if training.method in experiment.METRIC else train
-    parsed = experiment.common.parse(module.Config, training.options, "")
+    module = metric if training.compares else train
+    parsed = common.parse(module.Config, training.options, "", preset=module.preset)
     assert (parsed.protocol, parsed.seed) == ("paper", 0)
 
 
@@ -45,11 +47,11 @@ class FakeRuns:
 
     def __call__(self, options):
         values = dict(zip(options[::2], options[1::2], strict=False))
-        folder = experiment.Path(values["--out"])
+        folder = Path(values["--out"])
         self.made.append((folder.name, "--resume" in options))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
-        metric = values["--method"] in experiment.METRIC.values()
+        metric = values["--method"] in table_plan.METRIC.values()
         ways = [5, 20] if metric else [int(values["--n-way"])]
         shots = [int(values["--k-shot"])] if metric else [1, 5]
         self.mean += 1
@@ -132,17 +134,3 @@ def test_an_unfinished_run_is_resumed_and_more_episodes_are_tested(tmp_path, fak
     experiment.main(options)
     experiment.main([*options, "--test-episodes", "50"])
     assert fake.made == [("maml-fast-5way-seed0", True)] * 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"methods": "protonet,foo"}, "methods must be some of maml, .*; got foo"),
-        ({"cells": ""}, "cells must be some of 5w1s, 5w5s, 20w1s, 20w5s; got ''"),
-        ({"seeds": 0}, "seeds must be above zero; got 0"),
-        ({"test_episodes": 1}, "test_episodes must be at least 2; got 1"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        experiment.Config(**options)

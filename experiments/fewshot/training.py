@@ -1,201 +1,29 @@
-"""What experiments in few-shot image classification share: training, test protocols, pictures."""
+"""Meta-training and test of image classifiers: what the few-shot experiments share."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
 
 import metajax
 from experiments.common import plots, processes
-from experiments.common.config import command
 from experiments.common.fit import Fitted, fit
 from experiments.common.folder import Run
 from experiments.common.report import Report, Row, environment, write_report
-from metajax import losses, models
+from experiments.fewshot.networks import Network
+from experiments.fewshot.schedules import Schedule
 from metajax.data import ClassData, Rotations, episode_sampler, random_shifts
 from metajax.learners import Learner
-from metajax.modes import GradientMode
 from metajax.parallel import TasksPerChunk
 from metajax.types import Batch, Params, Sampler
 
 TEST_SEED = 2017
 """Test tasks are drawn from this seed, whatever the seed of the run."""
 
-HEAD_STD = 0.125
-"""Standard deviation of the head's initial weights in our own schedules: Flax's default for 64
-features. From the paper's 1 the first thousand meta-steps go into unlearning the head."""
-
 VALIDATION_EPISODES = 200
 """Tasks of the validation classes in each validation."""
-
-CURVE_STEPS = 10
-"""Accuracy is drawn after 0 to so many inner steps, where a learner serves as many."""
-
-
-class Network(NamedTuple):
-    """MAML's four-layer network, with its two ways to normalise.
-
-    Attributes:
-        params: initial parameters.
-        apply: ``apply(params, images) -> logits``, with the statistics of all images given
-            (transductive).
-        apply_with: ``apply_with(params, images, reference=n) -> logits``, with the statistics of
-            the first n images.
-    """
-
-    params: Params
-    apply: losses.Apply
-    apply_with: losses.Apply
-
-
-def conv4(
-    n_way: int,
-    key: jax.Array,
-    *,
-    head_std: float = 1.0,
-    features: int = 64,
-    size: int = 28,
-    **options: Any,
-) -> Network:
-    """The network of MAML's Omniglot experiments, for ``size`` × ``size`` images.
-
-    ``head_std`` is the standard deviation of the head's initial weights; ``options`` are others of
-    ``models.Conv4``.
-    """
-    example = jnp.zeros((1, size, size, 1))
-    network = models.Conv4(
-        n_way, features=features, head_init=nn.initializers.normal(head_std), **options
-    )
-    params, apply = metajax.from_linen(network, key, example)
-    _, apply_with = metajax.from_linen(network.copy(norm="support"), key, example)
-    return Network(params, apply, apply_with)
-
-
-def inner_options(network: Network, *, transductive: bool = True) -> dict[str, Any]:
-    """The loss of a network and what MAML's Omniglot experiments ask of a learner by gradients.
-
-    All but the normalisation's shift and scale adapts.
-
-    Args:
-        network: from ``conv4``.
-        transductive: whether a query batch is normalised with its own statistics; if not, with the
-            support set's.
-    """
-    return {
-        "loss_fn": losses.cross_entropy(network.apply),
-        "trainable": models.adapts_in_maml,
-        "outer_loss": None
-        if transductive
-        else losses.cross_entropy_given_support(network.apply_with),
-    }
-
-
-class LearnerOfNetwork(Protocol):
-    """A learner of so many inner steps on a network."""
-
-    def __call__(self, network: Network, steps: int, *, transductive: bool = True) -> Learner: ...
-
-
-def maml_learner(
-    inner_rate: float, *, learned_rates: bool = False, mode: GradientMode | None = None
-) -> LearnerOfNetwork:
-    """MAML as published: gradient descent on all but the normalisation's shift.
-
-    Args:
-        inner_rate: the learning rate on the mean cross-entropy over the support set.
-        learned_rates: whether each leaf's rate is learned, from ``inner_rate`` on, as in MAML++.
-        mode: how the outer gradient passes through the inner loop.
-    """
-
-    def build(network: Network, steps: int, *, transductive: bool = True) -> Learner:
-        options = inner_options(network, transductive=transductive) | {"steps": steps, "mode": mode}
-        if learned_rates:
-            return metajax.maml_plus_plus(learning_rate=inner_rate, rates_per_step=False, **options)
-        return metajax.maml(optimizer=optax.sgd(inner_rate), **options)
-
-    return build
-
-
-class Schedule(NamedTuple):
-    """How the parameters are trained, and adapted at test.
-
-    Attributes:
-        description: in words, for the table.
-        steps: meta-steps.
-        meta_batch: tasks in a meta-step.
-        learner: the algorithm.
-        inner_rate: its inner learning rate in words, or as a number, for the table.
-        inner_steps: inner steps in training.
-        test_steps: inner steps at test.
-        head_std: standard deviation of the head's initial weights; the paper's is 1.
-        rotations: how training tasks turn their classes.
-        optimizer: the outer optimizer.
-        shift: by up to how many pixels each training image is moved.
-        trained: what is trained, where it isn't ``learner`` with ``inner_steps``; may be a
-            ``step -> Learner``.
-        train_shot: support examples of each class in training, where they aren't those at test.
-        curve_steps: accuracy is drawn after 0 to so many inner steps; 0 for no curve.
-        form: the network's; see ``models.Conv4``.
-    """
-
-    description: str
-    steps: int
-    meta_batch: int
-    learner: LearnerOfNetwork
-    inner_rate: float | str
-    inner_steps: int
-    test_steps: int
-    head_std: float
-    rotations: Rotations
-    optimizer: optax.GradientTransformation
-    shift: int = 0
-    trained: Callable[..., Learner | Callable[[jax.Array], Learner]] | None = None
-    train_shot: int | None = None
-    curve_steps: int = CURVE_STEPS
-    form: models.Form = "stride"
-
-
-def warmup_cosine(peak: float, steps: int) -> optax.Schedule:
-    """A rate that rises over 200 steps and falls on a cosine to 1e-6 at the last."""
-    warmup = min(200, steps // 2)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, end_value=1e-6)
-
-
-def muon(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Muon for the convolutions, Adam for the rest, both at this rate.
-
-    The momentum of a convolution's kernel, as the matrix that multiplies patches, is replaced by
-    the nearest orthogonal one, scaled to the size of an Adam update.
-
-    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; the
-    scale, Liu et al. 2025 (arXiv 2502.16982), section 2.2.
-    """
-    patches_to_features = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-    return optax.contrib.muon(
-        rate,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=lambda params: jax.tree.map(
-            lambda leaf: patches_to_features if jnp.ndim(leaf) == 4 else None, params
-        ),
-    )
-
-
-def with_learned_rates(
-    optimizer: optax.GradientTransformation, factor: float = 5.0
-) -> optax.GradientTransformation:
-    """The outer optimizer for ``MAMLPlusPlusParams``: its step, ``factor`` times for the rates."""
-
-    def scale(updates: Any, params: Any) -> metajax.MAMLPlusPlusParams:
-        del params
-        return updates._replace(log_rates=optax.tree.scale(factor, updates.log_rates))
-
-    return optax.chain(optimizer, optax.stateless(scale))
 
 
 def train(
@@ -324,7 +152,7 @@ def publish(
     title: str,
     source: str,
     training: Mapping[str, Any],
-    module: str,
+    command: str,
 ) -> str:
     """Evaluates, and writes the table, ``result.json`` and the pictures; returns the table (where
     several processes run, the first writes it; the others return nothing).
@@ -340,7 +168,7 @@ def publish(
         title: the table's heading.
         source: where the published figures are from.
         training: what the table says of the training beside the schedule.
-        module: the experiment, as ``python -m`` knows it.
+        command: what makes this run again.
     """
     started = time.perf_counter()
     params = fitted.state.params
@@ -362,7 +190,7 @@ def publish(
         },
         rows=rows,
         seconds={"training": fitted.seconds, "evaluation": time.perf_counter() - started},
-        command=command(module, run.config),
+        command=command,
         environment=environment(),
         curves=curves,
     )

@@ -1,7 +1,8 @@
-"""What a run's folder may meet: a full disk, a folder that cannot be written, another process."""
+"""A run's folder on the disk: errors in words, a lock, and the SHA-256 of its files."""
 
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 
 from experiments.common.config import RunError
+from metajax.files import sync_folder, write_atomically
 
 try:
     import fcntl
@@ -18,6 +20,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 LOCK = ".lock"
+DIGESTS = "SHA256SUMS"
 
 
 @contextlib.contextmanager
@@ -45,15 +48,15 @@ def cannot_write(path: Path, error: Exception) -> RunError:
     """The error for a path, whoever found that it can't be written."""
     number = error.errno if isinstance(error, OSError) else _number_in(str(error))
     said = os.strerror(number) if number else first_line(error)
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "Free some space"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "Make the folder writable"
-    elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
         return RunError(
             f"{path} cannot be written: {said}. Was the folder removed or replaced? Put it back and"
             " go on with --resume, or start a new run with another --out"
         )
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Make the folder writable"
     else:
         remedy = "Mend that"
     return RunError(
@@ -126,3 +129,55 @@ def _lock(descriptor: int, path: Path) -> bool:
             stacklevel=5,
         )
     return True
+
+
+def write_digests(folder: Path) -> None:
+    """Lists the SHA-256 of every file in a folder, as ``sha256sum -c`` reads it.
+
+    All that is listed is on the disk before the list is.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     _ = (Path(name) / "data").write_bytes(b"numbers")
+        ...     write_digests(Path(name))
+        ...     before = damage_in(Path(name))
+        ...     _ = (Path(name) / "data").write_bytes(b"Numbers")
+        ...     before, damage_in(Path(name))
+        (None, 'data is not what was written')
+    """
+    lines = [f"{_digest(path, sync=True)}  {name}\n" for name, path in _files(folder).items()]
+    for path in filter(Path.is_dir, folder.rglob("*")):
+        sync_folder(path)
+    write_atomically(folder / DIGESTS, "".join(lines))
+    sync_folder(folder)
+
+
+def damage_in(folder: Path) -> str | None:
+    """How a folder differs from its list, in words; None where every byte is as it was written."""
+    try:
+        entries = [line.split("  ", 1) for line in (folder / DIGESTS).read_text().splitlines()]
+        listed = {name: digest for digest, name in entries}
+        files = _files(folder)
+        for name, digest in listed.items():
+            if name not in files:
+                return f"{name} is missing"
+            if _digest(files[name]) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return f"it cannot be checked: {first_line(error)}"
+    # Also where a line of the list was lost, so that no file goes unchecked.
+    unlisted = sorted(set(files) - set(listed))
+    return f"{unlisted[0]} is not in its {DIGESTS}" if unlisted else None
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))}
+    return {name: path for name, path in found.items() if not path.is_dir() and name != DIGESTS}
+
+
+def _digest(path: Path, *, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
