@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from jax.sharding import Mesh
 
 from metajax import _checks, trees
@@ -71,7 +71,7 @@ class _Traced(NamedTuple):
         names: of the constants, ``id`` of each where the jaxpr has it.
     """
 
-    jaxpr: Jaxpr
+    jaxpr: ClosedJaxpr
     structure: Any
     constants: list[jax.Array]
     names: list[int]
@@ -184,7 +184,7 @@ def _as_array(value: Any) -> jax.Array:
     return value if trees.is_key(value) else trees.strongly_typed(value)
 
 
-def _inlined(equation: JaxprEqn) -> Jaxpr | None:
+def _inlined(equation: JaxprEqn) -> ClosedJaxpr | None:
     """What a call of a jitted function computes, if it has an array among its constants."""
     if equation.primitive.name not in ("jit", "pjit"):
         return None

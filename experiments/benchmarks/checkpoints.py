@@ -29,7 +29,7 @@ from experiments import common
 from experiments.benchmarks.report import provenance, write
 from experiments.common.best import Best
 from experiments.fewshot import networks, schedules, sinusoid
-from experiments.language import shakespeare
+from experiments.language.shakespeare import config as shakespeare
 from metajax import losses, models
 from metajax.data import episode_sampler, from_arrays, sinusoid_sampler
 from metajax.lm import training

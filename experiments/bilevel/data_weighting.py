@@ -105,7 +105,7 @@ def weighting_learner(apply: Any, start: Any, *, inner_rate: float, steps: int) 
     Nothing here is special to weights: whatever the inner loss closes over has its gradient.
     """
 
-    def adapt(params, support, *, observe=None):
+    def adapt(params, support, *, observe=None, key=None):
         weights = jax.nn.sigmoid(params)
 
         def weighted_loss(params, batch):

@@ -20,10 +20,9 @@ import orbax.checkpoint as ocp
 from experiments.common import processes
 from experiments.common.config import RunError
 from experiments.common.disk import cannot_write, damage_in, first_line, write_digests, writing
-from metajax import trees
+from metajax import parallel, trees
 from metajax.errors import ArgumentError
 from metajax.files import sync_folder
-from metajax.parallel import devices
 
 StateT = TypeVar("StateT")
 
@@ -95,7 +94,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         # As NumPy arrays: what is stored then names no device, and reads back on any machine.
         content = {
-            name: np.asarray(devices.to_host(_plain(leaf)))
+            name: np.asarray(parallel.to_host(_plain(leaf)))
             for name, leaf in _by_path(state).items()
         }
         processes.on_first(lambda: self._write(step, content))
@@ -209,7 +208,7 @@ def _like(leaf: Any, value: np.ndarray) -> jax.Array:
     array: Any = value
     if trees.is_key(leaf):
         array = jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
-    return devices.put(array, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(array)
+    return parallel.put(array, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(array)
 
 
 def _check_same_model(path: Path, stored: Mapping[str, np.ndarray], template: Any) -> None:
