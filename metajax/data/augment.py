@@ -1,4 +1,4 @@
-"""Samplers around a sampler, that change its images at random."""
+"""Samplers that change the images of another sampler at random."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
         pixels: 0 or more, less than the images' height and width.
 
     Returns:
-        A sampler: a pytree with the leaves of ``sample``, if that is one.
+        A sampler: a pytree with the leaves of ``sample``, or a plain function if that is one.
 
     Raises:
         ArgumentError: if ``pixels`` is negative; when it draws, if the inputs aren't images, or are
@@ -39,7 +39,7 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
     """
     if non_negative_int("pixels", pixels) == 0:
         return sample
-    # A plain function is no pytree. What it closes over stays visible as such.
+    # A plain function is itself a leaf. Around one, the result is a plain function too.
     kind = functools.partial if all_leaves([sample]) else Partial
     return kind(_Draw(pixels), sample)
 

@@ -70,6 +70,8 @@ def variable_episode_sampler(
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
+    """The fewest and the most classes and support examples, and the rest of the options."""
+
     ways: tuple[int, int]
     shots: tuple[int, int]
     query: int
