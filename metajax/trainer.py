@@ -180,7 +180,7 @@ def meta_trainer(
         return TrainState(params, optimizer_state, state.key, state.step + 1), metrics
 
     halves = _non_finite.guard(non_finite, means_of_step, update)
-    if cpu.meets_on_host(mesh):
+    if mesh is not None and cpu.meets_on_host(mesh):
         step, run = cpu.a_program_a_device(*halves, mesh)
     else:
         step, run = _one_program(*halves, mesh)
