@@ -54,7 +54,7 @@ class SamplerArrays(NamedTuple):
 
     Attributes:
         constants: the arrays that its function closes over.
-        leaves: its own leaves, where the sampler is a pytree.
+        leaves: its leaves; none if it is a plain function.
     """
 
     constants: list[jax.Array]
@@ -68,7 +68,7 @@ class _Traced(NamedTuple):
         jaxpr: ``(*constants, *leaves, key) -> episode``.
         structure: of the episode.
         constants: as in ``SamplerArrays``.
-        names: of the constants, ``id`` of each where the jaxpr has it.
+        names: the ``id`` of each constant in the jaxpr.
     """
 
     jaxpr: ClosedJaxpr
@@ -93,9 +93,8 @@ class HoistedSampler:
     """
 
     def __init__(self, sample: Sampler, mesh: Mesh | None):
-        self._sample, self._mesh = sample, mesh
-        self._leaves, self._structure = _flatten(sample)
-        self._leaves = devices.replicate(self._leaves, mesh)
+        leaves, self._structure = _flatten(sample)
+        self._leaves, self._mesh = devices.replicate(leaves, mesh), mesh
         self._traced: dict[Any, _Traced] = {}
         self._trace(jax.eval_shape(lambda: jax.random.key(0)))
 
@@ -110,8 +109,8 @@ class HoistedSampler:
             ArgumentError: if the other sampler differs in one of these.
         """
         leaves = self._leaves
-        if sample is not None and sample is not self._sample:
-            leaves = devices.replicate(self._like_own(sample), self._mesh)
+        if sample is not None:
+            leaves = devices.replicate(self._like_first(sample), self._mesh)
         return SamplerArrays(self._trace(key).constants, leaves)
 
     def draw(self, arrays: SamplerArrays, key: jax.Array, *, keyed: bool = False) -> Episode:
@@ -150,7 +149,7 @@ class HoistedSampler:
             )
         return self._traced[key.dtype, key.shape]
 
-    def _like_own(self, sample: Sampler) -> list[jax.Array]:
+    def _like_first(self, sample: Sampler) -> list[jax.Array]:
         """The leaves of another sampler, or an ArgumentError that says how it differs."""
         leaves, structure = _flatten(sample)
         if structure != self._structure:
@@ -171,7 +170,7 @@ class HoistedSampler:
 
 
 def _flatten(sample: Sampler) -> tuple[list[jax.Array], Any]:
-    """The arrays of a sampler, and what makes it of arrays again."""
+    """The leaves of a sampler, and the structure that holds them."""
     leaves, structure = jax.tree.flatten(sample)
     if jax.tree_util.treedef_is_leaf(structure):  # a plain function
         return [], jax.tree.structure(jax.tree_util.Partial(sample))
@@ -180,12 +179,12 @@ def _flatten(sample: Sampler) -> tuple[list[jax.Array], Any]:
 
 
 def _as_array(value: Any) -> jax.Array:
-    """Without a weak type, as after any operation with an array: the next call compiles nothing."""
+    """An array without a weak type, so that any array of its dtype can take its place."""
     return value if trees.is_key(value) else trees.strongly_typed(value)
 
 
 def _inlined(equation: JaxprEqn) -> ClosedJaxpr | None:
-    """What a call of a jitted function computes, if it has an array among its constants."""
+    """The jaxpr of a jitted function that is called, if there is an array among its constants."""
     if equation.primitive.name not in ("jit", "pjit"):
         return None
     inner = equation.params["jaxpr"]
@@ -193,9 +192,10 @@ def _inlined(equation: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def _constants(jaxpr: Any) -> list[Any]:
-    """The arrays that a traced function and those that it calls close over, each once.
+    """The arrays that a traced function closes over, and the jitted functions that it calls.
 
-    They are constants of its jaxpr or, where JAX has no such, literals of its equations.
+    JAX keeps them as constants of the jaxpr or, with ``jax_use_simplified_jaxpr_constants``, as
+    literals of its equations.
     """
     found = {id(value): value for value in jaxpr.consts}
     atoms = [*jaxpr.jaxpr.outvars]
@@ -209,7 +209,7 @@ def _constants(jaxpr: Any) -> list[Any]:
 
 
 def _evaluate(jaxpr: Any, arguments: list[Any], constants: dict[int, Any]) -> list[Any]:
-    """What a traced function returns, with other values for its constants, by their ``id``."""
+    """What a traced function returns with ``constants`` instead of its own, by their ``id``."""
     inner = jaxpr.jaxpr
     values = dict(zip(inner.invars, arguments, strict=True))
     values |= {

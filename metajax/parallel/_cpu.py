@@ -59,14 +59,13 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def meets_on_host(mesh: Mesh | None) -> bool:
+def meets_on_host(mesh: Mesh) -> bool:
     """Whether the gradients of the devices meet on the host, by ``a_program_a_device``.
 
     They do where the devices are the cores of one process's CPU and share nothing but the tasks.
     """
     return (
-        mesh is not None
-        and on_cpu(mesh)
+        on_cpu(mesh)
         and mesh.axis_names == (devices.AXIS,)
         and len({device.process_index for device in mesh.devices.flat}) == 1
     )
