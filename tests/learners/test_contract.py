@@ -262,10 +262,6 @@ def test_training_improves_and_compiles_once(name):
             "loss_fn must not be keyed",
         ),
         (
-            lambda: metajax.reptile(toy.loss_fn, SGD, steps=1, batch_size=0),
-            "batch_size must be at least 1, got 0",
-        ),
-        (
             lambda: metajax.reptile(toy.loss_fn, SGD, steps=1, batch_size=2, select=max),
             "batch_size and select",
         ),

@@ -321,25 +321,6 @@ def test_the_relation_head_scores_pairs_of_feature_maps():
     assert bool(((outputs > 0) & (outputs < 1)).all())
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: metajax.prototypical(linear, n_way=1), "n_way must be at least 2, got 1"),
-        (lambda: metajax.prototypical(linear, n_way=3, distance="l1"), "distance must be one of"),
-        (lambda: metajax.prototypical(linear, n_way=3, scale=0), "scale must be a positive"),
-        (lambda: metajax.r2d2(linear, n_way=3, penalty=0.0), "penalty must be a positive"),
-        (lambda: metajax.r2d2(linear, n_way=3, scale=0.0), "scale must be a positive"),
-        (
-            lambda: metajax.metaoptnet(linear, n_way=3, regularisation=-1.0),
-            "regularisation must be a positive",
-        ),
-    ],
-)
-def test_bad_arguments_are_named(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
 def test_bad_outputs_are_named(weights, episode):
     scalars = metajax.prototypical(lambda w, x: x.sum(axis=-1), n_way=N_WAY)
     with pytest.raises(ValueError, match=r"embed must return features .* got shape \(18,\)"):
