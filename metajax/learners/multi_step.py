@@ -11,7 +11,7 @@ from metajax.learners.base import Learner, adapt_to, task_gradient
 
 
 def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
-    """The learner with the outer loss Σ_k w_k L_Q(φ_k), over the parameters after each inner step k.
+    """The learner with the outer loss Σ_k w_k L_Q(φ_k), where φ_k are the parameters after step k.
 
     Evaluation and the reported metrics stay those after the last step.
 
