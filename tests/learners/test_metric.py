@@ -134,8 +134,8 @@ def test_the_gradient_of_a_large_episode_is_that_of_its_queries_one_by_one(shots
         return jax.lax.map(lambda pair: loss(*pair), tuple(query)).mean()
 
     episode = metajax.Episode(support, query)
-    own = jax.jit(jax.grad(lambda w: loss_of(learner, w, episode)[0]))(start)
-    np.testing.assert_allclose(own, jax.jit(jax.grad(one_by_one))(start), rtol=1e-3, atol=1e-5)
+    found = jax.jit(jax.grad(lambda w: loss_of(learner, w, episode)[0]))(start)
+    np.testing.assert_allclose(found, jax.jit(jax.grad(one_by_one))(start), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("examples", [3, 9])
