@@ -43,7 +43,7 @@ def as_masked(batch: PyTree) -> MaskedBatch:
     inputs, targets, mask, classes = batch
     if not jnp.ndim(inputs) or not jnp.ndim(targets) or len(inputs) != len(targets):
         raise ArgumentError(
-            "a batch must have as many inputs [examples, ...] as targets, got inputs of shape "
+            "a batch must have as many inputs as targets, got inputs of shape "
             f"{jnp.shape(inputs)} and targets of shape {jnp.shape(targets)}."
         )
     if mask is not None and mask.shape != inputs.shape[:1]:

@@ -284,10 +284,10 @@ def first_order() -> GradientMode:
 def truncated(last: int, *, mode: GradientMode | None = None) -> GradientMode:
     """Approximate: only the last steps are differentiated, as truncated back-propagation does.
 
-    What the steps before them added to the initialisation counts as a constant, so that the
-    gradient of the initialisation passes them unchanged; that of anything else that enters them
-    (learned rates, leaves that don't adapt) is left out. With ``last`` at least the number of
-    steps it is exact.
+    What the steps before them add to the initialisation counts as a constant. So the gradient of
+    the initialisation passes through them unchanged, and that of anything else that enters them
+    (learned rates, leaves that don't adapt) is left out. It is exact if ``last`` is at least the
+    number of steps.
 
     Args:
         last: how many steps are differentiated.

@@ -47,9 +47,9 @@ def test_a_wrong_derivative_is_named_with_both_numbers():
 
 
 def test_a_gradient_of_ones_own():
-    own = lambda params, x: jax.grad(lambda p: loss_fn(p, x)[0])(params)
-    metajax.check_gradient(loss_fn, PARAMS, BATCH, gradient=own)
-    half = lambda params, x: jax.tree.map(lambda g: g / 2, own(params, x))
+    exact = lambda params, x: jax.grad(lambda p: loss_fn(p, x)[0])(params)
+    metajax.check_gradient(loss_fn, PARAMS, BATCH, gradient=exact)
+    half = lambda params, x: jax.tree.map(lambda g: g / 2, exact(params, x))
     with pytest.raises(metajax.CheckError, match=r"leaf 'b'.*comparisons differ"):
         metajax.check_gradient(loss_fn, PARAMS, BATCH, gradient=half)
 

@@ -21,8 +21,8 @@ def jit(subject: Subject) -> Seen:
     apart = parting(subject.uncompiled, compiled, subject.rtol)
     if apart:
         return False, (
-            f"compiled, the numbers are others ({apart}): Python state, or NumPy's random "
-            "numbers, would be frozen into the program"
+            f"compiled, the numbers differ ({apart}): Python state, or NumPy's random numbers, "
+            "would be frozen into the program"
         )
     return True, "compiled or not, the same numbers"
 
@@ -34,7 +34,7 @@ def vmap(subject: Subject) -> Seen:
         row = jax.tree.map(lambda leaf, i=index: leaf[i], rows)
         apart = parting(row, subject.compiled(subject.params, task), subject.rtol)
         if apart:
-            return False, f"task {index} comes out otherwise among {N_TASKS} than alone: {apart}"
+            return False, f"task {index} has other numbers among {N_TASKS} than alone: {apart}"
     return True, f"{N_TASKS} tasks at once, the same numbers as one by one"
 
 

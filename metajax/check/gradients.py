@@ -19,7 +19,7 @@ not."""
 
 
 class Slope(NamedTuple):
-    """A derivative of the loss, twice.
+    """A derivative of the loss, computed in two ways.
 
     Attributes:
         leaf: the path of the leaf of ``params``, its keys joined by slashes.
@@ -63,8 +63,8 @@ def check_gradient(
         loss_fn: ``loss_fn(params, batch)`` returns a scalar, or a pair ``(scalar, aux)``.
         params: where; a pytree of arrays. Its integer leaves stay as they are.
         batch: what the loss takes beside them.
-        gradient: ``gradient(params, batch)``, in the structure of ``params``, for one of your own;
-            JAX's of ``loss_fn`` if None.
+        gradient: ``gradient(params, batch)``, a gradient of your own, in the structure of
+            ``params``; JAX's of ``loss_fn`` if None.
         rtol: how far they may differ, relative to the larger of the two; and by what rounding may
             come to, 1e-7 of the loss.
         elements: how many elements of each leaf, at least 1.

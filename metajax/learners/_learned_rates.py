@@ -23,14 +23,14 @@ def learner_of_rates(
     trainable: trees.Trainable,
     **options: Any,
 ) -> Learner:
-    """A learner of an initialisation and of the rates of the descent that adapts it.
+    """A learner of an initialisation and of the inner optimizer's rates.
 
     Args:
-        meta_params: a named tuple of the initialisation, ``params``, and what makes the rates.
+        meta_params: a named tuple of the initialisation, ``params``, and the rates.
         loss_fn: as in ``metajax.maml``.
-        first: of a leaf that adapts, what its rates are made from at first.
-        descent: of what makes the rates, the inner optimizer.
-        learning_rate: what the rates start from; only checked here.
+        first: the initial rates of a leaf that adapts.
+        descent: makes the inner optimizer of the rates.
+        learning_rate: the initial rate; only checked here.
         trainable: which leaves adapt.
         **options: of ``gradient_learner``.
     """

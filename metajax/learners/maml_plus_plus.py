@@ -19,8 +19,8 @@ class MAMLPlusPlusParams(NamedTuple):
     """The meta-parameters of MAML++.
 
     Attributes:
-        params: the initialisation; ``[steps + 1, ...]`` at the leaves of which each step has its
-            own. After adaptation, the network's parameters.
+        params: the initialisation; ``[steps + 1, ...]`` at the leaves of ``per_step``. After
+            adaptation, the network's parameters.
         log_rates: logarithms of the learning rates, in the structure of ``params`` with None at the
             leaves that don't descend: a scalar a leaf, or ``[steps]``.
     """
@@ -79,19 +79,19 @@ def maml_plus_plus(
     """MAML++: learns the initialisation θ and a rate for each leaf l, and each step k, of
     θ_{k+1,l} = θ_{k,l} − α_{k,l} ∇_l L_support(θ_k).
 
-    The paper learns α itself, this its logarithm: rates stay positive, and a step of the outer
-    optimizer changes them in proportion. Each of the paper's other changes is a switch of its own:
-    ``per_step`` here (shift and scale of the normalisation), ``metajax.learners.multi_step_loss``
-    with ``annealed_weights``, ``warm_start``, and the outer optimizer's schedule.
+    The paper learns α, this its logarithm: rates stay positive, and a step of the outer optimizer
+    changes them in proportion. The paper's other changes are separate: ``per_step`` here (shift and
+    scale of the normalisation), ``metajax.learners.multi_step_loss`` with ``annealed_weights``,
+    ``warm_start``, and the outer optimizer's schedule.
 
     Args:
         loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
-        learning_rate: what every rate starts from.
+        learning_rate: the initial value of every rate.
         steps: how many inner steps.
-        rates_per_step: whether each step has rates of its own, as in the paper. If not, the
+        rates_per_step: whether each step has its own rates, as in the paper. If not, the
             meta-parameters serve any number of steps.
-        per_step: leaves that don't descend, and of which each inner step has its own, the query
-            set's pass after the last one too: chosen as by ``trainable``, none if None.
+        per_step: leaves that each inner step, and the query pass after the last, has a copy of.
+            They don't descend. Chosen as by ``trainable``; none if None.
         mode: how to differentiate through the steps; see ``metajax.adapt``.
         trainable: which leaves adapt; see ``metajax.adapt``. Those of ``per_step`` don't.
         outer_loss: as in ``metajax.maml``.
@@ -182,7 +182,7 @@ def maml_plus_plus(
 def _next_versions(
     descent: optax.GradientTransformation, versions: PyTree
 ) -> optax.GradientTransformation:
-    """The descent, which also turns the leaves with versions, so that the next one comes first.
+    """The descent, which also rolls the leaves of ``per_step``, so that the next version is first.
 
     Args:
         descent: for the other leaves.

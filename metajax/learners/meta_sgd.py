@@ -66,7 +66,7 @@ def meta_sgd(
 
     Args:
         loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
-        learning_rate: what every rate starts from.
+        learning_rate: the initial value of every rate.
         steps: how many inner steps (the paper takes 1); the rates are the same in each.
         mode: how to differentiate through them; see ``metajax.adapt``.
         trainable: which leaves adapt; see ``metajax.adapt``.

@@ -89,10 +89,11 @@ def metric_learner(
 
     Args:
         embed: the network; see ``Embed``.
-        score: compares; a class without support examples is never chosen, whatever it says.
-        n_way: classes of an episode, with classes that are only padding.
-        init: makes the meta-parameters of the network's.
-        network: finds the network's parameters in the meta-parameters.
+        score: compares queries with the support set. A class without support examples is never
+            chosen, whatever its score.
+        n_way: classes of an episode, those that are only padding among them.
+        init: makes the meta-parameters from the network's parameters.
+        network: takes the network's parameters out of the meta-parameters.
         outcome: the loss.
 
     Returns:
@@ -147,9 +148,9 @@ def metric_learner(
 def _rows(features: jax.Array, start: int, end: int) -> jax.Array:
     """``features[start:end]``, whose gradient is written row by row.
 
-    A slice's gradient is padded. jaxlib 0.10.2 fuses the sum of two such, of support and query,
-    with the product of the class means' gradient, into a kernel for CPUs that reads beyond its
-    operands where they are large (60 classes, 600 examples): the process ends.
+    The gradient of a slice is padded. On a CPU, jaxlib 0.10.2 fuses the sum of two of them with the
+    product of the class means' gradient. With large operands (60 classes, 600 examples) this kernel
+    reads beyond them, and the process ends.
     """
     return features.at[jnp.arange(start, end)].get(
         indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"

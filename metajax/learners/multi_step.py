@@ -11,7 +11,7 @@ from metajax.learners.base import Learner, adapt_to, task_gradient
 
 
 def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
-    """The learner with the outer loss Σ_k w_k L_Q(φ_k), over what it is after each inner step k.
+    """The learner with the outer loss Σ_k w_k L_Q(φ_k), where φ_k are the parameters after step k.
 
     Evaluation and the reported metrics stay those after the last step.
 
@@ -55,14 +55,14 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
 
 
 def annealed_weights(step: jax.Array | int, *, steps: int, over: int) -> jax.Array:
-    """MAML++'s weights of the inner steps' losses: alike at first, the last step's at the end.
+    """MAML++'s weights of the inner steps' losses: equal at first, at last nearly all on the last.
 
     As in the published code, 0.03 / steps remains for each of the others.
 
     Args:
         step: the meta-step.
         steps: inner steps K.
-        over: after how many meta-steps they are at their end.
+        over: how many meta-steps the change takes.
 
     Returns:
         ``[steps]``, which sum to 1.

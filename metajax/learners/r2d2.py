@@ -75,9 +75,9 @@ def r2d2(embed: Embed, *, n_way: int, penalty: float = 1.0, scale: float = 1.0) 
         embed: ``embed(params, inputs)`` returns features ``[examples, d]``; as for
             ``metajax.prototypical``.
         n_way: classes of an episode, at least 2.
-        penalty: what λ starts from; its logarithm is learned, so that it stays positive.
-        scale: what α starts from. The regression's outputs are near 0 and 1, of which a softmax of
-            many classes can't make a sure prediction.
+        penalty: the initial λ; its logarithm is learned, so that it stays positive.
+        scale: the initial α. The regression's outputs are near 0 and 1, too close together for a
+            softmax of many classes to be sure.
 
     Returns:
         A ``Learner`` whose meta-parameters are an ``R2D2Params``. Adaptation remembers the support

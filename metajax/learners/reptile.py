@@ -35,8 +35,8 @@ def reptile(
             through it, so that any serves, such as ``optax.lbfgs()``.
         steps: how many inner steps.
         batch_size: how many of the support set's examples (rows of every leaf) each step takes:
-            step i takes the i-th run of ``batch_size`` rows of the support set in a fixed random
-            order, which starts again from its head when it ends. All of them if None.
+            step i takes the i-th ``batch_size`` rows of the support set in a fixed random order,
+            which starts again when it ends. All of them if None.
         trainable: which leaves adapt; see ``metajax.adapt``.
         outer_loss: as in ``metajax.maml``; for evaluation only.
         select: ``select(support, index)``, the batch of an inner step, in place of ``batch_size``;

@@ -154,7 +154,7 @@ def test_a_zero_vector_among_others(build):
     assert bool(jnp.isfinite(slope).all())
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("value", [0.0, np.nan])
 @pytest.mark.parametrize(
     ("name", "build"),
     [

@@ -124,9 +124,12 @@ def sampler(name):
 
 def checked(name, learner, checks):
     """The report on some checks; the others are left out, and none of these doesn't apply."""
+    params = toy.init_params()
+    if name == "boil":  # through a head of zeros the body has no gradient
+        params["head"]["kernel"] += 0.5
     report = metajax.check_learner(
         learner,
-        toy.init_params(),
+        params,
         sampler(name),
         n_way=toy.WAYS if name in CLASSIFIERS else None,
         skip=set(_contract.CHECKS) - checks - _contract.ESSENTIAL,
@@ -260,10 +263,6 @@ def test_training_improves_and_compiles_once(name):
         (
             lambda: metajax.imaml(metajax.keyed(toy.loss_fn), SGD, steps=1, proximal=1.0),
             "loss_fn must not be keyed",
-        ),
-        (
-            lambda: metajax.reptile(toy.loss_fn, SGD, steps=1, batch_size=0),
-            "batch_size must be at least 1, got 0",
         ),
         (
             lambda: metajax.reptile(toy.loss_fn, SGD, steps=1, batch_size=2, select=max),

@@ -83,7 +83,6 @@ def test_leaves_that_do_not_adapt_have_their_implicit_gradient(x64):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"proximal": 0.0}, "proximal must be a positive finite number, got 0.0"),
         ({"proximal": 1.0, "damping": -1.0}, "damping must be at least 0 and finite, got -1.0"),
         ({"proximal": 1.0, "solver": "lu"}, "solver must be one of 'cg', 'neumann', got 'lu'"),
         ({"proximal": 1.0, "solver_steps": 0}, "solver_steps must be at least 1, got 0"),
