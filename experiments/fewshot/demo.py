@@ -66,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.show(f"Classes: {sizes}. A task is {N_WAY} of them, {K_SHOT} image each.")
 
     network = networks.conv4(N_WAY, jax.random.key(config.seed), head_std=schedule.head_std)
+    fitted = train(
+        run,
+        network,
+        schedule,
+        data["train"],
+        data["validation"],
+        n_way=N_WAY,
+        k_shot=K_SHOT,
+        validate_every=400,
+        non_finite=config.non_finite,
+    )
     test_tasks = lambda query: episode_sampler(
         data["test"], n_way=N_WAY, k_shot=K_SHOT, query=query
     )
@@ -85,17 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("honest: not transductive", False, 15, schedule.test_steps),
         )
     ]
-    fitted = train(
-        run,
-        network,
-        schedule,
-        data["train"],
-        data["validation"],
-        n_way=N_WAY,
-        k_shot=K_SHOT,
-        validate_every=400,
-        non_finite=config.non_finite,
-    )
     table = publish(
         run,
         network,
