@@ -12,7 +12,9 @@ from jax.tree_util import Partial
 
 from metajax import _checks
 from metajax.errors import ArgumentError
+from metajax.keys import is_keyed
 from metajax.learners.base import Learner, episode_loss, nothing_learned
+from metajax.learners.gradient import _predictor
 from metajax.losses import Apply
 from metajax.types import Episode, LossFn, Metrics, Params, Sampler
 
@@ -300,7 +302,8 @@ def supervised(loss_fn: LossFn) -> Learner:
     in memory together, and a ``mesh`` shares them among devices.
 
     Args:
-        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``.
+        loss_fn: ``loss_fn(params, batch)`` returns a scalar, or ``(scalar, metrics)``; it may be
+            ``metajax.keyed``, for dropout.
 
     Example:
         >>> import metajax
@@ -319,4 +322,10 @@ def supervised(loss_fn: LossFn) -> Learner:
         del support, key
         return params, nothing_learned(params, observe)
 
-    return Learner(lambda params: params, adapt, episode_loss(loss_fn, None))
+    return Learner(
+        lambda params: params,
+        adapt,
+        episode_loss(loss_fn, None),
+        predict=_predictor(loss_fn, None, None),
+        keyed=is_keyed(loss_fn),
+    )
