@@ -69,7 +69,7 @@ def keep_compiled(folder: Path | str) -> None:
 
     >>> keep_compiled("none")
     """
-    if folder == "none" or jax.config.jax_compilation_cache_dir is not None:
+    if folder == "none" or getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
