@@ -14,8 +14,6 @@ from experiments import common
 from experiments.common import Checkpoints
 from experiments.evolution import study
 from metajax import evolve as ev
-from metajax.evolve.gates import held_out_marks
-from metajax.evolve.proposers import fingerprints
 from metajax.trainer import TrainState
 
 
@@ -39,7 +37,7 @@ def solve(params, key, tasks):
 
 
 def held_out(levels):
-    return ev.held_out_of(
+    return ev.held_out_tasks(
         COPY,
         jax.random.key(9),
         known=range(1, 3),
@@ -50,21 +48,21 @@ def held_out(levels):
 
 def parts_of(**options):
     defaults = {
-        "propose": ev.drawn_by_program(COPY, count=6),
+        "propose": ev.program_proposer(COPY, count=6),
         "solve": solve,
         "verifier": ev.must_end(),
         "update": counting(),
-        "gate": ev.always(),
+        "gate": ev.accept_all(),
         "curriculum": ev.one_harder(3),
         "real": lambda key: ev.real_examples(COPY, key, [1, 2], 4),
         "held_out": held_out,
-        "oracle": COPY.solve,
+        "oracle": COPY.answer,
     }
-    return ev.Parts(**defaults | options)
+    return ev.EvolveConfig(**defaults | options)
 
 
 def begin(parts, rounds=4, proposals=6):
-    return ev.start(
+    return ev.init_state(
         parts, jnp.zeros(()), jax.random.key(0), rounds=rounds, proposals=proposals, longest=20,
         vocab_size=14,
     )  # fmt: skip
@@ -102,18 +100,18 @@ def test_held_out_prompts_are_never_learned_from():
     """Of the 100 two-digit prompts five are held out; 600 proposals meet all of them."""
     seen = []
     parts = parts_of(
-        propose=ev.drawn_by_program(COPY, count=600),
+        propose=ev.program_proposer(COPY, count=600),
         update=counting(seen),
         curriculum=ev.one_harder(2),
     )
     next(ev.evolve(parts, begin(parts, proposals=600)))
-    marks = held_out_marks(held_out(ev.Levels(2, 2)))
+    marks = ev.held_out_fingerprints(held_out(ev.Levels(2, 2)))
     tasks, new = seen[0].newest.tasks, seen[0].new
-    inside = np.isin(fingerprints(tasks), marks)
+    inside = np.isin(ev.fingerprints(tasks), marks)
     assert inside.any()
     assert (new.weights[inside] == 0).all()
     assert (new.weights > 0).sum() == 100 - len(
-        np.unique(marks[np.isin(marks, fingerprints(tasks))])
+        np.unique(marks[np.isin(marks, ev.fingerprints(tasks))])
     )
 
 
@@ -125,7 +123,7 @@ def test_a_refused_round_leaves_no_trace_but_its_examples_and_half_the_step():
         scales.append(scale)
         return base.update(state, data, key, scale)
 
-    refused_once = iter([refuse, ev.always(), refuse, ev.always()])
+    refused_once = iter([refuse, ev.accept_all(), refuse, ev.accept_all()])
     gate = lambda *arguments: next(refused_once)(*arguments)
     outcome = run(parts_of(update=base._replace(update=update), gate=gate))
     assert scales == [1.0, 0.5, 1.0, 0.5]
@@ -145,13 +143,13 @@ def test_a_levels_yield_is_that_of_its_own_tasks_where_held_out_has_easier_ones_
         found = solve(params, key, tasks)
         return found._replace(ended=found.ended & (np.asarray(tasks.levels) < 4)[:, None])
 
-    def look(levels, yield_at):
-        seen.extend([yield_at(3), yield_at(4)])
+    def look(levels, keep_rate):
+        seen.extend([keep_rate(3), keep_rate(4)])
         return ev.Levels(4, 4)
 
     parts = parts_of(
         solve=solve_three,
-        held_out=lambda levels: ev.held_out_of(
+        held_out=lambda levels: ev.held_out_tasks(
             COPY, jax.random.key(9), known=range(1, 3), frontier=range(3, levels.last + 1), each=5
         ),
         curriculum=ev.Curriculum("looks", ev.Levels(3, 3), look),
@@ -223,11 +221,11 @@ def test_texts_that_the_memory_has_no_room_for_are_not_learned_from():
     assert report.kept == 0
 
 
-def test_tampering_happens_before_the_verifier_and_only_in_the_rounds_proposals():
-    def tamper(number, attempts):
-        return attempts._replace(ended=attempts.ended & (number != 2))
+def test_corrupting_happens_before_the_verifier_and_only_in_the_rounds_proposals():
+    def corrupt(number, completions):
+        return completions._replace(ended=completions.ended & (number != 2))
 
-    outcome = run(parts_of(tamper=tamper))
+    outcome = run(parts_of(corrupt=corrupt))
     assert [report.kept > 0 for _, report in outcome] == [True, False, True, True]
 
 
@@ -235,7 +233,7 @@ def test_without_an_oracle_nothing_is_said_of_what_is_right_and_with_one_in_the_
     report = run(parts_of(oracle=None))[0][1]
     assert report.label_accuracy is None
     assert report.raw_accuracy is None
-    assert run(parts_of(verifier=ev.exact(COPY.solve)))[0][1].uses_oracle
+    assert run(parts_of(verifier=ev.exact_match(COPY.answer)))[0][1].uses_oracle
 
 
 def test_a_loop_resumed_from_a_checkpoint_goes_on_bit_for_bit(tmp_path):
@@ -254,7 +252,7 @@ def test_a_loop_resumed_from_a_checkpoint_goes_on_bit_for_bit(tmp_path):
         train=state.train._replace(key=jax.random.key_data(state.train.key)),
     )
     jax.tree.map(np.testing.assert_array_equal, plain(resumed[-1][0]), plain(whole[-1][0]))
-    wider = ev.start(parts, jnp.zeros(()), jax.random.key(0), rounds=4, proposals=6, longest=30,
+    wider = ev.init_state(parts, jnp.zeros(()), jax.random.key(0), rounds=4, proposals=6, longest=30,
                      vocab_size=14)  # fmt: skip
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="another model"):
         checkpoints.restore(wider)
@@ -267,9 +265,9 @@ def test_what_tasks_are_about_reaches_the_verifier_row_by_row_and_its_shape_is_c
         tasks = COPY.draw(key, [levels.last] * 6)
         return tasks._replace(about={"first": tasks.prompts[:, 1], "rows": np.arange(6)})
 
-    def verify(tasks, attempts):
+    def verify(tasks, completions):
         seen.append(tasks)
-        return ev.must_end().verify(tasks, attempts)
+        return ev.must_end().verify(tasks, completions)
 
     parts = parts_of(propose=propose, verifier=ev.Verifier("sees", verify))
     run(parts, patience=1)

@@ -7,9 +7,9 @@ import pytest
 from toys import COPY
 
 import metajax
-from experiments.evolution.strings.digits import digits
+from experiments.evolution.strings.tasks import digits
 from metajax import evolve as ev
-from metajax.evolve.proposers import fingerprints, spread
+from metajax.evolve.proposers import _spread
 from metajax.models import Transformer, TransformerConfig
 
 
@@ -23,24 +23,24 @@ def tiny(problem):
 
 def test_fingerprints_tell_prompts_apart_whatever_their_padding():
     tasks = COPY.draw(jax.random.key(0), [6] * 500)
-    marks = fingerprints(tasks)
+    marks = ev.fingerprints(tasks)
     assert len(np.unique(marks)) == len(np.unique(np.asarray(tasks.prompts), axis=0)) == 500
     wide = tasks._replace(prompts=np.pad(tasks.prompts, ((0, 0), (5, 0)), constant_values=9))
-    np.testing.assert_array_equal(fingerprints(wide), marks)
+    np.testing.assert_array_equal(ev.fingerprints(wide), marks)
 
 
 def test_what_was_proposed_before_or_is_held_out_is_not_valid():
     tasks = COPY.draw(jax.random.key(0), [1] * 40)
-    once = ev.without_repetitions(tasks)
+    once = ev.without_duplicates(tasks)
     digits_of = np.asarray(tasks.prompts)[:, -2]
     assert sorted(digits_of[once.valid]) == sorted(set(digits_of))
-    held_out = fingerprints(jax.tree.map(lambda leaf: leaf[digits_of == 3], tasks))
-    left = ev.without_repetitions(tasks, held_out)
+    held_out = ev.fingerprints(jax.tree.map(lambda leaf: leaf[digits_of == 3], tasks))
+    left = ev.without_duplicates(tasks, held_out)
     assert 3 not in digits_of[left.valid]
     assert left.valid.sum() == once.valid.sum() - 1
     # What isn't a task doesn't stand in the way of the same text that is one.
     first = tasks._replace(valid=np.arange(40) > 20)
-    assert ev.without_repetitions(first).valid.sum() == len(set(digits_of[21:]))
+    assert ev.without_duplicates(first).valid.sum() == len(set(digits_of[21:]))
 
 
 def test_levels_are_spread_evenly_from_the_hardest_on():
@@ -55,19 +55,19 @@ def test_levels_are_spread_evenly_from_the_hardest_on():
 def test_the_model_writes_prompts_of_the_levels_asked_for(name, mesh):
     problem = digits(name)
     model, params = tiny(problem)
-    propose = ev.written_by_model(model, problem, count=7, chunk=4, mesh=mesh)
+    propose = ev.model_proposer(model, problem, count=7, chunk=4, mesh=mesh)
     tasks = propose(params, jax.random.key(1), ev.Levels(2, 4))
     assert tasks.levels.tolist() == [4, 3, 2, 4, 3, 2, 4]
     valid, levels = problem.read(tasks.prompts, tasks.lengths)
     assert np.asarray(valid).all(), "the mask forces what a task is, even on an untrained model"
     np.testing.assert_array_equal(levels, tasks.levels)
-    np.testing.assert_array_equal(tasks.valid, ev.without_repetitions(tasks).valid)
+    np.testing.assert_array_equal(tasks.valid, ev.without_duplicates(tasks).valid)
     again = propose(params, jax.random.key(1), ev.Levels(2, 4))
     np.testing.assert_array_equal(tasks.prompts, again.prompts)
 
 
 def test_the_program_proposes_as_many_whatever_the_levels():
-    propose = ev.drawn_by_program(COPY, count=5)
+    propose = ev.program_proposer(COPY, count=5)
     for levels in (ev.Levels(2, 2), ev.Levels(2, 4)):
         assert propose(None, jax.random.key(0), levels).prompts.shape == (5, 8)
 

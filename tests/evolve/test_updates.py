@@ -12,7 +12,7 @@ import metajax
 from metajax import evolve as ev
 from metajax import lm
 from metajax.evolve.meta_step import grouped_of
-from metajax.evolve.policy_gradient import advantages, scored_of
+from metajax.evolve.grpo import advantages, scored_of
 from metajax.lm import lora
 from metajax.models import Transformer, TransformerConfig
 
@@ -21,7 +21,7 @@ CONFIG = TransformerConfig.nope(
 )
 MODEL = Transformer(CONFIG)
 PARAMS, APPLY = metajax.from_linen(MODEL, jax.random.key(0), jnp.zeros((1, 2), int))
-SHARES = ev.published_shares(2)
+SHARES = ev.published_mixture(2)
 
 
 def data_of(level=3, count=20, samples=1, seed=0):
@@ -29,10 +29,10 @@ def data_of(level=3, count=20, samples=1, seed=0):
     real = ev.real_examples(COPY, jax.random.key(1), [1, 2], 40)
     tasks = COPY.draw(jax.random.key(seed), [level] * count)
     parts = [solved(COPY, tasks, wrong=() if s == 0 else range(count)) for s in range(samples)]
-    attempts = ev.Attempts(*(np.concatenate(leaves, axis=1) for leaves in zip(*parts, strict=True)))
+    completions = ev.Completions(*(np.concatenate(leaves, axis=1) for leaves in zip(*parts, strict=True)))
     verdict = ev.Verdict(np.zeros(count, int), np.ones(count), np.ones(count))
-    made = ev.Round(tasks, attempts, verdict)
-    return ev.Data(real, (), ev.data.examples_of(made), made)
+    made = ev.Rollouts(tasks, completions, verdict)
+    return ev.TrainingData(real, (), ev.data.examples_of(made), made)
 
 
 def fine_tune(**options):
@@ -44,7 +44,7 @@ def fine_tune(**options):
 
 def policy_gradient(**options):
     options = {"steps": 3, "batch": 8} | options
-    return ev.policy_gradient(APPLY, optax.adam(1e-2), micro_batches=2, **options)
+    return ev.grpo(APPLY, optax.adam(1e-2), micro_batches=2, **options)
 
 
 def meta_step(**options):
@@ -110,7 +110,7 @@ def test_low_rank_factors_learn_beside_weights_that_stay():
     assert not any(is_new for path, is_new in changed.items() if path.startswith("params"))
     assert any(is_new for path, is_new in changed.items() if path.startswith("lora"))
     # What learned can answer.
-    solve = ev.solver(MODEL, answer_length=COPY.answer_length, end=COPY.end)
+    solve = ev.model_solver(MODEL, answer_length=COPY.answer_length, end=COPY.end)
     assert solve(
         state.params, jax.random.key(0), COPY.draw(jax.random.key(3), [2])
     ).ended.shape == (1, 1)
@@ -146,7 +146,7 @@ def test_advantages_are_rewards_beside_those_of_the_same_task():
 def test_the_anchor_is_what_the_update_started_from_whatever_the_micro_batches():
     data = data_of(count=7, samples=2)
     for micro_batches in (1, 4):
-        update = ev.policy_gradient(
+        update = ev.grpo(
             APPLY, optax.adam(1e-2), steps=2, batch=12, micro_batches=micro_batches, kl=0.1
         )
         state = update.init(PARAMS, jax.random.key(0))
@@ -161,16 +161,16 @@ def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
     data = data_of(count=2, samples=2)
     made = data.newest
     log_probs = []
-    for tokens, padded, length in zip(made.attempts.tokens, *made.tasks[:2], strict=True):
+    for tokens, padded, length in zip(made.completions.tokens, *made.tasks[:2], strict=True):
         prompt = np.asarray(padded)[-int(length) :]
         rows = np.concatenate([np.repeat(prompt[None], 2, axis=0), tokens], axis=1)
         logits = jax.nn.log_softmax(APPLY(PARAMS, jnp.array(rows[:, :-1])))
         found = jnp.take_along_axis(logits, jnp.array(rows)[:, 1:, None], axis=-1)[..., 0]
         log_probs.append(found[:, len(prompt) - 1 :])
     exact = np.array(log_probs) * (
-        np.arange(made.attempts.tokens.shape[-1]) < made.attempts.lengths[..., None]
+        np.arange(made.completions.tokens.shape[-1]) < made.completions.lengths[..., None]
     )
-    made = made._replace(attempts=made.attempts._replace(log_probs=exact.astype(np.float32)))
+    made = made._replace(completions=made.completions._replace(log_probs=exact.astype(np.float32)))
     data = data._replace(newest=made)
     scored, _, chances = scored_of(made, data.real, 1e-6)
 
@@ -189,7 +189,7 @@ def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
         )
         return -total / count
 
-    update = ev.policy_gradient(
+    update = ev.grpo(
         APPLY, optax.sgd(1.0), steps=1, batch=400, micro_batches=1, kl=0.0, real_share=1e-6
     )
     state = update.init(PARAMS, jax.random.key(4))
@@ -238,5 +238,5 @@ def test_bad_input_is_named(build, message):
 
 
 def test_attempts_of_the_toys_are_what_they_say():
-    attempts = attempts_of([[[1, 13], [1, 2]]])
-    assert attempts.ended.tolist() == [[True, False]]
+    completions = attempts_of([[[1, 13], [1, 2]]])
+    assert completions.ended.tolist() == [[True, False]]

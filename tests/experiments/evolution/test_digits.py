@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.evolution.strings.digits import BEGIN, EQUALS, NAMES, digits
+from experiments.evolution.strings.tasks import BEGIN, EQUALS, NAMES, digits
 
 
 def texts(problem, tasks):
     """Prompts, and right answers, as texts without their marks."""
-    answers = problem.solve(tasks)
+    answers = problem.answer(tasks)
     for prompt, answer, length in zip(tasks.prompts, answers.tokens, answers.lengths, strict=True):
         question, answered = problem.show(prompt), problem.show(answer)
         assert question[0] == "<"

@@ -10,7 +10,6 @@ from experiments.evolution import study
 from experiments.evolution.strings import train
 from experiments.evolution.strings.config import SIZES
 from metajax import evolve as ev
-from metajax.evolve.proposers import fingerprints
 
 TINY = (
     "--steps", "40", "--rounds", "3", "--round-steps", "4", "--proposals", "16", "--rows", "6",
@@ -108,14 +107,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(finished, tmp_path):
 def test_damage_drops_a_digit_from_half_of_the_answers(damage):
     config = train.Config(damage=damage)
     answers = np.array([[[1, 2, 3, 4, 13, 0]], [[5, 6, 7, 8, 13, 0]]])
-    attempts = ev.Attempts(answers, -answers / 10, np.array([[5], [5]]), np.ones((2, 1), bool))
+    completions = ev.Completions(answers, -answers / 10, np.array([[5], [5]]), np.ones((2, 1), bool))
     damaged = train.damage_of(config)
-    assert damaged(2, attempts) is attempts
-    tokens, log_probs, lengths, _ = damaged(3, attempts)
+    assert damaged(2, completions) is completions
+    tokens, log_probs, lengths, _ = damaged(3, completions)
     assert tokens[:, 0].tolist() == [[1, 2, 4, 13, 0, 0], [5, 6, 7, 8, 13, 0]]
     np.testing.assert_allclose(log_probs, -tokens / 10)
     assert lengths.tolist() == [[4], [5]]
-    assert (damaged(4, attempts) is attempts) == (damage == "once")
+    assert (damaged(4, completions) is completions) == (damage == "once")
 
 
 @pytest.mark.parametrize("task", ["copy", "addition"])
@@ -125,9 +124,9 @@ def test_evaluation_prompts_are_not_those_of_the_gate_nor_of_the_proposer(task):
     parts = train.parts_of(setting)
     first = setting.config.base_levels + 1
     levels = ev.Levels(first, first + 1)
-    proposed = fingerprints(parts.propose(None, train.jax.random.key(0), levels))
-    held_out = ev.gates.held_out_marks(parts.held_out(levels))
-    tests = fingerprints(
+    proposed = ev.fingerprints(parts.propose(None, train.jax.random.key(0), levels))
+    held_out = ev.gates.held_out_fingerprints(parts.held_out(levels))
+    tests = ev.fingerprints(
         setting.problem.draw(
             train.jax.random.fold_in(train.jax.random.key(train.TEST_SEED), first),
             np.full(64, first),
@@ -141,10 +140,10 @@ def test_each_task_is_asked_in_other_words_and_only_what_agrees_is_kept():
     setting = train.setting_of(train.Config(proposals=16, views=2))
     parts = train.parts_of(setting)
     tasks = parts.propose(None, train.jax.random.key(0), ev.Levels(9, 9))
-    attempts = parts.solve(setting.params, train.jax.random.key(1), tasks)
-    assert attempts.tokens.shape[:2] == (16, 3)
-    alike = (attempts.tokens == attempts.tokens[:, :1]).all(axis=(1, 2))
-    kept = np.asarray(parts.verifier.verify(tasks, attempts).weight) > 0
+    completions = parts.solve(setting.params, train.jax.random.key(1), tasks)
+    assert completions.tokens.shape[:2] == (16, 3)
+    alike = (completions.tokens == completions.tokens[:, :1]).all(axis=(1, 2))
+    kept = np.asarray(parts.verifier.verify(tasks, completions).weight) > 0
     assert not kept[~alike].any()
     assert "100% of the samples agree" in parts.verifier.name
     once = train.parts_of(setting._replace(config=train.Config(**{
@@ -157,7 +156,7 @@ def test_bad_options_are_named():
     for options, message in (
         ({"rows": 5}, "rows must be a multiple of 6; got 5"),
         ({"confidence": 0.0}, "confidence must be above 0 and at most 1; got 0.0"),
-        ({"least_yield": 1.5}, "least_yield must be above 0 and at most 1; got 1.5"),
+        ({"min_keep_rate": 1.5}, "min_keep_rate must be above 0 and at most 1; got 1.5"),
         ({"views": -1}, "views must be at least 0; got -1"),
         ({"rounds": 0}, "rounds must be above zero; got 0"),
         ({"test_prompts": 2}, "test_prompts must be at least 8; got 2"),
@@ -168,10 +167,10 @@ def test_bad_options_are_named():
 
 def test_where_views_agree_less_confidence_and_a_higher_yield_are_asked_for():
     views, alone = (train.setting_of(train.Config(views=count)).config for count in (3, 0))
-    assert (views.confidence, views.least_yield) == (0.5, 0.5)
-    assert (alone.confidence, alone.least_yield) == (0.98, 0.3)
-    own = train.setting_of(train.Config(confidence=0.7, least_yield=0.6)).config
-    assert (own.confidence, own.least_yield) == (0.7, 0.6)
+    assert (views.confidence, views.min_keep_rate) == (0.5, 0.5)
+    assert (alone.confidence, alone.min_keep_rate) == (0.98, 0.3)
+    own = train.setting_of(train.Config(confidence=0.7, min_keep_rate=0.6)).config
+    assert (own.confidence, own.min_keep_rate) == (0.7, 0.6)
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from experiments.evolution.pretrained import train as experiment
 from experiments.evolution.pretrained.config import Config, setting_of
 from metajax import evolve as ev
 from metajax import lm
-from metajax.evolve.proposers import fingerprints
 from metajax.models import Transformer, TransformerConfig
 
 # As many sums in every chunk, so that few programs are compiled; and trusted for a single vote.
@@ -123,9 +122,9 @@ def setting(checkpoint, **options):
 def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
     own = setting(checkpoint)
     parts = experiment.parts_of(own)
-    tested = fingerprints(own.tests)
+    tested = ev.fingerprints(own.tests)
     held_out = [parts.held_out(ev.Levels(level, level)) for level in (3, 4)]
-    held_out = np.concatenate([fingerprints(part) for both in held_out for part in both[::2]])
+    held_out = np.concatenate([ev.fingerprints(part) for both in held_out for part in both[::2]])
     worked = own.worked
     assert len(worked.tokens) == 20
     texts = {own.problem.show(row)[3:].split("</s>")[0] for row in worked.tokens}
@@ -138,12 +137,12 @@ def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
         ev.Tasks(row[None, :size], np.array([size]), None, None)
         for row, size in zip(worked.tokens, worked.prompt, strict=True)
     ]
-    marks = np.concatenate([fingerprints(prompt) for prompt in prompts])
+    marks = np.concatenate([ev.fingerprints(prompt) for prompt in prompts])
     assert not np.isin(marks, [*tested, *held_out]).any()
     proposed = parts.propose(None, jax.random.key(0), ev.Levels(1, 2))
-    assert np.isin(fingerprints(proposed), tested).any()
+    assert np.isin(ev.fingerprints(proposed), tested).any()
     valid = jax.tree.map(lambda leaf: np.asarray(leaf)[proposed.valid], proposed)
-    assert not np.isin(fingerprints(valid), tested).any()
+    assert not np.isin(ev.fingerprints(valid), tested).any()
 
 
 def test_a_verifier_that_knows_is_said_to(checkpoint):

@@ -29,7 +29,7 @@ from experiments.evolution.programs.language.language import (
 from experiments.evolution.programs.language.tasks import (
     ANSWER_LENGTH,
     PROPOSAL_LENGTH,
-    Tasks,
+    ProgramTasks,
     abduction,
     deduction,
     induction,
@@ -64,8 +64,8 @@ __all__ = [
     "PROPOSAL_LENGTH",
     "WORDS",
     "Operation",
+    "ProgramTasks",
     "Programs",
-    "Tasks",
     "Values",
     "WordTokenizer",
     "abduction",

@@ -17,7 +17,6 @@ from experiments.evolution.programs.language.language import (
     Programs,
     Values,
 )
-from metajax import _checks
 from metajax.errors import ArgumentError
 
 
@@ -40,7 +39,7 @@ def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs
         >>> texts_of(draw_programs(jax.random.key(1), 2, operations=3))
         ['sum | halve | halve', 'keep_odd | swap | append 8']
     """
-    n = _checks.positive_int("n", n)
+    _check_count(n)
     length_key, operation_key, argument_key = jax.random.split(key, 3)
     if operations is None:
         operations = jax.random.randint(length_key, (n,), 1, MAX_OPERATIONS + 1)
@@ -83,13 +82,19 @@ def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX
         >>> texts_of(draw_inputs(jax.random.key(0), 2, longest=3))
         ['[ 2 2 ]', '[ 5 6 2 ]']
     """
-    n = _checks.positive_int("n", n)
-    shortest = _checks.non_negative_int("shortest", shortest)
-    longest = _checks.at_least("longest", longest, shortest)
-    if longest > MAX_LENGTH:
-        raise ArgumentError(f"longest must be at most {MAX_LENGTH}, got {longest}.")
+    _check_count(n)
+    if not 0 <= shortest <= longest <= MAX_LENGTH:
+        raise ArgumentError(
+            f"shortest and longest must be from 0 to {MAX_LENGTH}, the first not above the last, "
+            f"got {shortest} and {longest}."
+        )
     length_key, digit_key = jax.random.split(key)
     lengths = jax.random.randint(length_key, (n,), shortest, longest + 1, jnp.int32)
     digits = jax.random.randint(digit_key, (n, MAX_LENGTH), 0, 10, jnp.int32)
     digits = jnp.where(np.arange(MAX_LENGTH) < lengths[:, None], digits, 0)
     return Values(digits, lengths, jnp.ones(n, bool))
+
+
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise ArgumentError(f"n must be at least 1, got {n}.")

@@ -40,7 +40,7 @@ PROPOSAL_LENGTH = PROGRAM_LENGTH + VALUE_LENGTH
 """Tokens of a proposal, its end among them."""
 
 
-class Tasks(NamedTuple):
+class ProgramTasks(NamedTuple):
     """Tasks of one kind, one a row.
 
     Attributes:
@@ -73,7 +73,7 @@ def _answer(tokens: jax.Array) -> jax.Array:
 _ONE_PROMPT = 2 + (PROGRAM_LENGTH - 1) + 1 + (VALUE_LENGTH - 1) + 1
 
 
-def deduction(programs: Programs, inputs: Values) -> Tasks:
+def deduction(programs: Programs, inputs: Values) -> ProgramTasks:
     """The output of each program for its input is asked for.
 
     Args:
@@ -84,7 +84,9 @@ def deduction(programs: Programs, inputs: Values) -> Tasks:
         Tasks whose answers are the outputs.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> tasks = deduction(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
         <bos> deduce reverse | add 3 : [ 1 2 ] = [ 5 4 ] <eos>
@@ -92,10 +94,10 @@ def deduction(programs: Programs, inputs: Values) -> Tasks:
     outputs = run(programs, inputs)
     parts = [BOS, DEDUCE, program_tokens(programs), COLON, value_tokens(inputs), EQUALS]
     answers = _answer(value_tokens(outputs))
-    return Tasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
+    return ProgramTasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
 
 
-def abduction(programs: Programs, inputs: Values) -> Tasks:
+def abduction(programs: Programs, inputs: Values) -> ProgramTasks:
     """An input that gives each program's output is asked for.
 
     Args:
@@ -107,7 +109,9 @@ def abduction(programs: Programs, inputs: Values) -> Tasks:
         Tasks whose answers are the inputs.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> tasks = abduction(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
         <bos> abduce reverse | add 3 = [ 5 4 ] : [ 1 2 ] <eos>
@@ -115,10 +119,10 @@ def abduction(programs: Programs, inputs: Values) -> Tasks:
     outputs = run(programs, inputs)
     parts = [BOS, ABDUCE, program_tokens(programs), EQUALS, value_tokens(outputs), COLON]
     answers = _answer(value_tokens(inputs))
-    return Tasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
+    return ProgramTasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
 
 
-def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
+def induction(programs: Programs, inputs: Values, *, shown: int) -> ProgramTasks:
     """A program that makes outputs of inputs is asked for.
 
     Args:
@@ -133,7 +137,9 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
         ArgumentError: ``shown`` isn't from 1 to the number of examples.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> inputs = jax.tree.map(lambda leaf: leaf[None], values_of([[1, 2], [7], [4]]))
         >>> tasks = induction(programs_of(["reverse | add 3"]), inputs, shown=2)
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
@@ -152,10 +158,10 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
         between = SEMICOLON if number + 1 < shown else COLON
         parts += [value_tokens(given), EQUALS, value_tokens(made), between]
     prompts = _prompt(parts, 2 + shown * 2 * VALUE_LENGTH)
-    return Tasks(prompts, _answer(program_tokens(programs)), programs, inputs, outputs)
+    return ProgramTasks(prompts, _answer(program_tokens(programs)), programs, inputs, outputs)
 
 
-def proposals(programs: Programs, inputs: Values) -> Tasks:
+def proposals(programs: Programs, inputs: Values) -> ProgramTasks:
     """A program and an input are asked for, any: what a proposer is trained on.
 
     Returns:
@@ -163,7 +169,9 @@ def proposals(programs: Programs, inputs: Values) -> Tasks:
         programs and inputs; see ``parse_proposals``.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> tasks = proposals(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
         <bos> propose reverse | add 3 : [ 1 2 ] <eos>
@@ -173,10 +181,10 @@ def proposals(programs: Programs, inputs: Values) -> Tasks:
     tokens = jnp.concatenate([written, value_tokens(inputs)], axis=1)
     answers = squeeze(tokens, tokens != PAD, PROPOSAL_LENGTH)
     prompts = jnp.broadcast_to(jnp.array([BOS, PROPOSE], jnp.int32), (len(answers), 2))
-    return Tasks(prompts, answers, programs, inputs, run(programs, inputs))
+    return ProgramTasks(prompts, answers, programs, inputs, run(programs, inputs))
 
 
-def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
+def training_rows(tasks: ProgramTasks, *, length: int | None = None) -> TokenBatch:
     """Prompts and answers as rows to train on, whose targets are the answers and their ends.
 
     Args:
@@ -191,7 +199,9 @@ def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
         ArgumentError: ``length`` is less than prompt and answer may have.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> rows = training_rows(deduction(programs_of(["sum"]), values_of([[1, 2]])))
         >>> rows.tokens.shape, WordTokenizer().decode(rows.tokens[0][rows.mask[0]])
         ((1, 37), '3 <eos>')
@@ -207,7 +217,7 @@ def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
     return TokenBatch(tokens, real.astype(jnp.int32), real & is_answer)
 
 
-def prompt_lists(tasks: Tasks) -> list[np.ndarray]:
+def prompt_lists(tasks: ProgramTasks) -> list[np.ndarray]:
     """Prompts without their padding, as ``metajax.lm.generate`` takes them.
 
     Example:
