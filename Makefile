@@ -69,7 +69,7 @@ help: ## list the targets
 	@echo "  PROTOCOL=fast|paper METHOD= N_WAY= HEAD_STD= DATA=<folder with Omniglot's zips>; for"
 	@echo "  omniglot-metric METHOD= K_SHOT=; for omniglot-table METHODS=protonet,maml CELLS=20w1s SEEDS=;"
 	@echo "  for evolve TASK= PROPOSER= CURRICULUM= FILTERS= VIEWS= GATE= DAMAGE= ROUNDS=; for"
-	@echo "  evolve-pretrained CHECKPOINT= UPDATE=policy-gradient|maml VERIFIER=exact GATE= ROUNDS=."
+	@echo "  evolve-pretrained CHECKPOINT= UPDATE=grpo|maml VERIFIER=exact GATE= ROUNDS=."
 	@echo "  RESUME=1 goes on from the last checkpoint. PYTHON= names the interpreter (3.11 or newer)"
 	@echo "  for .venv."
 
@@ -114,16 +114,16 @@ meta-lora: $(INSTALLED) ## meta-learn from where a language model adapts (BASE=<
 	$(RUN) -m experiments.language.meta_lora $(if $(BASE),--base '$(BASE)') $(common_flags)
 
 evolve: $(INSTALLED) ## a model teaches itself longer strings (TASK=reverse, TASK=addition, PROPOSER=model)
-	$(RUN) -m experiments.evolution.strings.train $(evolve_flags) $(common_flags)
+	$(RUN) -m experiments.evolution.strings $(evolve_flags) $(common_flags)
 
 evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
-	$(RUN) -m experiments.evolution.strings.train --size paper $(evolve_flags) $(common_flags)
+	$(RUN) -m experiments.evolution.strings --size paper $(evolve_flags) $(common_flags)
 
 evolve-pretrained: $(INSTALLED) ## a Hugging Face model teaches itself longer sums (CHECKPOINT=<folder or hub id>)
-	$(RUN) -m experiments.evolution.pretrained.train $(pretrained_flags) $(common_flags)
+	$(RUN) -m experiments.evolution.pretrained $(pretrained_flags) $(common_flags)
 
 evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
-	$(RUN) -m experiments.evolution.programs.train $(if $(ROUNDS),--rounds '$(ROUNDS)') $(common_flags)
+	$(RUN) -m experiments.evolution.programs $(if $(ROUNDS),--rounds '$(ROUNDS)') $(common_flags)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(if $(OUT),--out '$(OUT)')

@@ -29,7 +29,7 @@ RUN_FUNCTIONS = {
     *("open_run", "read_metrics", "write_report"),
 }
 """What experiments are made of needs a run folder: their example is every experiment."""
-UPDATES = {"meta_step", "policy_gradient"}
+UPDATES = {"grpo", "meta_step"}
 """Of a language model that evolves; the program of the docs shows ``fine_tune`` in their place."""
 
 

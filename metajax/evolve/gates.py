@@ -191,7 +191,13 @@ def concatenate_tasks(parts: list[Tasks]) -> Tasks:
 
 
 def held_out_fingerprints(held_out: HeldOut) -> np.ndarray:
-    """``fingerprints`` of all held-out prompts."""
+    """``fingerprints`` of all held-out prompts.
+
+    Example:
+        >>> tasks = Tasks(np.array([[5, 7]]), np.array([2]), None, None)
+        >>> held_out_fingerprints(HeldOut(tasks, None, tasks)).shape
+        (2,)
+    """
     return np.concatenate([fingerprints(held_out.known), fingerprints(held_out.frontier)])
 
 

@@ -20,7 +20,13 @@ def program_proposer(problem: Problem, *, count: int) -> Proposer:
         count: tasks a round.
 
     Raises:
-        ArgumentError: ``count`` isn't a positive integer.
+        ArgumentError: ``count`` isn't a positive integer; from the proposer, levels out of order.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> problem = SimpleNamespace(draw=lambda key, levels: levels)  # shows what is asked for
+        >>> program_proposer(problem, count=4)(None, jax.random.key(0), Levels(3, 4)).tolist()
+        [4, 3, 4, 3]
 
     Source: Lee et al. 2025 (arXiv 2502.01612).
     """
@@ -58,6 +64,23 @@ def model_proposer(
 
     Raises:
         ArgumentError: a number isn't positive, or the problem has no begin token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from metajax import evolve, lm
+        >>> from metajax.models import TransformerConfig
+        >>> copy = evolve.text_problem(
+        ...     lm.CharTokenizer.of("01=.<", specials=("_",)), name="copy", begin=4, end=1,
+        ...     write=lambda rng, level: "".join(map(str, rng.integers(0, 2, level))) + "=",
+        ...     answer=lambda prompt: prompt[:-1], read=lambda text: len(text) - 1,
+        ...     longest=lambda level: (level + 1, level),
+        ... )
+        >>> model = Transformer(TransformerConfig.nope(6, width=8, n_layers=1, n_heads=2))
+        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> propose = model_proposer(model, copy, count=2)
+        >>> tasks = propose(params, jax.random.key(1), Levels(1, 2))
+        >>> tasks.levels.tolist(), copy.show(tasks.prompts[0])[::3]
+        ([2, 1], '<=')
     """
     _checks.positive_int("count", count)
     _checks.positive_int("chunk", chunk)

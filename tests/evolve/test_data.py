@@ -6,7 +6,6 @@ import pytest
 from toys import COPY, solved
 
 from metajax import evolve as ev
-from metajax.evolve.data import examples_of, rows_of
 
 
 def round_of(level, count=30, weight=1.0, seed=0):
@@ -22,7 +21,7 @@ def test_a_rounds_examples_are_its_texts_with_the_verdicts_weights():
         tasks=made.tasks._replace(valid=np.arange(30) != 3),
         verdict=made.verdict._replace(weight=np.linspace(0, 1, 30)),
     )
-    examples = examples_of(made)
+    examples = ev.labelled_examples(made)
     for row in range(30):
         text = COPY.show(examples.tokens[row])
         assert text[1:5] == text[6:10]
@@ -56,10 +55,13 @@ def texts_of(rows):
 
 def test_rows_hold_whole_texts_in_the_shares_asked_for():
     real = ev.real_examples(COPY, jax.random.key(5), [1, 2], 200)
-    past, new = examples_of(round_of(5, weight=0.5)), examples_of(round_of(6, seed=1))
-    skipped = examples_of(round_of(4, weight=0.0))
+    past, new = (
+        ev.labelled_examples(round_of(5, weight=0.5)),
+        ev.labelled_examples(round_of(6, seed=1)),
+    )
+    skipped = ev.labelled_examples(round_of(4, weight=0.0))
     data = ev.TrainingData(real, (past, skipped), new, None)
-    rows = rows_of(
+    rows = ev.pack_mixture(
         data, np.array([0.3, 0.2, 0.0, 0.5]), jax.random.key(0), rows=400, length=40,
         prompt_share=0.0,
     )  # fmt: skip
@@ -83,7 +85,7 @@ def test_rows_hold_whole_texts_in_the_shares_asked_for():
 def test_rows_depend_on_the_key_and_may_teach_prompts_too():
     real = ev.real_examples(COPY, jax.random.key(5), [3], 50)
     data = ev.TrainingData(real, (), real._replace(weights=0 * real.weights), None)
-    make = lambda key, prompt_share: rows_of(
+    make = lambda key, prompt_share: ev.pack_mixture(
         data,
         np.array([1.0, 0.0]),
         jax.random.key(key),

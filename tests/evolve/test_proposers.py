@@ -44,10 +44,10 @@ def test_what_was_proposed_before_or_is_held_out_is_not_valid():
 
 
 def test_levels_are_spread_evenly_from_the_hardest_on():
-    assert spread(ev.Levels(3, 3), 3).tolist() == [3, 3, 3]
-    assert np.bincount(spread(ev.Levels(2, 5), 100))[2:].tolist() == [25] * 4
+    assert _spread(ev.Levels(3, 3), 3).tolist() == [3, 3, 3]
+    assert np.bincount(_spread(ev.Levels(2, 5), 100))[2:].tolist() == [25] * 4
     with pytest.raises(ValueError, match="levels must be from 1 on"):
-        spread(ev.Levels(4, 3), 10)
+        _spread(ev.Levels(4, 3), 10)
 
 
 @pytest.mark.parametrize("name", ["copy", "addition"])

@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from toys import COPY, attempts_of, solved, tasks_of
+from toys import COPY, completions_of, solved, tasks_of
 
 from metajax import evolve as ev
-from metajax.evolve.verifiers import learnability
 
 
 def weights(verifier, tasks, completions):
@@ -14,14 +13,14 @@ def weights(verifier, tasks, completions):
 
 
 def test_everything_is_trusted_and_what_has_no_end_is_not():
-    completions = attempts_of([[[1, 13]], [[1, 2, 3]]])
+    completions = completions_of([[[1, 13]], [[1, 2, 3]]])
     tasks = tasks_of([1, 1])
     assert weights(ev.keep_all(), tasks, completions) == [1, 1]
     assert weights(ev.must_end(), tasks, completions) == [1, 0]
 
 
 def test_a_majority_is_counted_over_whole_answers():
-    completions = attempts_of(
+    completions = completions_of(
         [
             [[4, 13], [5, 13], [5, 13], [5, 13]],
             [[4, 13], [4, 4, 13], [5, 13], [6, 13]],
@@ -37,7 +36,7 @@ def test_a_majority_is_counted_over_whole_answers():
 
 def test_the_least_likely_token_counts_or_the_mean():
     log_probs = np.log([[[0.99, 0.5, 1.0]], [[0.8, 0.8, 0.8]]])
-    completions = attempts_of([[[1, 2, 13]], [[1, 2, 13]]], log_probs=log_probs)
+    completions = completions_of([[[1, 2, 13]], [[1, 2, 13]]], log_probs=log_probs)
     tasks = tasks_of([2, 2])
     assert weights(ev.confident(0.7), tasks, completions) == [0, 1]
     mean = ev.confident(0.79, of="mean").verify(tasks, completions)
@@ -47,7 +46,7 @@ def test_the_least_likely_token_counts_or_the_mean():
 
 def test_lengths_are_compared_within_a_level_and_among_valid_tasks():
     answers = [[1, 2, 13], [1, 2, 13], [1, 13], [1, 2, 3, 13], [1, 13], [1, 13], [1, 13]]
-    completions = attempts_of([[answer] for answer in answers])
+    completions = completions_of([[answer] for answer in answers])
     levels, valid = [2, 2, 2, 3, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0]
     found = weights(
         ev.most_common_length(), tasks_of(levels, valid=np.array(valid, bool)), completions
@@ -78,7 +77,7 @@ def test_the_exact_verifier_takes_the_first_right_sample_and_says_that_it_knows(
 
 
 def test_all_of_multiplies_what_each_says_of_the_chosen_answer():
-    completions = attempts_of(
+    completions = completions_of(
         [
             [[9, 9, 9], [4, 13], [4, 13]],  # the chosen answer ends, the first doesn't
             [[4, 13], [9, 9, 9], [9, 9, 9]],
@@ -94,9 +93,11 @@ def test_all_of_multiplies_what_each_says_of_the_chosen_answer():
 
 
 def test_learnability_is_greatest_where_success_is_a_coin():
-    np.testing.assert_allclose(learnability(np.array([0, 0.25, 0.5, 1])), [0, 0.75, 1, 0])
-    np.testing.assert_allclose(learnability(np.array([0, 0.25, 0.5, 1]), "1-p"), [0, 0.75, 0.5, 0])
-    completions = attempts_of([[[4, 13], [4, 13], [4, 13], [5, 13]], [[4, 13]] * 4])
+    np.testing.assert_allclose(ev.learnability(np.array([0, 0.25, 0.5, 1])), [0, 0.75, 1, 0])
+    np.testing.assert_allclose(
+        ev.learnability(np.array([0, 0.25, 0.5, 1]), "1-p"), [0, 0.75, 0.5, 0]
+    )
+    completions = completions_of([[[4, 13], [4, 13], [4, 13], [5, 13]], [[4, 13]] * 4])
     verifier = ev.learnable(ev.majority_vote(0.5))
     np.testing.assert_allclose(weights(verifier, tasks_of([1, 1]), completions), [0.75, 0])
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import metajax
-from experiments.evolution.strings.tasks import END, digits, operands_exchanged
+from experiments.evolution.strings.tasks import END, digits, operands_swapped
 from metajax import evolve as ev
 
 KEY = jax.random.key(5)
@@ -31,7 +31,7 @@ def oracle(problem, calls=None):
     [
         ("copy", ev.permuted_tokens(0, 10)),
         ("reverse", ev.permuted_tokens(0, 10)),
-        ("addition", operands_exchanged()),
+        ("addition", operands_swapped()),
     ],
 )
 def test_right_answers_agree_in_every_view(name, view):
@@ -72,7 +72,7 @@ def test_what_depends_on_the_digits_as_such_does_not_agree():
 def test_renaming_is_a_permutation_of_these_tokens_alone_and_differs_between_tasks():
     problem, view = digits("copy"), ev.permuted_tokens(2, 5)
     tasks = problem.draw(KEY, np.full(64, 20))
-    other, memo = view.ask(KEY, tasks)
+    other, memo = view.pose(KEY, tasks)
     before, after = np.asarray(tasks.prompts), np.asarray(other.prompts)
     outside = (before < 2) | (before > 6)
     np.testing.assert_array_equal(before[outside], after[outside])
@@ -82,13 +82,13 @@ def test_renaming_is_a_permutation_of_these_tokens_alone_and_differs_between_tas
         assert len(pairs) == len(set(row.tolist())) == len({name for _, name in pairs})
         tables.add(tuple(sorted(pairs)))
     assert len(tables) > 32
-    np.testing.assert_array_equal(view.back(memo, after[:, None])[:, 0], before)
+    np.testing.assert_array_equal(view.undo(memo, after[:, None])[:, 0], before)
 
 
 def test_the_padding_stays_and_nothing_stands_behind_the_end():
     problem, view = digits("copy"), ev.permuted_tokens(0, 10)
     tasks = problem.draw(KEY, LEVELS)
-    other, _ = view.ask(KEY, tasks)
+    other, _ = view.pose(KEY, tasks)
     padding = np.arange(16) < 16 - np.asarray(tasks.lengths)[:, None]
     assert (np.asarray(other.prompts)[padding] == 0).all()
     tokens = np.asarray(ev.solve_in_views(oracle(problem), [view])(None, KEY, tasks).tokens)
@@ -105,7 +105,7 @@ def test_bad_input_is_named():
         ev.solve_in_views(oracle(digits("copy")), [])
     copy = digits("copy")
     with pytest.raises(metajax.ArgumentError, match="tasks must be sums of two operands"):
-        operands_exchanged().ask(KEY, copy.draw(KEY, [5]))
+        operands_swapped().pose(KEY, copy.draw(KEY, [5]))
 
     def twice(params, key, tasks, /):
         found = oracle(copy)(params, key, tasks)

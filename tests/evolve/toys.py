@@ -8,8 +8,8 @@ from metajax.evolve import Completions, Tasks
 COPY = digits("copy")
 
 
-def attempts_of(rows, *, log_probs=None, end=13, width=0):
-    """Completions ``[n, samples]`` of token lists; their end token says where they end."""
+def completions_of(rows, *, log_probs=None, end=13, width=0):
+    """Completions ``[n, samples]`` from lists of tokens."""
     width = max(width, *(len(answer) for row in rows for answer in row))
     tokens = np.array([[answer + [0] * (width - len(answer)) for answer in row] for row in rows])
     lengths = np.array([[len(answer) for answer in row] for row in rows])
@@ -35,4 +35,4 @@ def solved(problem, tasks, *, wrong=()):
     ):
         own = tokens[:length]
         rows.append([own[1:] if row in wrong else own])
-    return attempts_of(rows, width=answers.tokens.shape[1])
+    return completions_of(rows, width=answers.tokens.shape[1])

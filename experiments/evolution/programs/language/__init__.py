@@ -6,8 +6,6 @@ from experiments.evolution.programs.language.behaviour import (
     is_degenerate,
     is_held_out,
     outputs_on_probes,
-    same_behaviour,
-    variety,
 )
 from experiments.evolution.programs.language.checking import (
     check_abduction,
@@ -33,9 +31,7 @@ from experiments.evolution.programs.language.tasks import (
     abduction,
     deduction,
     induction,
-    prompt_lists,
     proposals,
-    training_rows,
 )
 from experiments.evolution.programs.language.vocabulary import (
     BOS,
@@ -86,14 +82,10 @@ __all__ = [
     "parse_values",
     "program_tokens",
     "programs_of",
-    "prompt_lists",
     "proposals",
     "run",
-    "same_behaviour",
     "texts_of",
-    "training_rows",
     "value_tokens",
     "values_of",
-    "variety",
     "well_typed",
 ]

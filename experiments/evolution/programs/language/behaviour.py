@@ -91,17 +91,6 @@ def _mixed(x):
     return x ^ (x >> 16)
 
 
-def same_behaviour(programs: Programs, others: Programs) -> jax.Array:
-    """Whether programs do the same as others on all probes, row by row: bool ``[n]``.
-
-    Example:
-        >>> pair = programs_of(["take 1 | sum"]), programs_of(["head"])
-        >>> same_behaviour(*pair).tolist()
-        [True]
-    """
-    return (fingerprints(programs) == fingerprints(others)).all(axis=1)
-
-
 @functools.cache
 def held_out_programs() -> Programs:
     """The programs of ``HELD_OUT``, as arrays.
@@ -131,22 +120,6 @@ def is_held_out(programs: Programs) -> jax.Array:
     """
     own, theirs = fingerprints(programs), jnp.asarray(_held_out_fingerprints())
     return (own[:, None] == theirs).all(axis=2).any(axis=1)
-
-
-@jax.jit
-def variety(programs: Programs) -> jax.Array:
-    """How much programs' outputs differ, float32 ``[n]``.
-
-    The share of the probes, but for the empty list, whose output isn't the most common one. It is 0
-    for an output that doesn't depend on the input.
-
-    Example:
-        >>> variety(programs_of(["take 1 | length", "reverse", "max | modulo 2"])).round(1).tolist()
-        [0.0, 1.0, 0.5]
-    """
-    codes = _codes(outputs_on_probes(programs))[:, 1:]  # the first probe is the empty list
-    alike = (codes[:, :, None] == codes[:, None]).sum(axis=2).max(axis=1)
-    return (codes.shape[1] - alike).astype(jnp.float32) / codes.shape[1]
 
 
 @jax.jit

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.evolution.programs.language.interpreter import run
 from experiments.evolution.programs.language.language import Programs, Values
@@ -32,7 +31,6 @@ from experiments.evolution.programs.language.vocabulary import (
     value_tokens,
 )
 from metajax.errors import ArgumentError
-from metajax.lm.training import TokenBatch
 
 ANSWER_LENGTH = max(PROGRAM_LENGTH, VALUE_LENGTH)
 """Tokens of an answer to any task, its end among them."""
@@ -182,47 +180,3 @@ def proposals(programs: Programs, inputs: Values) -> ProgramTasks:
     answers = squeeze(tokens, tokens != PAD, PROPOSAL_LENGTH)
     prompts = jnp.broadcast_to(jnp.array([BOS, PROPOSE], jnp.int32), (len(answers), 2))
     return ProgramTasks(prompts, answers, programs, inputs, run(programs, inputs))
-
-
-def training_rows(tasks: ProgramTasks, *, length: int | None = None) -> TokenBatch:
-    """Prompts and answers as rows to train on, whose targets are the answers and their ends.
-
-    Args:
-        tasks: of any kind.
-        length: tokens of a row, for rows of several kinds in one batch; as many as prompt and
-            answer have, if None.
-
-    Returns:
-        A ``TokenBatch`` of arrays ``[n, length]``, padded on both sides.
-
-    Raises:
-        ArgumentError: ``length`` is less than prompt and answer may have.
-
-    Example:
-        >>> from experiments.evolution.programs.language import (
-        ...     WordTokenizer, programs_of, values_of,
-        ... )
-        >>> rows = training_rows(deduction(programs_of(["sum"]), values_of([[1, 2]])))
-        >>> rows.tokens.shape, WordTokenizer().decode(rows.tokens[0][rows.mask[0]])
-        ((1, 37), '3 <eos>')
-    """
-    own = tasks.prompts.shape[1] + tasks.answers.shape[1]
-    length = own if length is None else length
-    if length < own:
-        raise ArgumentError(f"length must be at least {own}, got {length}.")
-    left = ((0, 0), (length - own, 0))
-    tokens = jnp.pad(jnp.concatenate([tasks.prompts, tasks.answers], axis=1), left)
-    is_answer = jnp.arange(length) >= length - tasks.answers.shape[1]
-    real = tokens != PAD
-    return TokenBatch(tokens, real.astype(jnp.int32), real & is_answer)
-
-
-def prompt_lists(tasks: ProgramTasks) -> list[np.ndarray]:
-    """Prompts without their padding, as ``metajax.lm.generate`` takes them.
-
-    Example:
-        >>> from experiments.evolution.programs.language import programs_of, values_of
-        >>> prompt_lists(deduction(programs_of(["sum"]), values_of([[1, 2]])))[0].tolist()
-        [1, 10, 49, 6, 4, 14, 15, 5, 7]
-    """
-    return [row[row != PAD] for row in np.asarray(tasks.prompts)]

@@ -56,7 +56,7 @@ def half_right(params, key, tasks):
 
 
 def proposed(write, levels=(2, 4), count=64):
-    propose = play.own_proposer(write, count=count, longest=5)
+    propose = play.proposer(write, count=count, longest=5)
     return propose(None, jax.random.key(0), ev.Levels(*levels))
 
 
@@ -149,13 +149,13 @@ def test_what_the_interpreter_gives_is_the_label_of_a_deduction_that_no_sample_g
         shape = tokens.shape[:2]
         return ev.Completions(tokens, 1.0 * tokens, np.full(shape, 16), np.zeros(shape, bool))
 
-    solve = play.own_solver(wrong, 2, shown=True)
+    solve = play.solver(wrong, 2, shown=True)
     completions = solve(None, jax.random.key(0), tasks)
     verdict = play.by_interpreter(shown=True).verify(tasks, completions)
     assert np.asarray(verdict.weight).tolist() == [1, 1, 0, 0, 0, 0]
     label = np.asarray(completions.tokens)[np.arange(2), np.asarray(verdict.choice)[:2]]
     assert [pg.WordTokenizer().decode(row) for row in label] == ["3 <eos>", "[ 2 1 3 ] <eos>"]
-    left_out = play.own_solver(wrong, 2, shown=False)(None, jax.random.key(0), tasks)
+    left_out = play.solver(wrong, 2, shown=False)(None, jax.random.key(0), tasks)
     assert not np.asarray(play.by_interpreter().verify(tasks, left_out).weight).any()
 
 
@@ -183,7 +183,7 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
 
     written = ["swap | add 4", "fold | keep_odd", "square", "push 3 | sum", "drop 2", "halve"]
     monkeypatch.setattr(play, "writer", lambda *a, **k: texts(written, [[1, 2, 3]] * 6))
-    monkeypatch.setattr(play, "own_solver", lambda *a, **k: half_right)
+    monkeypatch.setattr(play, "solver", lambda *a, **k: half_right)
     arguments = [*TINY, "--out", str(tmp_path / "run")]
     monkeypatch.setattr(play, "accuracies", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +196,7 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
     assert lines[:2] == before
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert set(result["tested"]) == {"base model", "after self-play", "control"}
+    assert set(result["tested"]) == {"round 0", "last round", "control"}
     assert [record["step"] for record in result["control_by_round"]] == [0, 1, 2]
     for line in map(json.loads, lines[1:]):
         assert line["uses_oracle"]
