@@ -10,7 +10,8 @@ import numpy as np
 from experiments import common
 from experiments.common import plots
 from experiments.common.report import duration, markdown_table
-from experiments.evolution.study import Outcome, Scores
+from experiments.evolution.rounds import Scores
+from experiments.evolution.study import Outcome
 from metajax import evolve as ev
 from metajax.files import write_atomically
 

@@ -75,7 +75,8 @@ def model_proposer(
         ...     answer=lambda prompt: prompt[:-1], read=lambda text: len(text) - 1,
         ...     longest=lambda level: (level + 1, level),
         ... )
-        >>> model = Transformer(TransformerConfig.nope(6, width=8, n_layers=1, n_heads=2))
+        >>> config = TransformerConfig.nope(vocab_size=6, width=8, n_layers=1, n_heads=2)
+        >>> model = Transformer(config)
         >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
         >>> propose = model_proposer(model, copy, count=2)
         >>> tasks = propose(params, jax.random.key(1), Levels(1, 2))

@@ -187,10 +187,9 @@ def grpo_loss(params, old, anchor, texts, *, temperature, kl, clip=0.2):
     return losses[mask].mean(), divergence[sampled].mean()
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_grpo_is_its_definition_in_float64_at_the_temperature_of_sampling(temperature):
+def test_grpo_is_its_definition_in_float64_at_the_temperature_of_sampling():
     """In the second round, where anchor, old policy and new policy are three."""
-    data, kl = data_of(count=6, samples=2), 0.5
+    data, kl, temperature = data_of(count=6, samples=2), 0.5, 0.7
     options = {
         "batch": 24, "micro_batches": 1, "kl": kl, "real_share": 0.3, "temperature": temperature,
         "optimizer": optax.sgd(1.0),
@@ -248,7 +247,7 @@ def test_tasks_of_the_meta_step_are_of_one_group():
         (lambda: fine_tune(start="zero"), "start must be one of 'current', 'base'"),
         (lambda: grpo(batch=7), "batch must be a multiple of micro_batches=2, got 7"),
         (lambda: grpo(kl=-1.0), "kl must be at least 0 and finite, got -1.0"),
-        (lambda: grpo(temperature=0.0), "temperature must be above 0"),
+        (lambda: grpo(temperature=0.0), "temperature must be a positive finite number"),
         (lambda: meta_step(real_share=1.0), "real_share must lie between 0 and 1, got 1.0"),
         (lambda: meta_step(support=0), "support must be at least 1, got 0"),
     ],

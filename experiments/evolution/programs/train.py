@@ -46,6 +46,7 @@ from experiments.evolution.programs.tasks import (
     test_tasks,
     whole_texts,
 )
+from experiments.evolution.rounds import ScoresOf
 from metajax import evolve as ev
 
 HELD_OUT_SEED = 11
@@ -159,7 +160,7 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
     )
 
 
-def scores_of(setup: Setup) -> study.ScoresOf:
+def scores_of(setup: Setup) -> ScoresOf:
     """``scores(params)``: accuracy on the test programs, by kind, and of deduction by the number of
     operations; and what share of the model's texts are programs, and new ones."""
     solve, write = solver(setup), writer(setup)

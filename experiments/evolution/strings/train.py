@@ -32,6 +32,7 @@ import numpy as np
 import metajax
 from experiments import common
 from experiments.evolution import report, study
+from experiments.evolution.rounds import ScoresOf
 from experiments.evolution.strings.config import (
     LEVELS_A_ROUND,
     MICRO_ROWS,
@@ -173,7 +174,7 @@ def levels_to_test(setup: Setup, most: int = 24) -> list[int]:
     return sorted({*range(setup.longest, 0, -step), 1, setup.config.base_levels})
 
 
-def scores_of(setup: Setup, levels: Sequence[int], prompts: int) -> study.ScoresOf:
+def scores_of(setup: Setup, levels: Sequence[int], prompts: int) -> ScoresOf:
     """``scores(params)``: exact match at each length, on prompts that are in no training."""
     tasks = report.test_tasks(setup.problem, jax.random.key(TEST_SEED), levels, prompts)
     return report.scores_of(setup.problem, solver(setup), tasks)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import common
-from experiments.evolution import study
+from experiments.evolution import rounds, study
 from experiments.evolution.strings.tasks import digits
 from metajax import evolve as ev
 from metajax.trainer import TrainState
@@ -64,7 +64,7 @@ def test_a_signal_ends_the_run_after_its_round_and_it_goes_on_from_there(tmp_pat
             return {"score": float(params)}
 
         run = common.Run("toy", folder, common.RunConfig(out=folder, resume=resume))
-        return study.follow(run, loop(), begin(), scores=scores)
+        return rounds.follow(run, loop(), begin(), scores=scores)
 
     timeless = lambda followed: [
         {name: value for name, value in record.items() if not name.startswith("seconds")}
