@@ -210,7 +210,7 @@ def test_wrong_shapes_and_weights_are_named():
         begin(config_of(), rounds=0)
 
 
-def test_texts_that_the_memory_has_no_room_for_are_not_learned_from():
+def test_texts_that_the_buffer_has_no_room_for_are_not_learned_from():
     config = config_of(curriculum=ev.one_harder(9))  # 11 and 10 tokens; there is room for 20
     (_, report), *_ = run(config, patience=1)
     assert report.kept == 0

@@ -50,8 +50,14 @@ def test_levels_are_spread_evenly_from_the_hardest_on():
         _spread(ev.Levels(4, 3), 10)
 
 
-@pytest.mark.parametrize("name", ["copy", "addition"])
-@pytest.mark.parametrize("mesh", [None, metajax.task_mesh(2)], ids=["one", "shared"])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [
+        ("copy", None),
+        pytest.param("addition", metajax.task_mesh(2), marks=pytest.mark.slow),
+    ],
+    ids=["one", "shared"],
+)
 def test_the_model_writes_prompts_of_the_levels_asked_for(name, mesh):
     problem = digits(name)
     model, params = tiny(problem)

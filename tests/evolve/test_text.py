@@ -139,6 +139,7 @@ def test_an_answer_that_would_be_merged_with_its_prompt_has_its_own_tokens(subwo
     assert tokens[: len(own)] == own
 
 
+@pytest.mark.slow
 def test_a_model_writes_prompts_and_its_answers_are_compared():
     problem = sums(begin=BEGIN)
     mask = problem.allowed(2)

@@ -109,7 +109,7 @@ def test_learnability_is_greatest_where_success_is_a_coin():
         (lambda: ev.agreement_band(0.8, 0.3), "low must be at most high, got 0.8 and 0.3"),
         (lambda: ev.confident(1.5), "at_least must be above 0 and at most 1, got 1.5"),
         (lambda: ev.confident(0.5, of="least"), "of must be one of 'minimum', 'mean'"),
-        (lambda: ev.learnable(ev.keep_all(), power="p"), "power must be one of"),
+        (lambda: ev.learnable(ev.keep_all(), by="p"), "by must be one of"),
     ],
 )
 def test_bad_input_is_named(build, message):

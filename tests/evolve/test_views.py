@@ -112,6 +112,6 @@ def test_bad_input_is_named():
         return ev.Completions(*(np.concatenate([leaf, leaf], axis=1) for leaf in found))
 
     with pytest.raises(
-        metajax.ArgumentError, match="solve must give one attempt for each task, got 2"
+        metajax.ArgumentError, match="solve must give one completion for each task, got 2"
     ):
         ev.solve_in_views(twice, [ev.permuted_tokens(0, 10)])(None, KEY, copy.draw(KEY, [5]))

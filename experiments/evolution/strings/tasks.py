@@ -144,9 +144,9 @@ def _copy(tasks: Tasks, width: int) -> jax.Array:
 
 
 def _reverse(tasks: Tasks, width: int) -> jax.Array:
-    own, _ = _operand(tasks, 0, width)
+    digits, _ = _operand(tasks, 0, width)
     back = jnp.asarray(tasks.levels)[:, None] - 1 - jnp.arange(width)
-    return jnp.take_along_axis(own, jnp.clip(back, 0, width - 1), axis=1)
+    return jnp.take_along_axis(digits, jnp.clip(back, 0, width - 1), axis=1)
 
 
 def _add(tasks: Tasks, width: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What is right, decided by the interpreter alone: answers to tasks, and proposals."""
+"""Checks of answers by the interpreter, and the parser of proposals."""
 
 import jax
 import jax.numpy as jnp

@@ -23,13 +23,13 @@ from metajax.errors import ArgumentError
 def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs:
     """Random well-typed programs.
 
-    Each operation is any that may stand there, each argument any that it may have, all alike.
+    Each operation that may stand in a place is equally likely, and each of its arguments.
 
     Args:
         key: for all of it.
         n: how many programs.
-        operations: how many operations each has, an integer or ``[n]`` of them, brought into 1 to
-            ``MAX_OPERATIONS``; traced or not. From 1 to ``MAX_OPERATIONS``, all alike, if None.
+        operations: number of operations, an integer or ``[n]`` of them, traced or not, clipped to
+            1 to ``MAX_OPERATIONS``; None draws it, each equally likely.
 
     Raises:
         ArgumentError: ``n`` isn't a positive integer.
@@ -65,7 +65,7 @@ def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs
 
 
 def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX_LENGTH) -> Values:
-    """Random lists: each length as likely as another, each digit too.
+    """Random lists; each length and each digit is equally likely.
 
     Args:
         key: for all of it.

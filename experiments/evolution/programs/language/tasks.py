@@ -1,9 +1,10 @@
-"""The three kinds of task that programs make, as prompts and answers for a language model.
+"""The three kinds of task about programs, as prompts and answers for a language model.
 
 Deduction asks for a program's output, abduction for an input that gives an output, induction for a
-program from examples; a proposal is a program and an input. (Zhao et al. 2025, "Absolute Zero:
-Reinforced Self-play Reasoning with Zero Data", https://arxiv.org/abs/2505.03335.) What is right is
-decided by the interpreter alone.
+program from examples; a proposal is a program and an input. The interpreter decides what is right.
+
+Source: Zhao et al. 2025, "Absolute Zero: Reinforced Self-play Reasoning with Zero Data" (arXiv
+2505.03335).
 """
 
 from typing import NamedTuple
@@ -46,7 +47,7 @@ class ProgramTasks(NamedTuple):
         answers: int32 ``[n, answer]``, padded on the right: one that is right.
         programs: ``n`` of them.
         inputs: values ``[n]``; of induction ``[n, examples]``, shown ones first.
-        outputs: what the programs make of them, of the same shape.
+        outputs: the programs' outputs, of the same shape.
     """
 
     prompts: jax.Array
@@ -72,7 +73,7 @@ _ONE_PROMPT = 2 + (PROGRAM_LENGTH - 1) + 1 + (VALUE_LENGTH - 1) + 1
 
 
 def deduction(programs: Programs, inputs: Values) -> ProgramTasks:
-    """The output of each program for its input is asked for.
+    """Asks for the output of each program on its input.
 
     Args:
         programs: ``n`` of them.
@@ -96,12 +97,11 @@ def deduction(programs: Programs, inputs: Values) -> ProgramTasks:
 
 
 def abduction(programs: Programs, inputs: Values) -> ProgramTasks:
-    """An input that gives each program's output is asked for.
+    """Asks for an input that gives each program's output.
 
     Args:
         programs: ``n`` of them.
-        inputs: values ``[n]``, from which the outputs are made; any others that give these are as
-            right.
+        inputs: values ``[n]``; any others that give the same outputs are right too.
 
     Returns:
         Tasks whose answers are the inputs.
@@ -121,7 +121,7 @@ def abduction(programs: Programs, inputs: Values) -> ProgramTasks:
 
 
 def induction(programs: Programs, inputs: Values, *, shown: int) -> ProgramTasks:
-    """A program that makes outputs of inputs is asked for.
+    """Asks for a program that maps inputs to outputs.
 
     Args:
         programs: ``n`` of them.
@@ -160,7 +160,7 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> ProgramTasks
 
 
 def proposals(programs: Programs, inputs: Values) -> ProgramTasks:
-    """A program and an input are asked for, any: what a proposer is trained on.
+    """Asks for any program with an input: what a proposer is trained on.
 
     Returns:
         Tasks whose prompts are all alike, and whose answers, ``[n, PROPOSAL_LENGTH]``, are the
