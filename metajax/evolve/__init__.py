@@ -5,7 +5,7 @@ only if held-out tasks say that the new one isn't worse.
 """
 
 from metajax.evolve.completions import chosen_completions, is_correct
-from metajax.evolve.curricula import Curriculum, accelerated, most_learnable, one_harder
+from metajax.evolve.curricula import Curriculum, accelerated, one_harder
 from metajax.evolve.data import (
     as_examples,
     labelled_examples,
@@ -38,7 +38,6 @@ from metajax.evolve.solvers import model_solver
 from metajax.evolve.state import (
     EvolveConfig,
     EvolveState,
-    ReplayBuffer,
     RoundReport,
     init_state,
 )
@@ -63,10 +62,8 @@ from metajax.evolve.verifiers import (
     all_of,
     confident,
     exact_match,
-    expected_length,
     keep_all,
     learnability,
-    learnable,
     majority_vote,
     most_common_length,
     must_end,
@@ -86,7 +83,6 @@ __all__ = [
     "Levels",
     "Problem",
     "Proposer",
-    "ReplayBuffer",
     "Rollouts",
     "RoundReport",
     "Solver",
@@ -107,7 +103,6 @@ __all__ = [
     "every_round",
     "evolve",
     "exact_match",
-    "expected_length",
     "fine_tune",
     "fingerprints",
     "grpo",
@@ -118,13 +113,11 @@ __all__ = [
     "keep_all",
     "labelled_examples",
     "learnability",
-    "learnable",
     "majority_vote",
     "meta_step",
     "model_proposer",
     "model_solver",
     "most_common_length",
-    "most_learnable",
     "must_end",
     "non_inferior",
     "one_harder",

@@ -1,7 +1,5 @@
 """What the loop checks of its parts' results, before anything is learned from them."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -10,11 +8,9 @@ from metajax.errors import ArgumentError
 from metajax.evolve.types import Completions, Tasks, Verdict
 
 
-def check_tasks(tasks: Any, count: int | None = None, *, name: str = "tasks must be") -> None:
-    """Raises an ArgumentError that begins with ``name`` if these aren't ``Tasks`` of ``count``
-    prompts, or of any number above 0 if None."""
-    if not isinstance(tasks, Tasks):
-        raise ArgumentError(f"{name} Tasks, got {_checks.shown(tasks)}.")
+def check_tasks(tasks: Tasks, count: int | None = None, *, name: str = "tasks must be") -> None:
+    """Raises an ArgumentError that begins with ``name`` for wrong shapes or prompt lengths, or if
+    there aren't ``count`` tasks (any number above 0 if None)."""
     shapes = {each: np.shape(getattr(tasks, each)) for each in Tasks._fields if each != "about"}
     shapes |= {f"about, {n}": np.shape(leaf) for n, leaf in enumerate(jax.tree.leaves(tasks.about))}
     prompts = shapes["prompts"]
@@ -35,8 +31,6 @@ def check_tasks(tasks: Any, count: int | None = None, *, name: str = "tasks must
 
 def check_completions(completions: Completions, count: int) -> None:
     """Raises an ArgumentError if the shapes aren't those of completions of ``count`` tasks."""
-    if not isinstance(completions, Completions):
-        raise ArgumentError(f"solve must return Completions, got {_checks.shown(completions)}.")
     shapes = {name: np.shape(getattr(completions, name)) for name in Completions._fields}
     rows = shapes["tokens"][:2]
     wide = len(shapes["tokens"]) == 3 and shapes["log_probs"] == shapes["tokens"]
@@ -50,8 +44,6 @@ def check_completions(completions: Completions, count: int) -> None:
 def check_verdict(verdict: Verdict, count: int, samples: int) -> None:
     """Raises an ArgumentError for wrong shapes, weights that aren't in [0, 1], and choices that
     aren't among the samples."""
-    if not isinstance(verdict, Verdict):
-        raise ArgumentError(f"verify must return a Verdict, got {_checks.shown(verdict)}.")
     for name, leaf in zip(("choice", "weight", "agreement"), verdict, strict=True):
         if np.shape(leaf) != (count,):
             raise ArgumentError(

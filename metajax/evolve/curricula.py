@@ -93,32 +93,3 @@ def accelerated(
         return Levels(start, last)
 
     return Curriculum(f"up to {most} levels a round", Levels(first, first), next_levels)
-
-
-def most_learnable(first: int, *, reach: int = 3) -> Curriculum:
-    """Among the next few levels, the one whose keep rate p has the greatest p (1 − p).
-
-    Args:
-        first: the first round's level.
-        reach: how many levels above the last round's are tried.
-
-    Raises:
-        ArgumentError: ``first`` or ``reach`` isn't a positive integer.
-
-    Example:
-        >>> most_learnable(9).next(Levels(9, 9), lambda level: {10: 1.0, 11: 0.6, 12: 0.1}[level])
-        Levels(first=11, last=11)
-
-    Source: p (1 − p), as in Zhao et al. 2025 (arXiv 2505.03335) and Huang et al. 2025 (2508.05004).
-    """
-    _checks.positive_int("first", first)
-    _checks.positive_int("reach", reach)
-
-    def next_levels(levels: Levels, keep_rate: KeepRate) -> Levels:
-        rates = {
-            level: keep_rate(level) for level in range(levels.last + 1, levels.last + reach + 1)
-        }
-        best = max(rates, key=lambda level: (rates[level] * (1 - rates[level]), level))
-        return Levels(best, best)
-
-    return Curriculum("the most learnable level", Levels(first, first), next_levels)

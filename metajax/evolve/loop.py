@@ -14,7 +14,7 @@ from metajax.evolve.completions import chosen_completions, is_correct
 from metajax.evolve.data import labelled_examples
 from metajax.evolve.gates import held_out_fingerprints
 from metajax.evolve.proposers import without_duplicates
-from metajax.evolve.state import EvolveConfig, EvolveState, ReplayBuffer, RoundReport
+from metajax.evolve.state import EvolveConfig, EvolveState, RoundReport
 from metajax.evolve.types import Examples, Levels, Rollouts, Tasks, TrainingData
 from metajax.types import Params
 
@@ -147,19 +147,19 @@ def _that_fit(examples: Examples, width: int) -> Examples:
 
 def _past(state: EvolveState) -> tuple[Examples, ...]:
     return tuple(
-        Examples(*(np.asarray(leaf[number]) for leaf in state.replay))
+        jax.tree.map(lambda leaf: np.asarray(leaf[number]), state.replay)  # noqa: B023
         for number in range(int(state.round))
     )
 
 
-def _remembered(replay: ReplayBuffer, row: int, examples: Examples, accepted: bool) -> ReplayBuffer:
-    weights = examples.weights if accepted else np.zeros_like(examples.weights)
-    leaves = []
-    for leaf, new in zip(replay, examples._replace(weights=weights), strict=True):
+def _remembered(replay: Examples, row: int, examples: Examples, accepted: bool) -> Examples:
+    def put(leaf, new):
         leaf = np.array(leaf)  # the state that was yielded before stays as it is
         leaf[row] = new
-        leaves.append(leaf)
-    return ReplayBuffer(*leaves)
+        return leaf
+
+    weights = examples.weights if accepted else np.zeros_like(examples.weights)
+    return jax.tree.map(put, replay, examples._replace(weights=weights))
 
 
 def _keep_rate(config: EvolveConfig, params: Params, key: jax.Array) -> Callable[[int], float]:

@@ -25,22 +25,6 @@ from metajax.trainer import TrainState
 from metajax.types import Params
 
 
-class ReplayBuffer(NamedTuple):
-    """The examples of all rounds, in arrays of a fixed size.
-
-    Attributes:
-        tokens: ``[rounds, n, width]``, int16 or int32.
-        prompt: ``[rounds, n]``, as in ``Examples``.
-        lengths: ``[rounds, n]``.
-        weights: ``[rounds, n]``; 0 for rounds that were refused or are still to come.
-    """
-
-    tokens: np.ndarray
-    prompt: np.ndarray
-    lengths: np.ndarray
-    weights: np.ndarray
-
-
 class EvolveState(NamedTuple):
     """All that the loop needs to go on, as arrays, so that a checkpoint can hold it.
 
@@ -50,7 +34,8 @@ class EvolveState(NamedTuple):
         round: number of rounds that are over, int32 scalar.
         levels: first and last level of the next round, int32 ``[2]``.
         refusals: rounds in a row that were not accepted, int32 scalar.
-        replay: the examples of the rounds that are over.
+        replay: the examples of all rounds, ``[rounds, n, ...]``: tokens as int16 or int32, and
+            weights of 0 for rounds that were refused or are still to come.
     """
 
     train: TrainState
@@ -58,7 +43,7 @@ class EvolveState(NamedTuple):
     round: jax.Array
     levels: jax.Array
     refusals: jax.Array
-    replay: ReplayBuffer
+    replay: Examples
 
 
 class EvolveConfig(NamedTuple):
@@ -165,7 +150,7 @@ def init_state(
         _checks.positive_int(name, value)
     train_key, loop_key = jax.random.split(key)
     shape = (rounds, proposals)
-    replay = ReplayBuffer(
+    replay = Examples(
         np.zeros((*shape, longest), np.int16 if vocab_size < 2**15 else np.int32),
         np.zeros(shape, np.int32),
         np.zeros(shape, np.int32),

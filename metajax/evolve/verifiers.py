@@ -5,8 +5,8 @@ removed, so shapes stay. Only ``exact_match`` knows the right answers.
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
-from typing import Any, Literal
+from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,18 +102,17 @@ def agreement_band(low: float, high: float) -> Verifier:
     return Verifier(f"agreement from {low:.0%} to {high:.0%}", jax.jit(verify))
 
 
-def confident(at_least: float = 0.98, *, of: Literal["minimum", "mean"] = "minimum") -> Verifier:
-    """Trusts a completion to whose tokens the model gave enough probability.
+def confident(at_least: float = 0.98) -> Verifier:
+    """Trusts a completion whose least likely token has enough probability under the model.
 
-    The least likely token betrays a wrong answer; a mean hides it among many likely ones. The
-    agreement reported is the probability.
+    A mean over tokens would hide the one that betrays a wrong answer. The agreement reported is the
+    probability.
 
     Args:
         at_least: in (0, 1].
-        of: ``"minimum"``, the least likely token; ``"mean"``, the geometric mean of all.
 
     Raises:
-        ArgumentError: ``at_least`` isn't in (0, 1], or ``of`` is another word.
+        ArgumentError: ``at_least`` isn't in (0, 1].
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[[0.9, 0.5]], [[0.9, 0.8]]]))
@@ -122,38 +121,15 @@ def confident(at_least: float = 0.98, *, of: Literal["minimum", "mean"] = "minim
         [0.0, 1.0]
     """
     _share("at_least", at_least)
-    _checks.one_of("of", of, ("minimum", "mean"))
 
     @jax.jit
     def verify(tasks, completions):
-        log_probs = completions.log_probs[:, 0]  # 0, which is certainty, behind the end
-        if of == "minimum":
-            sure = jnp.exp(log_probs.min(axis=-1))
-        else:
-            sure = jnp.exp(log_probs.sum(axis=-1) / jnp.maximum(completions.lengths[:, 0], 1))
-        return Verdict(
-            jnp.zeros(len(sure), jnp.int32), (sure >= at_least).astype(jnp.float32), sure
-        )
+        # Behind the end stands 0, which is certainty.
+        least = jnp.exp(completions.log_probs[:, 0].min(axis=-1))
+        trusted = (least >= at_least).astype(jnp.float32)
+        return Verdict(jnp.zeros(len(least), jnp.int32), trusted, least)
 
-    return Verifier(f"{of} probability at least {at_least}", verify)
-
-
-def expected_length(answer_length: Callable[[Any], Any]) -> Verifier:
-    """Trusts a completion of the length that answers of its level have.
-
-    Args:
-        answer_length: tokens of a level's answer, the end token among them; must take arrays.
-
-    Example:
-        >>> expected_length(lambda level: level + 1).name
-        'expected length'
-    """
-
-    def verify(tasks, completions):
-        right = completions.lengths[:, 0] == answer_length(jnp.asarray(tasks.levels))
-        return _of_first(completions, right)
-
-    return Verifier("expected length", jax.jit(verify))
+    return Verifier(f"minimum probability at least {at_least}", verify)
 
 
 def most_common_length() -> Verifier:
@@ -236,49 +212,20 @@ def all_of(first: Verifier, *others: Verifier) -> Verifier:
     )
 
 
-def learnable(verifier: Verifier, *, by: Literal["p(1-p)", "1-p"] = "p(1-p)") -> Verifier:
-    """Multiplies a verifier's weights by ``learnability``.
+@jax.jit
+def learnability(success: jax.Array) -> jax.Array:
+    """What tasks that succeed with probability p can teach: 1 − p where p > 0, else 0.
 
     Args:
-        verifier: its agreement is p, as that of ``majority_vote`` or ``exact_match``.
-        by: as for ``learnability``.
-
-    Raises:
-        ArgumentError: ``by`` is another word.
+        success: p, ``[n]``.
 
     Example:
-        >>> learnable(majority_vote(0.2)).name
-        'at least 20% of the samples agree, weighed by p(1-p)'
-
-    Source: Zhao et al. 2025, "Absolute Zero" (arXiv 2505.03335), equation 4, for ``"1-p"``.
-    """
-    _checks.one_of("by", by, ("p(1-p)", "1-p"))
-
-    def verify(tasks, completions):
-        verdict = verifier.verify(tasks, completions)
-        return verdict._replace(weight=verdict.weight * learnability(verdict.agreement, by))
-
-    return Verifier(f"{verifier.name}, weighed by {by}", verify, verifier.uses_oracle)
-
-
-@partial(jax.jit, static_argnums=1)
-def learnability(agreement: jax.Array, by: str = "p(1-p)") -> jax.Array:
-    """How much can be learned from a task that succeeds with probability p, in [0, 1].
-
-    Args:
-        agreement: p, ``[n]``.
-        by: ``"p(1-p)"``, scaled to at most 1; or ``"1-p"`` where p > 0, the proposer's reward in
-            Absolute Zero.
-
-    Example:
-        >>> learnability(jnp.array([0.0, 0.5, 1.0])).tolist()
-        [0.0, 1.0, 0.0]
-        >>> learnability(jnp.array([0.0, 0.25, 1.0]), "1-p").tolist()
+        >>> learnability(jnp.array([0.0, 0.25, 1.0])).tolist()
         [0.0, 0.75, 0.0]
+
+    Source: Zhao et al. 2025, "Absolute Zero" (arXiv 2505.03335), equation 4.
     """
-    if by == "1-p":
-        return jnp.where(agreement > 0, 1 - agreement, 0)
-    return 4 * agreement * (1 - agreement)
+    return jnp.where(success > 0, 1 - success, 0)
 
 
 def _of_first(completions: Completions, trusted: Any) -> Verdict:

@@ -260,16 +260,10 @@ SELF = [
         ("propose must return prompts [2, width]", "(1,"),
     ),
     Row(
-        "proposed-tuple",
-        lambda: one_round(propose=lambda p, k, levels: (1, 2)),
-        ("propose must return Tasks", "(1, 2)"),
-    ),
-    Row(
         "completions",
         lambda: one_round(solve=lambda p, k, tasks: Completions(*4 * [np.ones(2)])),
         ("solve must return tokens", "(2,)"),
     ),
-    Row("verdict", lambda: one_round(**judged(ONES)), ("verify must return a Verdict",)),
     Row(
         "verdict-shape",
         lambda: one_round(**judged(Verdict(NONE, np.ones(3), ONES))),

@@ -87,7 +87,6 @@ def test_curricula():
     for build in (ev.one_harder, ev.accelerated):  # what isn't mastered is met again
         assert build(9).next(ev.Levels(12, 13), sure) == (12, 13)
         assert build(9, mastered=0.3).next(ev.Levels(12, 13), sure)[0] == 14
-    assert ev.most_learnable(9, reach=4).next(ev.Levels(9, 9), sure) == (13, 13)
     with pytest.raises(ValueError, match=r"at_least must be in \[0, 1\], got 1\.5"):
         ev.accelerated(9, at_least=1.5)
     with pytest.raises(ValueError, match="first must be at least 1, got 0"):

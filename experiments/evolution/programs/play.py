@@ -259,7 +259,7 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
             agreement[kind == 3] = agreement[kind == 0][: (kind == 3).sum()]
         trusted = (agreement > 0).astype(np.float32)
         if weight == "learnable":
-            trusted = np.array(ev.learnability(jnp.asarray(agreement), "1-p"))
+            trusted = np.array(ev.learnability(jnp.asarray(agreement)))
         choice = sampled.argmax(axis=1)
         if shown:
             choice = np.where(kind == 0, last, choice)

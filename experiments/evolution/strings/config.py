@@ -22,8 +22,8 @@ from metajax.models import Transformer, TransformerConfig
 MICRO_ROWS = 3
 """Rows that a core computes at a time."""
 
-LEVELS_A_ROUND, REACH = 2, 3
-"""How many levels further a round can go: with curriculum accelerated, and with learnable."""
+LEVELS_A_ROUND = 2
+"""Levels in a round with curriculum accelerated."""
 
 
 class Size(NamedTuple):
@@ -57,8 +57,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(common.RunConfig):
-    """Options. The defaults of the published size, and of tasks posed in one view, are others: see
-    ``preset``."""
+    """Options; ``preset`` has other defaults for the paper's size and for a single view."""
 
     size: Literal["small", "paper"] = "small"
     """The model and its schedule: 0.6 million parameters for two cores, or the paper's 14
@@ -67,9 +66,8 @@ class Config(common.RunConfig):
     """What is done with the digits."""
     proposer: Literal["program", "model"] = "program"
     """Who proposes the tasks: a program, as published, or the model itself."""
-    curriculum: Literal["one", "accelerated", "learnable"] = "one"
-    """How many digits more a round: one; two if the model can be trusted on both lengths; or up to
-    three, to the length of which it is least sure."""
+    curriculum: Literal["one", "accelerated"] = "one"
+    """How many digits more a round: one; or two if the model can be trusted on both lengths."""
     min_keep_rate: float = 0.5
     """Share of a length's answers that must be kept for curriculum accelerated to take it. With a
     lower bar it takes lengths at which the model leaves out a digit in every view alike."""
@@ -192,8 +190,8 @@ class Setup(NamedTuple):
 def set_up(config: Config) -> Setup:
     """The tasks and the model of a config."""
     problem = digits(config.task)
-    faster = {"one": 1, "accelerated": LEVELS_A_ROUND, "learnable": REACH}[config.curriculum]
-    longest = config.base_levels + faster * config.rounds + 2
+    levels = 1 if config.curriculum == "one" else LEVELS_A_ROUND
+    longest = config.base_levels + levels * config.rounds + 2
     text = problem.prompt_length(longest) + problem.answer_length(longest) + 16
     model = Transformer(
         TransformerConfig.nope(

@@ -36,7 +36,6 @@ from experiments.evolution.rounds import ScoresOf
 from experiments.evolution.strings.config import (
     LEVELS_A_ROUND,
     MICRO_ROWS,
-    REACH,
     SIZES,
     Config,
     Setup,
@@ -119,11 +118,9 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
     if config.gate == "non_inferior":
         gate = ev.non_inferior(solve, verifier, known=solve_once)
     first = config.base_levels + 1
-    curricula = {
-        "one": ev.one_harder(first),
-        "accelerated": ev.accelerated(first, at_least=config.min_keep_rate, most=LEVELS_A_ROUND),
-        "learnable": ev.most_learnable(first, reach=REACH),
-    }
+    curriculum = ev.one_harder(first)
+    if config.curriculum == "accelerated":
+        curriculum = ev.accelerated(first, at_least=config.min_keep_rate, most=LEVELS_A_ROUND)
 
     def held_out(levels: ev.Levels) -> ev.HeldOut:
         recent = range(max(first, min(levels.first, levels.last - 1)), levels.last + 1)
@@ -141,7 +138,7 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
         verifier=verifier,
         update=fine_tuning(setup, ev.published_mixture(config.base_levels)),
         gate=gate,
-        curriculum=curricula[config.curriculum],
+        curriculum=curriculum,
         real=lambda key: real_data(setup, key, 2 * SIZES[config.size].pool),
         held_out=held_out,
         oracle=problem.answer,
