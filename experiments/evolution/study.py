@@ -1,8 +1,9 @@
 """What the studies of self-evolution share: base model, rounds and control."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +15,30 @@ from experiments.common import plots
 from experiments.evolution.rounds import Followed, ScoresOf, follow
 from metajax import evolve as ev
 from metajax import lm
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig(common.RunConfig):
+    """Options that the studies share."""
+
+    steps: int = 1000
+    """Updates before the first round."""
+    rounds: int = 10
+    """Rounds of self-evolution."""
+    round_steps: int = 300
+    """Updates of each round."""
+    proposals: int = 2048
+    """Tasks of each round."""
+    rate: float = 1e-3
+    """The learning rate."""
+    control: Literal["yes", "no"] = "yes"
+    """Whether the control is trained: as many updates, on real data alone."""
+
+    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"control"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        common.check_positive(self, "rounds", "round_steps", "proposals", "rate")
 
 
 class Trained(NamedTuple):
@@ -153,6 +178,7 @@ class Outcome(NamedTuple):
 
 def evolve_and_control(
     run: common.Run,
+    config: StudyConfig,
     loop: ev.EvolveConfig,
     base: Trained,
     key: jax.Array,
@@ -167,7 +193,8 @@ def evolve_and_control(
     """Runs the rounds, then the control.
 
     Args:
-        run: its config has ``rounds``, ``proposals``, ``seed`` and ``control``.
+        run: the run.
+        config: its options.
         loop: the loop's parts.
         base: θ_0.
         key: the loop's random key.
@@ -178,7 +205,6 @@ def evolve_and_control(
         control_scores: whether the control is scored after each round's updates too.
         frozen: as for ``follow``.
     """
-    config = run.config
     state = ev.init_state(
         loop,
         base.params,

@@ -191,9 +191,9 @@ class _Texts:
         first = int(self.begin is not None)
         if not first < length <= len(row):
             return None
-        row = row[len(row) - length :].tolist()
-        tokens = row[first:]
-        if row[:first] != [self.begin][:first] or self._known(tokens) != tokens:
+        prompt = row[len(row) - length :].tolist()
+        tokens = prompt[first:]
+        if prompt[:first] != [self.begin][:first] or self._known(tokens) != tokens:
             return None
         text = self.tokenizer.decode(tokens)
         level = self.level_of(text)

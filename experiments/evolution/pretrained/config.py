@@ -2,13 +2,13 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import common
-from experiments.evolution import report
+from experiments.evolution import report, study
 from experiments.evolution.pretrained import random_checkpoint
 from experiments.evolution.pretrained.tasks import CHARACTERS, sums
 from metajax import evolve as ev
@@ -25,7 +25,7 @@ TASK_TEXTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(common.RunConfig):
+class Config(study.StudyConfig):
     """Options of the experiment."""
 
     checkpoint: Path | None = None
@@ -75,16 +75,12 @@ class Config(common.RunConfig):
     """Held-out sums of the worked examples' digits, and of each newer number of digits."""
     test_prompts: int = 64
     """Test sums of each number of digits."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained: as many updates, on the worked examples alone."""
-
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"control"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "rounds", "round_steps", "proposals", "samples", "temperature", "worked",
-            "base_levels", "rank", "rate", "inner_rate", "batch", "micro_batch", "chunk",
+            self, "samples", "temperature", "worked", "base_levels", "rank", "inner_rate", "batch",
+            "micro_batch", "chunk",
         )  # fmt: skip
         if not 0 < self.agreement <= 1:
             raise ArgumentError(f"agreement must be above 0 and at most 1; got {self.agreement}")

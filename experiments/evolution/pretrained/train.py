@@ -196,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scores = report.scores_of(problem, solver(setup), setup.tests)
     outcome = study.evolve_and_control(
         run,
+        config,
         loop,
         base_model(setup, run),
         jax.random.key(config.seed + 3),

@@ -28,7 +28,7 @@ MICRO_ROWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(common.RunConfig):
+class Config(study.StudyConfig):
     """Options of the experiment."""
 
     steps: int = 1500
@@ -71,18 +71,16 @@ class Config(common.RunConfig):
     """Test programs: those written by hand, or random ones, by which settings were chosen."""
     test_inputs: int = 4
     """Inputs of each test program."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained."""
     gate_tasks: int = 1024
     """Held-out tasks of the gate, in each of its two groups."""
 
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"test_inputs", "control"}
+    may_differ: ClassVar[frozenset[str]] = study.StudyConfig.may_differ | {"test_inputs"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "layers", "rounds", "round_steps", "texts", "samples", "temperature", "rows",
-            "rate", "longest", "taught", "texts_taught", "test_inputs", "taught_operations",
+            self, "layers", "texts", "samples", "temperature", "rows", "longest", "taught",
+            "texts_taught", "test_inputs", "taught_operations",
         )  # fmt: skip
         if self.taught_operations >= pg.MAX_OPERATIONS:
             raise ArgumentError(

@@ -202,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loop = loop_config(setup)
     outcome = study.evolve_and_control(
         run,
+        config,
         loop,
         base,
         jax.random.fold_in(jax.random.key(config.seed), 3),

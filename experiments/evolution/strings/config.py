@@ -56,7 +56,7 @@ SIZES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(common.RunConfig):
+class Config(study.StudyConfig):
     """Options; ``preset`` has other defaults for the paper's size and for a single view."""
 
     size: Literal["small", "paper"] = "small"
@@ -85,34 +85,20 @@ class Config(common.RunConfig):
     damage: Literal["none", "once", "always"] = "none"
     """In half of the answers a digit is dropped, before they are verified: in round 3, or from
     round 3 on."""
-    steps: int = 1000
-    """Updates of the base model."""
-    rounds: int = 10
-    """Rounds of self-evolution."""
-    round_steps: int = 300
-    """Updates of each."""
-    proposals: int = 2048
-    """Tasks of each."""
     base_levels: int = 8
     """Digits of the longest strings of the real data."""
     rows: int = 12
     """Packed rows in an update, a multiple of 6."""
-    rate: float = 1e-3
-    """AdamW's learning rate."""
     row_length: int = 64
     """Tokens of a packed row, at least."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained."""
     test_prompts: int = 1024
     """Prompts of each length at the end; an eighth of them after each round."""
 
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"test_prompts", "control"}
+    may_differ: ClassVar[frozenset[str]] = study.StudyConfig.may_differ | {"test_prompts"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        common.check_positive(
-            self, "rounds", "round_steps", "proposals", "base_levels", "rows", "rate", "row_length"
-        )
+        common.check_positive(self, "base_levels", "rows", "row_length")
         if self.rows % (2 * MICRO_ROWS):
             raise ArgumentError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
         for name in ("confidence", "min_keep_rate"):

@@ -200,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loop, levels = loop_config(setup), levels_to_test(setup)
     outcome = study.evolve_and_control(
         run,
+        config,
         loop,
         base,
         jax.random.key(config.seed + 3),
