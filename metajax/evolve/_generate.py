@@ -23,8 +23,8 @@ def generate_in_chunks(
     mesh: Mesh | None,
     masks: Sequence[np.ndarray] | None = None,
     **options: Any,
-) -> lm.Generated:
-    """``lm.generate`` for many prompts, on the host.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, log-probabilities and lengths of ``lm.generate``, for many prompts, on the host.
 
     Args:
         model: the language model.
@@ -53,9 +53,10 @@ def generate_in_chunks(
             **options,
         )
         parts.append(jax.device_get(part))
-    return lm.Generated(
-        *(np.concatenate(leaves)[: len(prompts)] for leaves in zip(*parts, strict=True))
+    tokens, log_probs, lengths = (
+        np.concatenate(leaves)[: len(prompts)] for leaves in zip(*parts, strict=True)
     )
+    return tokens, log_probs, lengths
 
 
 def chunks_of(rows: Sequence[Any], chunk: int, mesh: Mesh | None) -> list[tuple[int, list[Any]]]:

@@ -40,7 +40,8 @@ def scaled(
     """
     if keep_initial:
         keep = optax.GradientTransformation(
-            InitialParams, lambda updates, state, params=None: (updates, state)
+            lambda params: InitialParams(params),
+            lambda updates, state, params=None: (updates, state),
         )
         optimizer = optax.chain(optimizer, keep)
     if trainable is not None:

@@ -99,7 +99,7 @@ def model_proposer(
             level: _allowed(problem, level, steps) for level in range(levels.first, levels.last + 1)
         }
         wanted = _spread(levels, count)
-        written = generate_in_chunks(
+        tokens, *_ = generate_in_chunks(
             model,
             params,
             [[begin]] * count,
@@ -111,7 +111,7 @@ def model_proposer(
             temperature=temperature,
         )
         lengths = np.array([problem.prompt_length(level) for level in wanted])
-        texts = np.pad(written.tokens[:, 0], ((0, 0), (1, 0)), constant_values=begin)
+        texts = np.pad(tokens[:, 0], ((0, 0), (1, 0)), constant_values=begin)
         prompts = _padded_left(texts, lengths)
         valid, levels_read = (np.asarray(part) for part in problem.read(prompts, lengths))
         return without_duplicates(

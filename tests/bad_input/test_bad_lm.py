@@ -219,10 +219,6 @@ def judged(verdict):
 SOLVER = {"answer_length": COPY.answer_length, "end": COPY.end}
 ONES, NONE = np.ones(2), np.zeros(2, int)
 SELF = [
-    Row("digits", lambda: digits("sort"), ("name must be one of 'copy'", "'sort'")),
-    Row("levels-zero", lambda: COPY.draw(KEY, [0]), ("levels", "at least 1", "[0]")),
-    Row("levels-text", lambda: COPY.draw(KEY, "ab"), ("levels", "integers", "'ab'")),
-    Row("levels-float", lambda: COPY.draw(KEY, [1.5]), ("levels must be integers", "1.5")),
     Row("count", lambda: evolve.program_proposer(COPY, count=0), ("count must be", "got 0")),
     Row(
         "levels-order",
