@@ -109,6 +109,7 @@ def test_evaluation_prompts_are_not_those_of_the_gate_nor_of_the_proposer(task):
     assert not np.isin(tests, proposed).any()
 
 
+@pytest.mark.slow
 def test_each_task_is_posed_in_other_words_and_only_what_agrees_is_kept():
     setup = set_up(Config(proposals=16, views=2))
     loop = train.loop_config(setup)
