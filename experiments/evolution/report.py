@@ -1,7 +1,8 @@
-"""What the experiments in self-evolution find: scores by level, some tasks, the table."""
+"""Tables, pictures and sample texts of the studies of self-evolution."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,19 +10,18 @@ import numpy as np
 from experiments import common
 from experiments.common import plots
 from experiments.common.report import duration, markdown_table
-from experiments.evolution import study
-from experiments.evolution.study import Scores, Trained
+from experiments.evolution.rounds import Scores
+from experiments.evolution.study import Outcome
 from metajax import evolve as ev
-from metajax.evolve.solve import chosen
 from metajax.files import write_atomically
 
 
 def test_tasks(
     problem: ev.Problem, key: jax.Array, levels: Sequence[int], prompts: int
 ) -> ev.Tasks:
-    """As many prompts of each level; those of a level are the same whatever the others."""
+    """``prompts`` tasks of each level; those of a level are the same whatever the others."""
     # All levels at once: short prompts are padded, and few programs are compiled.
-    return ev.joined(
+    return ev.concatenate_tasks(
         [problem.draw(jax.random.fold_in(key, level), np.full(prompts, level)) for level in levels]
     )
 
@@ -29,11 +29,11 @@ def test_tasks(
 def scores_of(
     problem: ev.Problem, solve: ev.Solver, tasks: ev.Tasks
 ) -> Callable[[Any], dict[str, float]]:
-    """``scores(params)``: exact match of the tasks of each level, as ``exact_<level>``."""
-    answers, levels = problem.solve(tasks), np.asarray(tasks.levels)
+    """``scores(params)``: exact match on the tasks of each level, as ``exact_<level>``."""
+    answers, levels = problem.answer(tasks), np.asarray(tasks.levels)
 
     def scores(params: Any) -> dict[str, float]:
-        right = np.asarray(ev.is_right(solve(params, jax.random.key(0), tasks), answers)[:, 0])
+        right = np.asarray(ev.is_correct(solve(params, jax.random.key(0), tasks), answers)[:, 0])
         return {
             f"exact_{level}": float(right[levels == level].mean())
             for level in np.unique(levels).tolist()
@@ -43,17 +43,17 @@ def scores_of(
 
 
 def examples_text(
-    problem: ev.Problem, parts: ev.Parts, params: Any, levels: Sequence[int], each: int = 4
+    problem: ev.Problem, loop: ev.EvolveConfig, params: Any, levels: Sequence[int], each: int = 4
 ) -> str:
-    """Some of the model's tasks and answers, in the order of the levels, a line each."""
+    """Some of the model's tasks and answers of each level, a line each."""
     lines = []
     for level in levels:
-        tasks = parts.propose(params, jax.random.key(7), ev.Levels(level, level))
+        tasks = loop.propose(params, jax.random.key(7), ev.Levels(level, level))
         tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[:each], tasks)
-        attempts = parts.solve(params, jax.random.key(8), tasks)
-        verdict = parts.verifier.verify(tasks, attempts)
-        label = chosen(attempts, verdict.choice)
-        right = np.asarray(ev.is_right(label, problem.solve(tasks))[:, 0])
+        completions = loop.solve(params, jax.random.key(8), tasks)
+        verdict = loop.verifier.verify(tasks, completions)
+        label = ev.chosen_completions(completions, verdict.choice)
+        right = np.asarray(ev.is_correct(label, problem.answer(tasks))[:, 0])
         trusted = np.asarray(verdict.weight)
         for row, (prompt, length) in enumerate(zip(tasks.prompts, tasks.lengths, strict=True)):
             text = problem.show([*prompt[len(prompt) - length :], *label.tokens[row, 0]])
@@ -65,7 +65,7 @@ def examples_text(
 def draw_levels(
     run: common.Run, records: Sequence[Mapping[str, Any]], control: Scores | None, trained: int
 ) -> None:
-    """Draws ``lengths.png``: scores by digits, a curve for each round."""
+    """Draws ``lengths.png``: exact match by number of digits, a curve for each round."""
     levels = sorted(int(name[6:]) for name in records[0] if name.startswith("exact_"))
     curve = lambda scores: (levels, [100 * scores[f"exact_{level}"] for level in levels])
     plots.by_level(
@@ -78,50 +78,95 @@ def draw_levels(
     )
 
 
-class Found(NamedTuple):
-    """What there is to report.
-
-    Attributes:
-        followed: the rounds.
-        tested: for each model the scores of each level.
-        prompts: test prompts of each level.
-        first: the easiest level in the table.
-        phases: the trainings beside the rounds, by what they are called.
-        facts: further lines below the table, by what they are called.
-    """
-
-    followed: study.Followed
-    tested: dict[str, dict[str, float]]
-    prompts: int
-    first: int
-    phases: dict[str, Trained]
-    facts: dict[str, str]
-
-
-def write_results(run: common.Run, found: Found, *, title: str, module: str) -> str:
-    """Writes ``result.json`` and ``table.md``; returns the table."""
-    records, prompts = found.followed.records, found.prompts
+def level_columns(tested: Mapping[str, Scores], prompts: int, first: int) -> dict[str, list[str]]:
+    """A table of exact match by number of digits, from ``first`` on, a column for each model."""
     interval = lambda p: 196 * np.sqrt(p * (1 - p) / (prompts - 1))
-    levels = sorted(int(name[6:]) for name in next(iter(found.tested.values())))
-    shown = [level for level in levels if level >= found.first]
-    columns = {"digits": [str(level) for level in shown]}
-    for name, scores in found.tested.items():
-        values = [scores[f"exact_{level}"] for level in shown]
+    levels = sorted(int(name[6:]) for name in next(iter(tested.values())))
+    levels = [level for level in levels if level >= first]
+    columns = {"digits": [str(level) for level in levels]}
+    for name, scores in tested.items():
+        values = [scores[f"exact_{level}"] for level in levels]
         columns[f"{name}, %"] = [f"{100 * v:.1f} ± {interval(v):.1f}" for v in values]
-    own = study.seconds_of(records)
-    trained = sum(record.get("tokens_trained", 0) for record in records)
-    generated = sum(record.get("tokens_generated", 0) for record in records)
-    seconds = {name: phase.seconds for name, phase in found.phases.items()}
-    tests = own.pop("test", 0.0)
-    seconds |= {"rounds": sum(own.values()), "tests after each round": tests}
-    tokens = {name: phase.tokens for name, phase in found.phases.items()} | {"rounds": trained}
+    return columns
+
+
+def rounds_table(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """A table of the rounds."""
+    shown = [record for record in records if record["step"] > 0]
+    share = lambda name: [
+        "–" if record.get(name) is None else f"{100 * record[name]:.1f}" for record in shown
+    ]
+    return {
+        "round": [str(record["step"]) for record in shown],
+        "levels": [
+            str(r["last_level"])
+            if r["first_level"] == r["last_level"]
+            else f"{r['first_level']}–{r['last_level']}"
+            for r in shown
+        ],
+        "valid": share("valid"),
+        "new": share("unique"),
+        "right before the verifier": share("raw_accuracy"),
+        "kept": share("kept"),
+        "right of the kept": share("label_accuracy"),
+        "gate, known": [_change(record, "known") for record in shown],
+        "gate, frontier": [_change(record, "frontier") for record in shown],
+        "θ": ["accepted" if record["accepted"] else "kept as it was" for record in shown],
+    }
+
+
+def _change(record: Mapping[str, Any], group: str) -> str:
+    if f"{group}_before" not in record:
+        return "–"
+    return f"{100 * record[f'{group}_before']:.1f} → {100 * record[f'{group}_after']:.1f}"
+
+
+def write_results(
+    run: common.Run,
+    outcome: Outcome,
+    *,
+    title: str,
+    module: str,
+    columns: Mapping[str, Sequence[str]],
+    rounds: Mapping[str, Sequence[str]],
+    tested: Mapping[str, Any],
+    facts: Mapping[str, str],
+    base: str = "base model",
+) -> str:
+    """Writes ``result.json`` and ``table.md``; returns the table.
+
+    Args:
+        run: the run.
+        outcome: what was trained.
+        title: of the table.
+        module: what ``python -m`` runs.
+        columns: the first table.
+        rounds: the second one, a line a round.
+        tested: scores for ``result.json``.
+        facts: lines below the tables, by what they are called.
+        base: what the training before the rounds is called.
+    """
+    records = outcome.followed.records
+    laps = _seconds_by_part(records)
+    phases = {base: outcome.base}
+    if outcome.control is not None:
+        phases["control"] = outcome.control
+    trained, generated = (
+        sum(record.get(f"tokens_{name}", 0) for record in records)
+        for name in ("trained", "generated")
+    )
+    tests = laps.pop("test", 0.0)
+    seconds = {name: phase.seconds for name, phase in phases.items()}
+    seconds |= {"rounds": sum(laps.values()), "tests after each round": tests}
+    tokens = {name: phase.tokens for name, phase in phases.items()} | {"rounds": trained}
     rates = {
-        "trained": trained / max(own.get("update", 0), 1e-9),
-        "generated": generated / max(own.get("solve", 0), 1e-9),
+        "trained": trained / max(laps.get("update", 0), 1e-9),
+        "generated": generated / max(laps.get("solve", 0), 1e-9),
     }
     where, command = common.environment(), common.command(module, run.config)
-    facts = found.facts | {
-        "Ended": found.followed.stopped,
+    facts = {
+        **facts,
+        "Ended": outcome.followed.stopped,
         "Tokens": ", ".join(f"{name} {count:,}" for name, count in tokens.items()),
         "Time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
         "Tokens a second, compilation included": ", ".join(
@@ -130,25 +175,31 @@ def write_results(run: common.Run, found: Found, *, title: str, module: str) -> 
         "Machine": f"{where['device']}, {where['cores']} cores",
         "Command": f"`{command}`, commit {where['commit'] or 'unknown'}",
     }
-    asked = any(record.get("uses_oracle") for record in records)
-    knows = "the verifier asked what is right" if asked else "what is right, the report alone knows"
     table = "\n".join([
         f"# {title}", "", *markdown_table(columns), "",
-        f"Round by round, in % ({knows}):", "",
-        *markdown_table(study.rounds_table(records)), "",
+        "Round by round, in %:", "", *markdown_table(rounds), "",
         *[f"- {name}: {text}" for name, text in facts.items()], "",
     ])  # fmt: skip
-    study.write_json(
-        run.path / "result.json",
-        {
-            "tested": found.tested,
-            "stopped": found.followed.stopped,
-            "tokens": tokens,
-            "seconds": seconds | {f"rounds, {name}": value for name, value in own.items()},
-            "tokens_per_second": rates,
-            "command": command,
-            "environment": where,
-        },
-    )
+    result = {
+        "tested": tested,
+        "control_by_round": outcome.control_records,
+        "stopped": outcome.followed.stopped,
+        "tokens": tokens,
+        "seconds": seconds | {f"rounds, {name}": value for name, value in laps.items()},
+        "tokens_per_second": rates,
+        "command": command,
+        "environment": where,
+    }
+    write_atomically(run.path / "result.json", json.dumps(result, indent=2) + "\n")
     write_atomically(run.path / "table.md", table)
     return table
+
+
+def _seconds_by_part(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of each part over all rounds."""
+    found: dict[str, float] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith("seconds_"):
+                found[name[8:]] = found.get(name[8:], 0.0) + value
+    return found

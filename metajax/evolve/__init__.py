@@ -1,108 +1,133 @@
-"""Self-evolution of a language model, θ_{t+1} = f(θ_t, D_t): it poses tasks, answers them, keeps
-what it can trust, learns from it, and is taken only if held-out tasks say that it isn't worse."""
+"""Self-evolution of a language model, θ_{t+1} = f(θ_t, D_t).
 
-from metajax.evolve.curricula import Curriculum, accelerated, most_learnable, one_harder
+The model proposes tasks, answers them, learns from the answers that it can trust, and is replaced
+only if held-out tasks say that the new one isn't worse.
+"""
+
+from metajax.evolve.completions import chosen_completions, is_correct
+from metajax.evolve.curricula import Curriculum, accelerated, one_harder
 from metajax.evolve.data import (
-    Data,
-    Round,
     as_examples,
-    published_shares,
-    real_alone,
+    labelled_examples,
+    pack_mixture,
+    published_mixture,
     real_examples,
+    real_only,
 )
-from metajax.evolve.fine_tuning import fine_tune
-from metajax.evolve.gates import Decision, Gate, HeldOut, always, held_out_of, joined, no_worse
+from metajax.evolve.fine_tuning import every_round, fine_tune
+from metajax.evolve.gates import (
+    Decision,
+    Gate,
+    HeldOut,
+    accept_all,
+    concatenate_tasks,
+    held_out_fingerprints,
+    held_out_tasks,
+    non_inferior,
+)
+from metajax.evolve.grpo import grpo
 from metajax.evolve.loop import evolve
 from metajax.evolve.meta_step import meta_step
-from metajax.evolve.policy_gradient import policy_gradient
-from metajax.evolve.proposers import drawn_by_program, without_repetitions, written_by_model
-from metajax.evolve.solve import solver
-from metajax.evolve.state import EvolveState, Memory, Parts, RoundReport, start
+from metajax.evolve.proposers import (
+    fingerprints,
+    model_proposer,
+    program_proposer,
+    without_duplicates,
+)
+from metajax.evolve.solvers import model_solver
+from metajax.evolve.state import (
+    EvolveConfig,
+    EvolveState,
+    RoundReport,
+    init_state,
+)
 from metajax.evolve.text import text_problem
 from metajax.evolve.types import (
     Answers,
-    Attempts,
+    Completions,
     Examples,
     Levels,
     Problem,
     Proposer,
+    Rollouts,
     Solver,
     Tasks,
+    TrainingData,
+    Update,
     Verdict,
     Verifier,
 )
-from metajax.evolve.updates import Update, every_round
 from metajax.evolve.verifiers import (
+    agreement_band,
     all_of,
-    band,
     confident,
-    everything,
-    exact,
-    expected_length,
-    is_right,
-    learnable,
+    exact_match,
+    keep_all,
+    learnability,
     majority_vote,
     most_common_length,
     must_end,
 )
-from metajax.evolve.views import View, in_views, renamed
+from metajax.evolve.views import View, permuted_tokens, solve_in_views
 
 __all__ = [
     "Answers",
-    "Attempts",
+    "Completions",
     "Curriculum",
-    "Data",
     "Decision",
+    "EvolveConfig",
     "EvolveState",
     "Examples",
     "Gate",
     "HeldOut",
     "Levels",
-    "Memory",
-    "Parts",
     "Problem",
     "Proposer",
-    "Round",
+    "Rollouts",
     "RoundReport",
     "Solver",
     "Tasks",
+    "TrainingData",
     "Update",
     "Verdict",
     "Verifier",
     "View",
     "accelerated",
+    "accept_all",
+    "agreement_band",
     "all_of",
-    "always",
     "as_examples",
-    "band",
+    "chosen_completions",
+    "concatenate_tasks",
     "confident",
-    "drawn_by_program",
     "every_round",
-    "everything",
     "evolve",
-    "exact",
-    "expected_length",
+    "exact_match",
     "fine_tune",
-    "held_out_of",
-    "in_views",
-    "is_right",
-    "joined",
-    "learnable",
+    "fingerprints",
+    "grpo",
+    "held_out_fingerprints",
+    "held_out_tasks",
+    "init_state",
+    "is_correct",
+    "keep_all",
+    "labelled_examples",
+    "learnability",
     "majority_vote",
     "meta_step",
+    "model_proposer",
+    "model_solver",
     "most_common_length",
-    "most_learnable",
     "must_end",
-    "no_worse",
+    "non_inferior",
     "one_harder",
-    "policy_gradient",
-    "published_shares",
-    "real_alone",
+    "pack_mixture",
+    "permuted_tokens",
+    "program_proposer",
+    "published_mixture",
     "real_examples",
-    "renamed",
-    "solver",
-    "start",
+    "real_only",
+    "solve_in_views",
     "text_problem",
-    "without_repetitions",
-    "written_by_model",
+    "without_duplicates",
 ]

@@ -1,83 +1,41 @@
-"""D_t: what a model learned from so far, real and its own, and how it becomes rows to train on."""
+"""D_t: real data and the model's own examples, and how a mixture of them is drawn and packed."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from metajax import _checks, lm
 from metajax.errors import ArgumentError
-from metajax.evolve.types import Answers, Attempts, Examples, Problem, Tasks, Verdict
+from metajax.evolve.types import Answers, Examples, Problem, Rollouts, Tasks, TrainingData
 
 
-class Round(NamedTuple):
-    """What a round brought.
-
-    Attributes:
-        tasks: what was proposed.
-        attempts: what was answered.
-        verdict: what is trusted.
-    """
-
-    tasks: Tasks
-    attempts: Attempts
-    verdict: Verdict
-
-
-class Data(NamedTuple):
-    """D_t of θ_{t+1} = f(θ_t, D_t).
-
-    Attributes:
-        real: examples that were there before the loop, drawn for this round; never left out.
-        past: those of each earlier round, oldest first; of a refused one the weights are 0.
-        new: those of this round.
-        newest: this round as it was made, for updates that want more than its examples; None where
-            there was none.
-    """
-
-    real: Examples
-    past: tuple[Examples, ...]
-    new: Examples
-    newest: Round | None
-
-
-def real_alone(real: Examples) -> Data:
-    """Data of no round, such as a control is trained on: new examples have weight 0.
+def real_only(real: Examples) -> TrainingData:
+    """Data without a round, such as a control trains on: the new examples have weight 0.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> real = real_examples(digits("copy"), jax.random.key(0), [1, 2], 5)
-        >>> real_alone(real).new.weights.any()
-        np.False_
+        >>> rows = np.array([[4, 5], [6, 7]])
+        >>> real = Examples(rows, np.array([1, 1]), np.array([2, 2]), np.ones(2))
+        >>> real_only(real).new.weights
+        array([0., 0.])
     """
-    return Data(real, (), real._replace(weights=np.zeros_like(real.weights)), None)
-
-
-def round_of(data: Data, update: str) -> Round:
-    """The newest round, for an update that can't do without one."""
-    if data.newest is None:
-        raise ArgumentError(
-            f"{update} learns from a round's answers: data.newest must not be None."
-        )
-    return data.newest
+    return TrainingData(real, (), real._replace(weights=np.zeros_like(real.weights)), None)
 
 
 def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples:
-    """Texts of prompts and answers.
+    """Joins prompts and answers into texts.
 
     Args:
         tasks: ``n`` prompts.
         answers: one to each.
-        weights: ``[n]``; what isn't valid gets 0 in any case.
+        weights: ``[n]``; tasks that aren't valid get 0.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> copy = digits("copy")
-        >>> tasks = copy.draw(jax.random.key(0), [2, 3])
-        >>> examples = as_examples(tasks, copy.solve(tasks), np.ones(2))
-        >>> [copy.show(row) for row in examples.tokens]
-        ['<72=72>', '<099=099>']
+        >>> tasks = Tasks(np.array([[0, 5, 6], [5, 6, 7]]), np.array([2, 3]), None, np.ones(2) > 0)
+        >>> answers = Answers(np.array([[8, 1], [9, 1]]), np.array([2, 2]))
+        >>> as_examples(tasks, answers, np.ones(2)).tokens
+        array([[5, 6, 8, 1, 0],
+               [5, 6, 7, 9, 1]], dtype=int32)
     """
     prompts, lengths, _, valid = map(np.asarray, tasks[:4])
     tokens, counts = map(np.asarray, answers)
@@ -94,25 +52,42 @@ def as_examples(tasks: Tasks, answers: Answers, weights: np.ndarray) -> Examples
     )
 
 
-def examples_of(made: Round) -> Examples:
-    """What a round's verdict lets be learned from."""
-    tokens, _, lengths, _ = made.attempts
-    choice = np.asarray(made.verdict.choice)
+def labelled_examples(rollouts: Rollouts) -> Examples:
+    """The tasks of a round with their labels, weighted as the verdict says.
+
+    Example:
+        >>> from metajax.evolve import Completions, Verdict
+        >>> tasks = Tasks(np.array([[5, 6]]), np.array([2]), None, np.array([True]))
+        >>> tokens = np.array([[[7, 1], [8, 1]]])
+        >>> completions = Completions(tokens, None, np.array([[2, 2]]), None)
+        >>> verdict = Verdict(np.array([1]), np.array([0.5]), np.array([0.5]))
+        >>> examples = labelled_examples(Rollouts(tasks, completions, verdict))
+        >>> examples.tokens.tolist(), examples.weights.tolist()
+        ([[5, 6, 8, 1]], [0.5])
+    """
+    tokens, _, lengths, _ = rollouts.completions
+    choice = np.asarray(rollouts.verdict.choice)
     rows = np.arange(len(choice))
     answers = Answers(np.asarray(tokens)[rows, choice], np.asarray(lengths)[rows, choice])
-    return as_examples(made.tasks, answers, np.asarray(made.verdict.weight))
+    return as_examples(rollouts.tasks, answers, np.asarray(rollouts.verdict.weight))
 
 
 def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count: int) -> Examples:
-    """Random prompts with right answers, each of the levels as likely as another.
+    """Random prompts with right answers; each level is equally likely.
 
     Raises:
         ArgumentError: ``count`` isn't a positive integer, or there are no ``levels``.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> real_examples(digits("copy"), jax.random.key(0), [1, 2], 5).lengths.max()
-        np.int32(7)
+        >>> from metajax import evolve, lm
+        >>> copy = evolve.text_problem(
+        ...     lm.CharTokenizer.of("01=.", specials=("_",)), name="copy", end=1,
+        ...     write=lambda rng, level: "".join(map(str, rng.integers(0, 2, level))) + "=",
+        ...     answer=lambda prompt: prompt[:-1], read=lambda text: len(text) - 1,
+        ...     longest=lambda level: (level + 1, level),
+        ... )
+        >>> [copy.show(row) for row in real_examples(copy, jax.random.key(0), [1, 2], 2).tokens]
+        ['10=10.', '01=01.']
     """
     count = _checks.positive_int("count", count)
     if isinstance(levels, str) or not len(levels):
@@ -122,28 +97,30 @@ def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count
     # The prompts' width is that of the hardest level, whether or not it was drawn.
     chosen[0] = max(levels)
     tasks = problem.draw(task_key, chosen)
-    return as_examples(tasks, problem.solve(tasks), np.ones(count))
+    return as_examples(tasks, problem.answer(tasks), np.ones(count))
 
 
-def published_shares(base_levels: int, floor: float = 0.0):
-    """The published mixture: half of the newest round; of the rest, the real data weighs as much as
-    it has levels, and each older round as one.
+def published_mixture(
+    base_levels: int, floor: float = 0.0
+) -> Callable[[Sequence[bool]], np.ndarray]:
+    """The published mixture: half from the newest round; of the other half, real data has as many
+    shares as it has levels, and each earlier round has one.
 
     Args:
         base_levels: levels of the real data.
         floor: least share of the real data, in [0, 1].
 
     Returns:
-        ``shares(kept) -> [2 + rounds]``: of real data, of each past round and of the new one; none
-        of a round of which nothing was kept (``kept``, bools of each past one and the new one).
+        ``mixture(kept) -> [2 + past]``: the shares of real data, of each past round and of the new
+        one. ``kept`` says of each past round, and of the new one, whether it has examples.
 
     Raises:
-        ArgumentError: if ``floor`` isn't in [0, 1].
+        ArgumentError: ``floor`` isn't in [0, 1].
 
     Example:
-        >>> published_shares(8)([True, False, True]).round(3).tolist()
+        >>> published_mixture(8)([True, False, True]).round(3).tolist()
         [0.444, 0.056, 0.0, 0.5]
-        >>> published_shares(8)([False]).tolist()  # nothing new
+        >>> published_mixture(8)([False]).tolist()  # nothing new
         [1.0, 0.0]
 
     Source: Lee et al. 2025 (arXiv 2502.01612), appendix.
@@ -151,35 +128,51 @@ def published_shares(base_levels: int, floor: float = 0.0):
     base_levels = _checks.positive_int("base_levels", base_levels)
     floor = _checks.between("floor", floor, 0, 1)
 
-    def shares(kept: Sequence[bool]) -> np.ndarray:
+    def mixture(kept: Sequence[bool]) -> np.ndarray:
         weights = np.array([base_levels, *kept[:-1]], np.float64)
         new = 0.5 * kept[-1]
-        found = np.append((1 - new) * weights / weights.sum(), new)
-        if found[0] < floor:
-            found[1:] *= (1 - floor) / found[1:].sum()
-            found[0] = floor
-        return found
+        shares = np.append((1 - new) * weights / weights.sum(), new)
+        if shares[0] < floor:
+            shares[1:] *= (1 - floor) / shares[1:].sum()
+            shares[0] = floor
+        return shares
 
-    return shares
+    return mixture
 
 
-def rows_of(
-    data: Data, shares: np.ndarray, seed: jax.Array, *, rows: int, length: int, prompt_share: float
+def pack_mixture(
+    data: TrainingData,
+    shares: np.ndarray,
+    key: jax.Array,
+    *,
+    rows: int,
+    length: int,
+    prompt_share: float = 0.0,
 ) -> lm.TokenBatch:
-    """Packed rows to train on, drawn from a mixture.
+    """Draws texts from a mixture and packs them into rows. Runs on the host.
 
     Args:
         data: what there is.
-        shares: of texts, as ``published_shares`` gives them.
-        seed: a random key.
-        rows: how many.
+        shares: of the texts, as ``published_mixture`` gives them.
+        key: a random key.
+        rows: how many rows.
         length: tokens that a model reads of a row.
-        prompt_share: share of the texts whose prompts are learned too, which a proposer must have.
+        prompt_share: share of the texts whose prompts are targets too, as a model that proposes
+            tasks needs.
 
     Returns:
         A ``TokenBatch`` ``[rows, length + 1]``, in random order; shapes don't depend on the data.
+
+    Example:
+        >>> text = np.array([[4, 5, 1]])
+        >>> real = Examples(text, np.array([1]), np.array([3]), np.ones(1))
+        >>> rows = pack_mixture(
+        ...     real_only(real), np.array([1.0, 0.0]), jax.random.key(0), rows=1, length=5
+        ... )
+        >>> rows.tokens.tolist(), rows.mask.astype(int).tolist()
+        ([[4, 5, 1, 4, 5, 1]], [[0, 1, 1, 0, 1, 1]])
     """
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(seed)).tolist())
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     sources = [data.real, *data.past, data.new]
     mean = sum(
         share * float(np.average(source.lengths, weights=source.weights))
@@ -191,19 +184,17 @@ def rows_of(
     for number, source in zip(rng.multinomial(count, shares), sources, strict=True):
         if number:
             chance = source.weights.astype(np.float64)
-            chosen = rng.choice(len(chance), number, p=chance / chance.sum())
-            for row in chosen:
+            for row in rng.choice(len(chance), number, p=chance / chance.sum()):
                 size = int(source.lengths[row])
                 texts.append(source.tokens[row, :size])
-                is_learned = prompt_share > 0 and rng.random() < prompt_share
-                learned = 0 if is_learned else source.prompt[row]
-                masks.append(np.arange(size) >= learned)
+                with_prompt = prompt_share > 0 and rng.random() < prompt_share
+                masks.append(np.arange(size) >= (0 if with_prompt else source.prompt[row]))
     order = rng.permutation(len(texts))
     parts = []
     # In parts, since packing takes the square of their number.
     for start in range(0, len(order), 2048):
-        own = order[start : start + 2048]
-        parts.append(lm.pack([texts[i] for i in own], length, masks=[masks[i] for i in own]))
+        part = order[start : start + 2048]
+        parts.append(lm.pack([texts[i] for i in part], length, masks=[masks[i] for i in part]))
     packed = lm.TokenBatch(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
     chosen = np.resize(rng.permutation(len(packed.tokens)), rows)
     return lm.TokenBatch(*(leaf[chosen] for leaf in packed))

@@ -1,20 +1,33 @@
-"""Fine-tuning on a mixture: what was kept of a round, the rounds before, and real data."""
+"""Fine-tuning on a mixture of this round's labels, earlier rounds and real data."""
 
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
 from metajax.errors import ArgumentError
-from metajax.evolve.data import Data, rows_of
-from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
+from metajax.evolve._updates import initial_params, scaled, train_state, training
+from metajax.evolve.data import pack_mixture
+from metajax.evolve.types import TrainingData, Update
 from metajax.losses import Apply
 from metajax.trainer import TrainState
-from metajax.types import Metrics, Params
+from metajax.types import Metrics
+
+
+def every_round(schedule: optax.Schedule, steps: int) -> optax.Schedule:
+    """A schedule that starts again after each round of ``steps`` steps.
+
+    Example:
+        >>> rate = every_round(optax.linear_schedule(1.0, 0.0, 4), 4)
+        >>> [float(rate(step)) for step in (0, 2, 4)]
+        [1.0, 0.5, 1.0]
+    """
+    return lambda count: schedule(jnp.asarray(count) % steps)
 
 
 def fine_tune(
@@ -22,7 +35,7 @@ def fine_tune(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    shares: Callable[[Any], np.ndarray],
+    mixture: Callable[[Any], np.ndarray],
     rows: int = 32,
     row_length: int = 96,
     micro_batches: int = 8,
@@ -32,26 +45,27 @@ def fine_tune(
     start: Literal["current", "base"] = "current",
     mesh: Mesh | None = None,
 ) -> Update:
-    """Trains on the mixture of real data, earlier rounds and what was kept of this one.
+    """Supervised training on a mixture of real data, earlier rounds and this round's labels.
 
-    Texts are packed into rows; what has a higher weight is drawn more often.
+    Texts are drawn in proportion to their weights and packed into rows.
 
     Args:
-        apply: ``apply(params, tokens, segment_ids=...)`` returns logits; as for
+        apply: ``apply(params, tokens, segment_ids=...)`` returns logits, as for
             ``lm.next_token_loss``.
-        optimizer: any Optax transformation; its state goes on from round to round. A schedule sees
-            the steps of all accepted rounds; see ``every_round``.
+        optimizer: any Optax transformation. Its state goes on from round to round, and its schedule
+            counts the steps of all accepted rounds; see ``every_round``.
         steps: updates a round.
-        shares: the mixture, such as ``published_shares(8)``.
+        mixture: such as ``published_mixture(8)``.
         rows: rows in an update.
-        row_length: tokens that the model reads of a row, at least; as many as the longest text has,
-            rounded up to a multiple, if that is more.
-        micro_batches: how many parts of an update's rows are computed one after another.
+        row_length: tokens that the model reads of a row. If the longest text has more, rows are as
+            long as that, rounded up to a multiple of 32.
+        micro_batches: number of parts of an update that are computed one after another.
         pool: rows that a round draws from.
-        prompt_share: share of the texts whose prompts are learned too, as ``written_by_model``
-            needs; in [0, 1]. A random prompt can't be predicted: many of them are much noise.
+        prompt_share: share of the texts whose prompts are targets too, in [0, 1]; a model that
+            proposes tasks needs some. Random prompts can't be predicted, so many of them are noise.
         trainable: which leaves learn, such as ``metajax.lm.lora.is_factor``; all if None.
-        start: ``"base"`` starts each round from the parameters that ``init`` got, as STaR does.
+        start: ``"base"`` starts each round from the parameters that ``init`` got, with a fresh
+            optimizer, as STaR does. These parameters are kept in the optimizer's state.
         mesh: devices that share the micro-batches.
 
     Raises:
@@ -61,48 +75,54 @@ def fine_tune(
     Source: Lee et al. 2025 (arXiv 2502.01612); Zelikman et al. 2022 (arXiv 2203.14465) for
     ``start="base"``.
     """
-    steps = _checks.positive_int("steps", steps)
-    for name, value in (("rows", rows), ("row_length", row_length), ("pool", pool)):
+    for name, value in (
+        ("steps", steps),
+        ("rows", rows),
+        ("row_length", row_length),
+        ("pool", pool),
+        ("micro_batches", micro_batches),
+    ):
         _checks.positive_int(name, value)
-    if rows % _checks.positive_int("micro_batches", micro_batches):
+    if rows % micro_batches:
         raise ArgumentError(
             f"rows must be a multiple of micro_batches={micro_batches}, got {rows}."
         )
-    prompt_share = _checks.between("prompt_share", prompt_share, 0, 1)
-    _checks.function("shares", shares, "of which rounds kept something")
+    _checks.between("prompt_share", prompt_share, 0, 1)
     _checks.one_of("start", start, ("current", "base"))
-    draw = lambda data, key: lm.as_episodes(lm.row_sampler(data, batch=rows // micro_batches))(key)
-    trainer_of = trainers(
+    from_base = start == "base"
+    optimizer = scaled(optimizer, trainable, keep_initial=from_base)
+    batch = rows // micro_batches
+    train = training(
         lm.supervised(lm.next_token_loss(apply)),
-        scaled(optimizer, trainable),
+        optimizer,
+        lambda data, key: lm.as_episodes(lm.row_sampler(data, batch=batch))(key),
+        steps=steps,
         meta_batch=micro_batches,
         mesh=mesh,
     )
-    base: dict[str, Params] = {}
-
-    def init(params: Params, key: jax.Array) -> TrainState:
-        base["params"] = params
-        return init_state(scaled(optimizer, trainable), params, key)
 
     def update(
-        state: TrainState, data: Data, key: jax.Array, scale: float = 1.0
+        state: TrainState, data: TrainingData, key: jax.Array, scale: float = 1.0
     ) -> tuple[TrainState, Metrics, int]:
         kept = [bool(part.weights.any()) for part in (*data.past, data.new)]
         longest = max(
             int(part.lengths[part.weights > 0].max())
-            for part, there in zip((data.real, *data.past, data.new), [True, *kept], strict=True)
-            if there
+            for part, has_any in zip((data.real, *data.past, data.new), [True, *kept], strict=True)
+            if has_any
         )
         length = max(row_length, -(-(longest - 1) // 32) * 32)
-        batch = rows_of(
-            data, shares(kept), key, rows=pool, length=length, prompt_share=prompt_share
+        packed = pack_mixture(
+            data, mixture(kept), key, rows=pool, length=length, prompt_share=prompt_share
         )
-        real = float((batch.segment_ids != 0).mean())
-        if start == "base":
-            state = init(base["params"], state.key)._replace(step=state.step)
-        sample = jax.tree_util.Partial(draw, batch)
-        trainer = trainer_of(sample)
-        state, metrics = trainer.run(to_train(state, scale, mesh), steps, sample=sample)
-        return state, metrics, round(steps * rows * (length + 1) * real)
+        if from_base:
+            fresh = train_state(optimizer, initial_params(state), state.key)
+            state = fresh._replace(step=state.step)
+        state, metrics = train(state, packed, scale)
+        filled = float((packed.segment_ids != 0).mean())
+        return state, metrics, round(steps * rows * (length + 1) * filled)
 
-    return Update(f"fine-tuning from the {start} parameters", init, update)
+    return Update(
+        f"fine-tuning from the {start} parameters",
+        lambda params, key: train_state(optimizer, params, key),
+        update,
+    )

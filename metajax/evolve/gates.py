@@ -1,4 +1,4 @@
-"""Whether θ_{t+1} takes the place of θ_t: held-out tasks, and a test that says how sure it is."""
+"""Whether θ_{t+1} replaces θ_t: held-out tasks, and a test with a stated confidence."""
 
 import math
 import statistics
@@ -10,10 +10,9 @@ import numpy as np
 
 from metajax import _checks
 from metajax.errors import ArgumentError
+from metajax.evolve.completions import chosen_completions, is_correct
 from metajax.evolve.proposers import fingerprints
-from metajax.evolve.solve import chosen
-from metajax.evolve.types import Answers, Attempts, Problem, Solver, Tasks, Verifier
-from metajax.evolve.verifiers import is_right
+from metajax.evolve.types import Answers, Completions, Problem, Solver, Tasks, Verifier
 from metajax.types import Params
 
 
@@ -22,8 +21,8 @@ class HeldOut(NamedTuple):
 
     Attributes:
         known: tasks of the real data's levels.
-        answers: their right answers: real data, no oracle; not looked at where a verifier checks.
-        frontier: tasks of the levels of the newest rounds, to which nobody knows the answers.
+        answers: their right answers, from real data; not used with a verifier that knows them.
+        frontier: tasks of the newest rounds' levels, without answers.
     """
 
     known: Tasks
@@ -32,11 +31,11 @@ class HeldOut(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What the gate says.
+    """What the gate decides.
 
     Attributes:
         accepted: whether θ_{t+1} is taken.
-        before: θ_t's mean score of each group of held-out tasks.
+        before: θ_t's mean score on each group of held-out tasks.
         after: θ_{t+1}'s.
         lowest: for each group the lower bound of after − before, at the stated confidence.
         reason: in words.
@@ -53,7 +52,7 @@ Gate = Callable[[Params, Params, jax.Array, HeldOut], Decision]
 """``gate(old, new, key, held_out) -> Decision``."""
 
 
-def no_worse(
+def non_inferior(
     solve: Solver,
     verifier: Verifier,
     *,
@@ -61,65 +60,58 @@ def no_worse(
     margin: float = 0.05,
     confidence: float = 0.95,
 ) -> Gate:
-    """Accepts what is, with confidence, not worse than before by more than a margin.
+    """A non-inferiority test: accepts θ_{t+1} if it is, with confidence, worse than θ_t by no more
+    than a margin.
 
-    Two groups of tasks are scored, each task 0 or 1. Of the known ones, whether the answer is
-    right. Of the frontier, to which nobody knows the answers: whether the answer would be trusted,
-    and is, where θ_t's own answer was trusted, the same as that. What θ_t could be trusted on it
-    has labelled; θ_{t+1} that answers otherwise has learned something else than that.
+    Each held-out task scores 0 or 1. A known task scores 1 if the answer is right. A frontier task,
+    to which nobody knows the answer, scores 1 if the answer is trusted and, where θ_t's answer was
+    trusted, equal to it. θ_t labelled the new data; a model that answers otherwise where θ_t was
+    sure has learned something else.
 
-    A verifier that knows right answers (``uses_oracle``), such as an interpreter that checks them,
-    scores both groups by itself: ``held_out.answers`` isn't looked at then, and of several right
-    answers any will do.
+    A verifier that knows right answers (``uses_oracle``) scores both groups by itself; any of
+    several right answers will do.
 
-    The score's mean difference, task by task, has a standard error; accepted is where the lower
-    bound of its one-sided interval is above −margin in both groups. So a held-out set too small to
-    tell refuses.
+    The mean difference of the scores, task by task, has a standard error. θ_{t+1} is accepted if
+    the lower bound of the one-sided interval is above −margin in both groups. So a held-out set
+    that is too small refuses.
 
     Args:
-        solve: how answers are found.
-        verifier: what is trusted on the frontier.
-        known: how answers to known tasks are found, of which the first is looked at: ``solve`` if
-            None, which may give more of them than are needed.
-        margin: what may be lost, in (0, 1).
+        solve: answers the tasks.
+        verifier: decides what is trusted on the frontier.
+        known: answers the known tasks, of which the first completion counts; ``solve`` if None.
+        margin: acceptable loss, in (0, 1).
         confidence: of the bound, in (0.5, 1).
 
     Raises:
-        ArgumentError: an argument is out of its bounds; from the gate, a group without tasks.
+        ArgumentError: an argument is out of its bounds; from the gate, a group with fewer than two
+            tasks.
 
     Example:
-        >>> from metajax.evolve import verifiers
-        >>> gate = no_worse(None, verifiers.everything(), margin=0.05, confidence=0.95)
+        >>> from metajax.evolve import keep_all
+        >>> gate = non_inferior(None, keep_all(), margin=0.05, confidence=0.95)
     """
-    margin = _checks.between("margin", margin, 0, 1, ends="()")
-    confidence = _checks.between("confidence", confidence, 0.5, 1, ends="()")
+    _checks.between("margin", margin, 0, 1, ends="()")
+    _checks.between("confidence", confidence, 0.5, 1, ends="()")
     quantile = statistics.NormalDist().inv_cdf(confidence)
-    solve_known = known or solve
 
     def gate(old: Params, new: Params, key: jax.Array, held_out: HeldOut, /) -> Decision:
-        groups = {"known": (solve_known, held_out.known), "frontier": (solve, held_out.frontier)}
-        for name, (_, tasks) in groups.items():
+        groups = {"known": (known or solve, held_out.known), "frontier": (solve, held_out.frontier)}
+        found = {}
+        for name, (answer, tasks) in groups.items():
             if len(tasks.lengths) < 2:
                 raise ArgumentError(
                     f"held_out.{name} must have at least 2 tasks, got {len(tasks.lengths)}: a gate "
                     "without held-out tasks can't tell."
                 )
-        found = {
-            name: [(tasks, answer(params, key, tasks)) for params in (old, new)]
-            for name, (answer, tasks) in groups.items()
-        }
+            found[name] = [(tasks, answer(params, key, tasks)) for params in (old, new)]
+        trusted = lambda name: [_trusted(verifier, *each) for each in found[name]]
         if verifier.uses_oracle:
-            scores = {
-                name: [_trusted(verifier, *own)[0].astype(float) for own in group]
-                for name, group in found.items()
-            }
+            scores = {name: [kept.astype(float) for kept, _ in trusted(name)] for name in found}
         else:
-            answers = held_out.answers
+            right = [is_correct(each, held_out.answers)[:, 0] for _, each in found["known"]]
             scores = {
-                "known": [np.asarray(is_right(a, answers)[:, 0], float) for _, a in found["known"]],
-                "frontier": _trusted_alike(
-                    *(_trusted(verifier, *own) for own in found["frontier"])
-                ),
+                "known": [np.asarray(each, float) for each in right],
+                "frontier": _trusted_and_unchanged(*trusted("frontier")),
             }
         before, after, lowest = {}, {}, {}
         for name, (first, second) in scores.items():
@@ -139,17 +131,17 @@ def no_worse(
     return gate
 
 
-def always() -> Gate:
+def accept_all() -> Gate:
     """Accepts everything, for comparison.
 
     Example:
-        >>> always()(None, None, None, None).accepted
+        >>> accept_all()(None, None, None, None).accepted
         True
     """
     return lambda old, new, key, held_out, /: Decision(True, {}, {}, {}, "no gate")
 
 
-def held_out_of(
+def held_out_tasks(
     problem: Problem,
     key: jax.Array,
     *,
@@ -160,23 +152,16 @@ def held_out_of(
     """Random held-out tasks; those of a level are the same whatever the range.
 
     Args:
-        problem: what draws them.
-        key: of the held-out tasks; not that of the proposers.
+        problem: draws the tasks, and answers the known ones.
+        key: another one than the proposers'.
         known: levels of the real data.
         frontier: levels of the newest rounds.
-        each: tasks of a frontier level, and of all known levels together.
+        each: tasks of each frontier level, and of all known levels together.
 
     Raises:
-        ArgumentError: if ``each`` isn't a positive integer.
-
-    Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> held_out = held_out_of(digits("copy"), jax.random.key(0), known=range(1, 5),
-        ...     frontier=range(9, 11), each=8)
-        >>> held_out.known.lengths.shape, held_out.frontier.lengths.shape
-        ((8,), (16,))
+        ArgumentError: ``each`` isn't a positive integer, or there are no levels.
     """
-    each = _checks.positive_int("each", each)
+    _checks.positive_int("each", each)
     for name, levels in (("known", known), ("frontier", frontier)):
         if not len(levels):
             raise ArgumentError(f"{name} must hold at least one level, got {levels!r}.")
@@ -185,17 +170,17 @@ def held_out_of(
     parts = [
         problem.draw(jax.random.fold_in(key, level), np.full(each, level)) for level in frontier
     ]
-    return HeldOut(tasks, problem.solve(tasks), joined(parts))
+    return HeldOut(tasks, problem.answer(tasks), concatenate_tasks(parts))
 
 
-def joined(parts: list[Tasks]) -> Tasks:
-    """Tasks of several lists in one, as wide as the widest.
+def concatenate_tasks(parts: list[Tasks]) -> Tasks:
+    """Joins tasks of different widths; the prompts are padded to the widest.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> parts = [digits("copy").draw(jax.random.key(0), [level]) for level in (2, 9)]
-        >>> joined(parts).prompts.shape
-        (2, 16)
+        >>> one = Tasks(np.array([[7]]), np.array([1]), np.array([1]), np.array([True]))
+        >>> two = one._replace(prompts=np.array([[8, 9]]), lengths=np.array([2]))
+        >>> concatenate_tasks([one, two]).prompts.tolist()
+        [[0, 7], [8, 9]]
     """
     width = max(part.prompts.shape[1] for part in parts)
     wide = [
@@ -205,20 +190,30 @@ def joined(parts: list[Tasks]) -> Tasks:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *wide)
 
 
-def held_out_marks(held_out: HeldOut) -> np.ndarray:
-    """``fingerprints`` of all prompts of a held-out set."""
+def held_out_fingerprints(held_out: HeldOut) -> np.ndarray:
+    """``fingerprints`` of all held-out prompts.
+
+    Example:
+        >>> tasks = Tasks(np.array([[5, 7]]), np.array([2]), None, None)
+        >>> held_out_fingerprints(HeldOut(tasks, None, tasks)).shape
+        (2,)
+    """
     return np.concatenate([fingerprints(held_out.known), fingerprints(held_out.frontier)])
 
 
-def _trusted(verifier: Verifier, tasks: Tasks, attempts: Attempts) -> tuple[np.ndarray, Attempts]:
-    verdict = verifier.verify(tasks, attempts)
-    return np.asarray(verdict.weight) > 0, jax.device_get(chosen(attempts, verdict.choice))
+def _trusted(
+    verifier: Verifier, tasks: Tasks, completions: Completions
+) -> tuple[np.ndarray, Completions]:
+    """Which tasks' labels are trusted ``[n]``, and the labels."""
+    verdict = verifier.verify(tasks, completions)
+    labels = jax.device_get(chosen_completions(completions, verdict.choice))
+    return np.asarray(verdict.weight) > 0, labels
 
 
-def _trusted_alike(
-    old: tuple[np.ndarray, Attempts], new: tuple[np.ndarray, Attempts]
+def _trusted_and_unchanged(
+    old: tuple[np.ndarray, Completions], new: tuple[np.ndarray, Completions]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the frontier's tasks before and after; see ``no_worse``."""
+    """Scores of the frontier's tasks before and after; see ``non_inferior``."""
     (before, was), (after, now) = old, new
     same = (was.tokens == now.tokens).all(axis=(1, 2)) & (was.lengths == now.lengths)[:, 0]
     return before.astype(float), (after & (same | ~before)).astype(float)

@@ -1,8 +1,7 @@
-"""A step of meta-learning on tasks that the model proposed itself.
+"""Meta-learning on tasks that the model proposed itself.
 
-A round's examples of one group, such as one level, are a task: some are a support set that the
-learner adapts to, others the query set that is scored after it. So the model learns to learn from
-what it proposed.
+The examples of a round that belong together, such as those of one level, are a task: the learner
+adapts to some, the support set, and is scored on others, the query set.
 """
 
 from collections.abc import Callable
@@ -15,21 +14,20 @@ import optax
 from jax.sharding import Mesh
 
 from metajax import _checks, lm, trees
-from metajax.evolve.data import Data, round_of
-from metajax.evolve.types import Examples, Tasks
-from metajax.evolve.updates import Update, init_state, scaled, to_train, trainers
+from metajax.evolve._updates import rollouts_of, scaled, train_state, training
+from metajax.evolve.types import Examples, Tasks, TrainingData, Update
 from metajax.learners.base import Learner
 from metajax.trainer import TrainState
 from metajax.types import Episode, Metrics
 
 
-class Grouped(NamedTuple):
-    """Examples of which those of a group make a task.
+class _Grouped(NamedTuple):
+    """Examples; those of one group make a task.
 
     Attributes:
         texts: a ``lm.TokenBatch``, a text a row.
         group: integers ``[n]``.
-        weights: ``[n]``, how often each is drawn.
+        weights: how often each is drawn, ``[n]``.
     """
 
     texts: lm.TokenBatch
@@ -50,8 +48,7 @@ def meta_step(
     trainable: trees.Trainable = None,
     mesh: Mesh | None = None,
 ) -> Update:
-    """Meta-trains on self-proposed episodes: propose a support set, ``adapt`` on it, score the
-    query.
+    """Meta-trains on the model's own examples: adapt to a support set, score the query set.
 
     Args:
         learner: such as ``metajax.maml(lm.next_token_loss(apply), optax.sgd(0.1), steps=1)``, whose
@@ -61,8 +58,9 @@ def meta_step(
         support: texts that are adapted to.
         query: texts that are scored.
         meta_batch: tasks in a meta-step.
-        real_share: share of tasks made of real data, in (0, 1).
-        group_of: which of a round's tasks belong together, integers ``[n]``.
+        real_share: share of the tasks that are made of real data, in (0, 1).
+        group_of: which of a round's tasks belong together, integers ``[n]``. Real data is grouped
+            by length.
         trainable: which leaves the outer optimizer moves.
         mesh: devices that share the tasks.
 
@@ -70,20 +68,20 @@ def meta_step(
         ArgumentError: an argument is out of its bounds.
 
     Source: Finn et al. 2017 (arXiv 1703.03400) for the step; Zweiger et al. 2025, "SEAL"
-    (arXiv 2506.10943), for a model that is scored after it has learned from what it wrote.
+    (arXiv 2506.10943), for scoring a model after it has learned from what it wrote.
     """
     for name, value in (("steps", steps), ("support", support), ("query", query)):
         _checks.positive_int(name, value)
-    real_share = _checks.between("real_share", real_share, 0, 1, ends="()")
-    full = scaled(optimizer, trainable)
+    _checks.between("real_share", real_share, 0, 1, ends="()")
+    optimizer = scaled(optimizer, trainable)
 
-    def draw(data: Grouped, key: jax.Array) -> Episode:
-        first_key, own_key = jax.random.split(key)
+    def draw(data: _Grouped, key: jax.Array) -> Episode:
+        group_key, row_key = jax.random.split(key)
         chance = jnp.log(data.weights)
-        group = data.group[jax.random.categorical(first_key, chance)]
+        group = data.group[jax.random.categorical(group_key, chance)]
         # The largest of noisy log-weights: rows without replacement.
         noisy = jnp.where(data.group == group, chance, -jnp.inf)
-        noisy = noisy + jax.random.gumbel(own_key, noisy.shape)
+        noisy = noisy + jax.random.gumbel(row_key, noisy.shape)
         scores, rows = jax.lax.top_k(noisy, support + query)
         texts = jax.tree.map(lambda leaf: leaf[rows], data.texts)
         # A group with fewer texts fills the rest with rows that count for nothing.
@@ -91,44 +89,41 @@ def meta_step(
         take = lambda part: jax.tree.map(lambda leaf: leaf[part], texts)
         return Episode(take(slice(0, support)), take(slice(support, None)))
 
-    trainer_of = trainers(learner, full, meta_batch=meta_batch, mesh=mesh)
+    train = training(learner, optimizer, draw, steps=steps, meta_batch=meta_batch, mesh=mesh)
 
     def update(
-        state: TrainState, data: Data, key: jax.Array, scale: float = 1.0
+        state: TrainState, data: TrainingData, key: jax.Array, scale: float = 1.0
     ) -> tuple[TrainState, Metrics, int]:
-        del key  # the state's own decides what is drawn
-        grouped = grouped_of(
-            data, np.asarray(group_of(round_of(data, "meta_step").tasks)), real_share
-        )
-        sample = jax.tree_util.Partial(draw, grouped)
-        trainer = trainer_of(sample)
-        state, metrics = trainer.run(to_train(state, scale, mesh), steps, sample=sample)
+        del key  # the state's key decides what is drawn
+        groups = np.asarray(group_of(rollouts_of(data, "meta_step").tasks))
+        grouped = _grouped(data, groups, real_share)
+        state, metrics = train(state, grouped, scale)
         lengths = np.concatenate([data.new.lengths, data.real.lengths])
         tokens = meta_batch * (support + query) * np.average(lengths, weights=grouped.weights)
         return state, metrics, round(steps * tokens)
 
-    return Update("meta-learning on own episodes", lambda p, key: init_state(full, p, key), update)
+    return Update(
+        "meta-learning on its own examples",
+        lambda params, key: train_state(optimizer, params, key),
+        update,
+    )
 
 
-def grouped_of(data: Data, group: np.ndarray, real_share: float) -> Grouped:
-    """A round's examples and real ones; real ones are grouped by their length."""
+def _grouped(data: TrainingData, group: np.ndarray, real_share: float) -> _Grouped:
+    """A round's examples, and real ones grouped by their length."""
     new, real = data.new, data.real
     width = max(new.tokens.shape[1], real.tokens.shape[1])
-    share = 1 - real_share if new.weights.any() else 0.0
+    new_share = 1 - real_share if new.weights.any() else 0.0
     chances = [
-        s * part.weights / max(part.weights.sum(), 1e-9)
-        for s, part in ((share, new), (1 - share, real))
+        share * part.weights / max(part.weights.sum(), 1e-9)
+        for share, part in ((new_share, new), (1 - new_share, real))
     ]
-    parts = [_texts(part, width) for part in (new, real)]
-    texts = lm.TokenBatch(
-        *(
-            None if leaves[0] is None else np.concatenate(leaves)
-            for leaves in zip(*parts, strict=True)
-        )
+    texts = jax.tree.map(
+        lambda *leaves: np.concatenate(leaves), *(_texts(part, width) for part in (new, real))
     )
-    # Below zero, so that no group has both.
+    # Real groups are negative, so that none has both.
     groups = np.concatenate([group, -1 - real.lengths])
-    return Grouped(texts, groups.astype(np.int32), np.concatenate(chances).astype(np.float32))
+    return _Grouped(texts, groups.astype(np.int32), np.concatenate(chances).astype(np.float32))
 
 
 def _texts(examples: Examples, width: int) -> lm.TokenBatch:

@@ -12,45 +12,30 @@ from metajax.evolve.curricula import Curriculum
 from metajax.evolve.gates import Decision, Gate, HeldOut
 from metajax.evolve.types import (
     Answers,
-    Attempts,
+    Completions,
     Examples,
     Levels,
     Proposer,
     Solver,
     Tasks,
+    Update,
     Verifier,
 )
-from metajax.evolve.updates import Update
 from metajax.trainer import TrainState
 from metajax.types import Params
 
 
-class Memory(NamedTuple):
-    """The examples of all rounds, in arrays whose size is fixed from the start.
-
-    Attributes:
-        tokens: ``[rounds, n, width]``, int16 or int32.
-        prompt: ``[rounds, n]``.
-        lengths: ``[rounds, n]``.
-        weights: ``[rounds, n]``; 0 of rounds that were refused, or are still to come.
-    """
-
-    tokens: np.ndarray
-    prompt: np.ndarray
-    lengths: np.ndarray
-    weights: np.ndarray
-
-
 class EvolveState(NamedTuple):
-    """All that the loop needs to go on, as arrays, so that it can be a checkpoint.
+    """All that the loop needs to go on, as arrays, so that a checkpoint can hold it.
 
     Attributes:
-        train: θ_t and its optimizer.
-        key: the loop's random key; a round's are folded from it and the round's number.
-        round: rounds that are over, int32 scalar.
+        train: θ_t, its optimizer's state, and what the update keeps beside it.
+        key: the loop's random key; a round's keys are folded from it and the round's number.
+        round: number of rounds that are over, int32 scalar.
         levels: first and last level of the next round, int32 ``[2]``.
-        refusals: rounds in a row that brought nothing, int32 scalar.
-        memory: what was learned from.
+        refusals: rounds in a row that were not accepted, int32 scalar.
+        replay: the examples of all rounds, ``[rounds, n, ...]``: tokens as int16 or int32, and
+            weights of 0 for rounds that were refused or are still to come.
     """
 
     train: TrainState
@@ -58,26 +43,24 @@ class EvolveState(NamedTuple):
     round: jax.Array
     levels: jax.Array
     refusals: jax.Array
-    memory: Memory
+    replay: Examples
 
 
-class Parts(NamedTuple):
-    """What the loop is made of; each part can be another.
+class EvolveConfig(NamedTuple):
+    """The parts of the loop; each can be replaced.
 
     Attributes:
-        propose: poses tasks.
+        propose: proposes tasks.
         solve: answers them.
-        verifier: says what can be trusted.
+        verifier: decides which answers are trusted.
         update: f.
         gate: decides between θ_t and θ_{t+1}.
-        curriculum: how hard tasks are.
+        curriculum: sets the levels.
         real: ``real(key) -> Examples``, real data for a round.
-        held_out: ``held_out(levels) -> HeldOut``, always the same tasks for the same levels. Of a
-            level's frontier those of that very level, where there are any, tell the curriculum what
-            its yield is.
-        oracle: ``oracle(tasks) -> Answers``, for the report alone; None where nobody knows.
-        tamper: ``tamper(round, attempts) -> attempts``, what happens to answers before they are
-            verified, for experiments with damaged labels; None for nothing.
+        held_out: ``held_out(levels) -> HeldOut``, always the same tasks for the same levels.
+        oracle: ``oracle(tasks) -> Answers``, for the report alone; None if nobody knows.
+        corrupt: ``corrupt(round, completions) -> completions``, applied before the verifier, for
+            experiments with damaged labels; None for nothing.
     """
 
     propose: Proposer
@@ -89,7 +72,7 @@ class Parts(NamedTuple):
     real: Callable[[jax.Array], Examples]
     held_out: Callable[[Levels], HeldOut]
     oracle: Callable[[Tasks], Answers] | None = None
-    tamper: Callable[[int, Attempts], Attempts] | None = None
+    corrupt: Callable[[int, Completions], Completions] | None = None
 
 
 class RoundReport(NamedTuple):
@@ -98,21 +81,21 @@ class RoundReport(NamedTuple):
     Attributes:
         round: its number, from 1 on.
         levels: of its tasks.
-        proposals: how many texts were proposed.
-        valid: share that are tasks.
-        unique: share that are tasks which weren't there yet, in this round or held out.
+        proposals: number of texts that were proposed.
+        valid: share of them that are tasks.
+        unique: share that are tasks, new in this round and not held out.
         agreement: mean agreement of these.
         kept: share of the proposals with a weight above 0.
-        label_accuracy: share of the kept labels that are right, as an oracle says; None without
-            one, or where nothing is kept.
-        raw_accuracy: share of all labels that are right, before the verifier; as above.
-        decision: the gate's; None where nothing was kept, so that nothing was learned.
+        label_accuracy: share of the kept labels that are right, by the oracle; None without one, or
+            if nothing was kept.
+        raw_accuracy: the same of all labels, before the verifier.
+        decision: the gate's; None if nothing was kept, so that nothing was learned.
         accepted: whether θ_{t+1} was taken.
         uses_oracle: whether the verifier knows right answers.
-        metrics: the update's, means over the round's last tenth.
-        tokens: trained on, and generated: ``{"trained": ..., "generated": ...}``.
+        metrics: the update's, means over the last tenth of its steps.
+        tokens: ``{"trained": ..., "generated": ...}``.
         seconds: by part.
-        stopped: why the loop ends here; None where it goes on.
+        stopped: why the loop ends here; None if it goes on.
     """
 
     round: int
@@ -133,8 +116,8 @@ class RoundReport(NamedTuple):
     stopped: str | None = None
 
 
-def start(
-    parts: Parts,
+def init_state(
+    config: EvolveConfig,
     params: Params,
     key: jax.Array,
     *,
@@ -146,33 +129,33 @@ def start(
     """The state before the first round.
 
     Args:
-        parts: the loop's.
-        params: θ_0: the model that has gathered its first knowledge.
+        config: the loop's parts.
+        params: θ_0, a model with some first knowledge.
         key: the random key.
-        rounds: for how many there is room.
+        rounds: rounds that there is room for.
         proposals: tasks a round.
-        longest: tokens of the longest text that is remembered; longer ones aren't learned from.
+        longest: tokens of the longest text in the replay buffer; longer ones aren't learned from.
         vocab_size: number of tokens.
 
     Raises:
         ArgumentError: a number isn't a positive integer.
     """
-    _checks.instance("parts", parts, Parts, "Parts")
     _checks.arrays("params", params, some=True)
-    _checks.key("key", key)
-    vocab_size = _checks.positive_int("vocab_size", vocab_size)
-    for name, value in (("rounds", rounds), ("proposals", proposals), ("longest", longest)):
+    for name, value in (
+        ("rounds", rounds),
+        ("proposals", proposals),
+        ("longest", longest),
+        ("vocab_size", vocab_size),
+    ):
         _checks.positive_int(name, value)
-    train_key, own_key = jax.random.split(key)
+    train_key, loop_key = jax.random.split(key)
     shape = (rounds, proposals)
-    kind = np.int16 if vocab_size < 2**15 else np.int32
-    memory = Memory(
-        np.zeros((*shape, longest), kind),
+    replay = Examples(
+        np.zeros((*shape, longest), np.int16 if vocab_size < 2**15 else np.int32),
         np.zeros(shape, np.int32),
         np.zeros(shape, np.int32),
         np.zeros(shape, np.float32),
     )
     zero = jnp.zeros((), jnp.int32)
-    levels = jnp.array(parts.curriculum.first, jnp.int32)
-    train = parts.update.init(params, train_key)
-    return EvolveState(train, own_key, zero, levels, zero, memory)
+    levels = jnp.array(config.curriculum.first, jnp.int32)
+    return EvolveState(config.update.init(params, train_key), loop_key, zero, levels, zero, replay)

@@ -1,4 +1,4 @@
-"""Text tasks for any tokenizer: plain functions on strings become a ``Problem`` on tokens."""
+"""Text tasks for any tokenizer: functions on strings become a ``Problem`` on tokens."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Problem, Tasks
 from metajax.lm.tokenizers import Tokenizer
 
-ALLOWED_FROM = 1000
+_ALLOWED_FROM = 1000
 """How many prompts ``allowed`` looks at."""
 
 
@@ -31,9 +31,9 @@ def text_problem(
 ) -> Problem:
     """A family of text tasks, given by functions on strings.
 
-    A text is prompt and answer, and the end token. An answer's tokens are those that it has behind
-    its prompt, where the tokenizer doesn't merge the two, and else its own alone. An answer is
-    right if its tokens are: other tokens that spell the same text count as wrong.
+    A text is a prompt, its answer and the end token. The answer is tokenized behind its prompt; if
+    the tokenizer merges the two, it is tokenized alone. An answer is right if its tokens are: other
+    tokens that spell the same text count as wrong.
 
     Args:
         tokenizer: such as ``lm.CharTokenizer`` or ``lm.HFTokenizer``.
@@ -41,26 +41,23 @@ def text_problem(
         write: ``write(rng, level)``: a random prompt of a level, drawn from a NumPy generator.
         answer: ``answer(prompt)``: the right answer. The oracle of the problem.
         read: ``read(text)``: the level of a prompt, from 1 on; None for a text that isn't one.
-        longest: ``longest(level) -> (prompt, answer)``: at most how many tokens each has, without
-            begin and end token. Characters, by ``CharTokenizer``; a subword tokenizer makes hardly
-            more tokens than there are bytes.
-        begin: the token that every prompt begins with; the tokenizer's ``bos_id`` if None, and none
-            where that is None too.
+        longest: ``longest(level) -> (prompt, answer)``: the most tokens that each has, without
+            begin and end token. The number of bytes will do for nearly every tokenizer.
+        begin: the token that every prompt begins with; the tokenizer's ``bos_id`` if None.
         end: the token that every answer ends with; the tokenizer's ``eos_id`` if None.
         vocab_size: the model's number of tokens, where it has more than the tokenizer.
 
     Returns:
-        A ``Problem``. ``draw`` pads prompts to the longest of the levels asked for; ``solve``
-        answers what isn't a task with the end token alone; ``allowed`` has at each place the tokens
-        of ``ALLOWED_FROM`` random prompts, and any where there are none; ``show`` leaves leading
-        zeros out, which are padding. For ``written_by_model`` all prompts of a level must have as
-        many tokens as ``longest`` says.
+        A ``Problem``. ``draw`` pads prompts to the longest of the levels asked for. What isn't a
+        task is answered with the end token alone. ``allowed`` has at each place the tokens of 1,000
+        random prompts, and all tokens where these have ended. ``show`` leaves out leading zeros,
+        which are padding. For ``model_proposer`` all prompts of a level must have as many tokens as
+        ``longest`` says.
 
     Raises:
-        ArgumentError: a token isn't in the vocabulary, or there is no end token; from ``draw``, a
-            level below 1, or functions that contradict each other: a prompt that ``read`` takes for
-            another level or that the tokenizer doesn't keep; and from ``draw`` and ``solve`` a text
-            with more tokens than ``longest`` says, or an answer with the end token in it.
+        ArgumentError: a token isn't in the vocabulary, or there is no end token; from ``draw`` and
+            ``answer``, functions that contradict each other, such as a prompt that ``read`` takes
+            for another level, or a text with more tokens than ``longest`` says.
 
     Example:
         >>> import re
@@ -81,7 +78,7 @@ def text_problem(
         ((2, 7), [6, 7])
         >>> [problem.show(row) for row in tasks.prompts]
         ['<2*86=', '<2*673=']
-        >>> [problem.show(row) for row in problem.solve(tasks).tokens]
+        >>> [problem.show(row) for row in problem.answer(tasks).tokens]
         ['172>', '1346>']
     """
     begin = getattr(tokenizer, "bos_id", None) if begin is None else begin
@@ -105,7 +102,7 @@ def text_problem(
         prompt_length=texts.prompt_length,
         answer_length=texts.answer_length,
         draw=texts.draw,
-        solve=texts.solve,
+        answer=texts.answers,
         read=texts.read,
         allowed=functools.cache(texts.allowed),
         show=texts.show,
@@ -146,18 +143,17 @@ class _Texts:
                 f"write must give a prompt of the level, got {text!r} for level {level}, of which "
                 f"read says {found!r}."
             )
-        own = self.tokenizer.encode(text)
-        kept = self.tokenizer.decode(own)
-        if kept != text or not own:
+        tokens = self.tokenizer.encode(text)
+        kept = self.tokenizer.decode(tokens)
+        if kept != text or not tokens:
             raise ArgumentError(
                 f"write must give prompts that the tokenizer keeps, got {text!r}, which it reads "
                 f"back as {kept!r}."
             )
-        row = own if self.begin is None else [self.begin, *own]
-        self._must_fit("a prompt", text, len(own), level, self.longest(level)[0])
-        return row
+        self._must_fit("a prompt", text, len(tokens), level, self.longest(level)[0])
+        return tokens if self.begin is None else [self.begin, *tokens]
 
-    def solve(self, tasks: Tasks) -> Answers:
+    def answers(self, tasks: Tasks) -> Answers:
         prompts, lengths = np.asarray(tasks.prompts), np.asarray(tasks.lengths)
         read = [self._task(row, length) for row, length in zip(prompts, lengths, strict=True)]
         rows = [[self.end] if task is None else self._answered(*task) for task in read]
@@ -170,12 +166,12 @@ class _Texts:
     def _answered(self, prompt: str, level: int) -> list[int]:
         text = self.answer(prompt)
         before, both = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + text)
-        behind = both[: len(before)] == before
-        own = both[len(before) :] if behind else self.tokenizer.encode(text)
-        if self.end in own:
+        apart = both[: len(before)] == before
+        tokens = both[len(before) :] if apart else self.tokenizer.encode(text)
+        if self.end in tokens:
             raise ArgumentError(f"answer must not have the end token in it, got {text!r}.")
-        self._must_fit("an answer", text, len(own), level, self.longest(level)[1])
-        return [*own, self.end]
+        self._must_fit("an answer", text, len(tokens), level, self.longest(level)[1])
+        return [*tokens, self.end]
 
     def _must_fit(self, what: str, text: str, count: int, level: int, most: int) -> None:
         if count > most:
@@ -195,14 +191,14 @@ class _Texts:
         first = int(self.begin is not None)
         if not first < length <= len(row):
             return None
-        tokens = row[len(row) - length :].tolist()
-        own = tokens[first:]
-        if tokens[:first] != [self.begin][:first] or self._known(own) != own:
+        prompt = row[len(row) - length :].tolist()
+        tokens = prompt[first:]
+        if prompt[:first] != [self.begin][:first] or self._known(tokens) != tokens:
             return None
-        text = self.tokenizer.decode(own)
+        text = self.tokenizer.decode(tokens)
         level = self.level_of(text)
-        # A text is a task in the tokenizer's own spelling alone, so that none is there twice.
-        if level is None or self.tokenizer.encode(text) != own:
+        # A text is a task in the tokenizer's own spelling alone, so that it counts once.
+        if level is None or self.tokenizer.encode(text) != tokens:
             return None
         if level < 1:
             raise ArgumentError(
@@ -211,11 +207,11 @@ class _Texts:
         return text, level
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
-        """Those that the tokenizer has: a model may have more."""
+        """The tokens that the tokenizer has; a model may have more."""
         return [token for token in tokens if 0 <= token < self.tokenizer.vocab_size]
 
     def allowed(self, level: int) -> np.ndarray:
-        tasks = self.draw(jax.random.key(0), np.full(ALLOWED_FROM, level))
+        tasks = self.draw(jax.random.key(0), np.full(_ALLOWED_FROM, level))
         width = tasks.prompts.shape[1]
         mask = np.zeros((width, self.vocab_size), bool)
         rows, places = np.nonzero(np.arange(width) < np.asarray(tasks.lengths)[:, None])
@@ -230,8 +226,8 @@ class _Texts:
         start = int(np.append(np.flatnonzero(row), len(row))[0])
         if self.begin == 0 and start > 0:
             start -= 1
-        own = row[start:].tolist()
-        first = int(own[:1] == [self.begin])  # which may be the end token too
-        if self.end in own[first:]:
-            own = own[: own.index(self.end, first) + 1]
-        return self.tokenizer.decode(self._known(own))
+        text = row[start:].tolist()
+        first = int(text[:1] == [self.begin])  # which may be the end token too
+        if self.end in text[first:]:
+            text = text[: text.index(self.end, first) + 1]
+        return self.tokenizer.decode(self._known(text))

@@ -1,54 +1,59 @@
-"""What of a model's own answers can be trusted, and how such checks are combined.
+"""Which of a model's own answers can be trusted, and how such checks are combined.
 
-A verifier chooses one of a task's attempts as its label, and gives it a weight; nothing is removed,
-so that shapes stay. But for ``exact`` none knows the right answer.
+A verifier chooses one completion of each task as its label and gives it a weight. Nothing is
+removed, so shapes stay. Only ``exact_match`` knows the right answers.
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
-from typing import Any, Literal
+from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.evolve.solve import chosen
-from metajax.evolve.types import Answers, Attempts, Tasks, Verdict, Verifier
+from metajax.evolve.completions import chosen_completions, is_correct
+from metajax.evolve.types import Answers, Completions, Tasks, Verdict, Verifier
 
 
-def everything() -> Verifier:
-    """Trusts the first answer, whatever it is: no filter.
+def keep_all() -> Verifier:
+    """Trusts the first completion, whatever it is.
 
     Example:
-        >>> everything().name
+        >>> keep_all().name
         'everything'
     """
-    return Verifier("everything", jax.jit(lambda tasks, attempts: _of_first(attempts, True)))
+    return Verifier("everything", jax.jit(lambda tasks, completions: _of_first(completions, True)))
 
 
 def must_end() -> Verifier:
-    """The answer has an end token.
+    """Trusts a completion that has an end token.
 
     Example:
         >>> must_end().name
         'must end'
     """
     return Verifier(
-        "must end", jax.jit(lambda tasks, attempts: _of_first(attempts, attempts.ended[:, 0]))
+        "must end",
+        jax.jit(lambda tasks, completions: _of_first(completions, completions.ended[:, 0])),
     )
 
 
 def majority_vote(at_least: float = 0.7) -> Verifier:
-    """The label is what most samples say; trusted where so many of them do.
+    """The label is the most common completion; trusted if enough samples agree.
 
     Args:
-        at_least: share of the samples, in (0, 1]; Lee et al. have 0.7 of five models.
+        at_least: least share of the samples, in (0, 1]; Lee et al. ask for 0.7 of five models.
+
+    Raises:
+        ArgumentError: ``at_least`` isn't in (0, 1].
 
     Example:
         >>> answers = jnp.array([[[4, 0], [3, 1], [4, 0]]])  # one task, three samples
-        >>> attempts = Attempts(answers, 0.0 * answers, jnp.full((1, 3), 2), jnp.ones((1, 3), bool))
-        >>> verdict = majority_vote(0.6).verify(None, attempts)
+        >>> lengths = jnp.full((1, 3), 2)
+        >>> completions = Completions(answers, 0.0 * answers, lengths, lengths > 0)
+        >>> verdict = majority_vote(0.6).verify(None, completions)
         >>> verdict.choice.tolist(), verdict.weight.tolist(), round(float(verdict.agreement[0]), 2)
         ([0], [1.0], 0.67)
 
@@ -57,9 +62,9 @@ def majority_vote(at_least: float = 0.7) -> Verifier:
     _share("at_least", at_least)
 
     @jax.jit
-    def verify(tasks, attempts):
-        same = (attempts.tokens[:, :, None] == attempts.tokens[:, None]).all(axis=-1)
-        same &= attempts.lengths[:, :, None] == attempts.lengths[:, None]
+    def verify(tasks, completions):
+        same = (completions.tokens[:, :, None] == completions.tokens[:, None]).all(axis=-1)
+        same &= completions.lengths[:, :, None] == completions.lengths[:, None]
         votes = same.mean(axis=-1, dtype=jnp.float32)
         agreement = votes.max(axis=-1)
         return Verdict(
@@ -69,19 +74,19 @@ def majority_vote(at_least: float = 0.7) -> Verifier:
     return Verifier(f"at least {at_least:.0%} of the samples agree", verify)
 
 
-def band(low: float, high: float) -> Verifier:
-    """As ``majority_vote``, but trusted where the agreement lies between two bounds: the model
-    sometimes succeeds, and has something to learn.
+def agreement_band(low: float, high: float) -> Verifier:
+    """A majority vote, trusted if the agreement lies between two bounds: where the model sometimes
+    fails there is something to learn.
 
     Args:
         low: the least agreement, in (0, 1].
-        high: the greatest one.
+        high: the greatest agreement.
 
     Raises:
-        ArgumentError: if a bound isn't in (0, 1], or ``low`` is above ``high``.
+        ArgumentError: a bound isn't in (0, 1], or ``low`` is above ``high``.
 
     Example:
-        >>> band(0.3, 0.8).name
+        >>> agreement_band(0.3, 0.8).name
         'agreement from 30% to 80%'
 
     Source: Huang et al. 2025, "R-Zero" (arXiv 2508.05004), which keeps 0.3 to 0.8.
@@ -90,111 +95,89 @@ def band(low: float, high: float) -> Verifier:
         raise ArgumentError(f"low must be at most high, got {low} and {high}.")
     vote = majority_vote(low)
 
-    def verify(tasks, attempts):
-        verdict = vote.verify(tasks, attempts)
+    def verify(tasks, completions):
+        verdict = vote.verify(tasks, completions)
         return verdict._replace(weight=verdict.weight * (verdict.agreement <= high + 1e-6))
 
     return Verifier(f"agreement from {low:.0%} to {high:.0%}", jax.jit(verify))
 
 
-def confident(at_least: float = 0.98, *, of: Literal["minimum", "mean"] = "minimum") -> Verifier:
-    """The model gave each token of its answer so much probability, or the mean token.
+def confident(at_least: float = 0.98) -> Verifier:
+    """Trusts a completion whose least likely token has enough probability under the model.
 
-    The least sure token tells a wrong answer; a mean hides it among many sure ones. The agreement
-    reported is the probability.
+    A mean over tokens would hide the one that betrays a wrong answer. The agreement reported is the
+    probability.
 
     Args:
         at_least: in (0, 1].
-        of: ``"minimum"``, the least likely token; ``"mean"``, the geometric mean of all.
 
     Raises:
-        ArgumentError: if ``at_least`` isn't in (0, 1], or ``of`` is another word.
+        ArgumentError: ``at_least`` isn't in (0, 1].
 
     Example:
         >>> log_probs = jnp.log(jnp.array([[[0.9, 0.5]], [[0.9, 0.8]]]))
-        >>> attempts = Attempts(None, log_probs, jnp.full((2, 1), 2), jnp.ones((2, 1), bool))
-        >>> confident(0.6).verify(None, attempts).weight.tolist()
+        >>> completions = Completions(None, log_probs, jnp.full((2, 1), 2), jnp.ones((2, 1), bool))
+        >>> confident(0.6).verify(None, completions).weight.tolist()
         [0.0, 1.0]
     """
     _share("at_least", at_least)
-    _checks.one_of("of", of, ("minimum", "mean"))
 
     @jax.jit
-    def verify(tasks, attempts):
-        log_probs = attempts.log_probs[:, 0]  # 0, which is certainty, behind the end
-        if of == "minimum":
-            sure = jnp.exp(log_probs.min(axis=-1))
-        else:
-            sure = jnp.exp(log_probs.sum(axis=-1) / jnp.maximum(attempts.lengths[:, 0], 1))
-        return Verdict(
-            jnp.zeros(len(sure), jnp.int32), (sure >= at_least).astype(jnp.float32), sure
-        )
+    def verify(tasks, completions):
+        # Behind the end stands 0, which is certainty.
+        least = jnp.exp(completions.log_probs[:, 0].min(axis=-1))
+        trusted = (least >= at_least).astype(jnp.float32)
+        return Verdict(jnp.zeros(len(least), jnp.int32), trusted, least)
 
-    return Verifier(f"{of} probability at least {at_least}", verify)
-
-
-def expected_length(answer_length: Callable[[Any], Any]) -> Verifier:
-    """The answer is as long as those of its level are known to be.
-
-    Args:
-        answer_length: tokens of an answer of a level, its end token among them; of arrays too.
-
-    Example:
-        >>> expected_length(lambda level: level + 1).name
-        'expected length'
-    """
-
-    def verify(tasks, attempts):
-        right = attempts.lengths[:, 0] == answer_length(jnp.asarray(tasks.levels))
-        return _of_first(attempts, right)
-
-    return Verifier("expected length", jax.jit(verify))
+    return Verifier(f"minimum probability at least {at_least}", verify)
 
 
 def most_common_length() -> Verifier:
-    """The answer is as long as most valid ones of its level; nothing is known of the right length.
+    """Trusts a completion of the most common length among the valid tasks of its level.
 
-    Of lengths that are as common, the shorter one counts.
+    Of equally common lengths the shortest counts.
 
     Example:
         >>> lengths = jnp.array([[3], [3], [2], [5]])
-        >>> attempts = Attempts(jnp.zeros((4, 1, 5)), None, lengths, lengths > 0)
+        >>> completions = Completions(jnp.zeros((4, 1, 5)), None, lengths, lengths > 0)
         >>> tasks = Tasks(None, None, jnp.array([7, 7, 7, 8]), jnp.ones(4, bool))
-        >>> most_common_length().verify(tasks, attempts).weight.tolist()
+        >>> most_common_length().verify(tasks, completions).weight.tolist()
         [1.0, 1.0, 0.0, 1.0]
     """
 
     @jax.jit
-    def verify(tasks, attempts):
-        lengths, levels = attempts.lengths[:, 0], jnp.asarray(tasks.levels)
-        count = attempts.tokens.shape[-1] + 1
-        # A task's own level is compared with every other one: no bound on levels is needed.
-        own = jax.nn.one_hot(lengths, count) * jnp.asarray(tasks.valid)[:, None]
+    def verify(tasks, completions):
+        lengths, levels = completions.lengths[:, 0], jnp.asarray(tasks.levels)
+        count = completions.tokens.shape[-1] + 1
+        votes = jax.nn.one_hot(lengths, count) * jnp.asarray(tasks.valid)[:, None]
         level_of, index = jnp.unique(
             levels, size=len(levels), return_inverse=True, fill_value=levels[0]
         )
-        counts = jax.ops.segment_sum(own, index, num_segments=len(level_of))
-        return _of_first(attempts, lengths == counts.argmax(axis=-1)[index])
+        counts = jax.ops.segment_sum(votes, index, num_segments=len(level_of))
+        return _of_first(completions, lengths == counts.argmax(axis=-1)[index])
 
     return Verifier("most common length", verify)
 
 
-def exact(solve: Callable[[Tasks], Answers]) -> Verifier:
-    """The answer is the right one, by something that knows: a ``Problem``'s ``solve``, a checker.
+def exact_match(answer: Callable[[Tasks], Answers]) -> Verifier:
+    """Trusts the right answer, by an oracle.
 
-    With several samples the label is the first right one, and the agreement their share.
+    The label is the first right sample, and the agreement the share of right samples.
 
     Args:
-        solve: ``solve(tasks) -> Answers``.
+        answer: ``answer(tasks) -> Answers``, such as a ``Problem``'s.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> exact(digits("copy").solve).uses_oracle
-        True
+        >>> verifier = exact_match(lambda tasks: Answers(jnp.array([[4, 1]]), jnp.array([2])))
+        >>> tokens = jnp.array([[[5, 1], [4, 1]]])
+        >>> completions = Completions(tokens, None, jnp.full((1, 2), 2), jnp.ones((1, 2), bool))
+        >>> verdict = verifier.verify(None, completions)
+        >>> verdict.choice.tolist(), verdict.weight.tolist(), verdict.agreement.tolist()
+        ([1], [1.0], [0.5])
     """
 
-    def verify(tasks, attempts):
-        right = is_right(attempts, solve(tasks))
+    def verify(tasks, completions):
+        right = is_correct(completions, answer(tasks))
         agreement = right.mean(axis=-1, dtype=jnp.float32)
         return Verdict(right.argmax(axis=-1), right.any(axis=-1).astype(jnp.float32), agreement)
 
@@ -202,9 +185,9 @@ def exact(solve: Callable[[Tasks], Answers]) -> Verifier:
 
 
 def all_of(first: Verifier, *others: Verifier) -> Verifier:
-    """The first verifier chooses the label, and all weights are multiplied.
+    """Combines verifiers: the first chooses the label, and all weights are multiplied.
 
-    The others see nothing but the chosen answer; the agreement is the first one's.
+    The others see the label alone. The agreement is the first one's.
 
     Args:
         first: such as ``majority_vote``.
@@ -215,9 +198,9 @@ def all_of(first: Verifier, *others: Verifier) -> Verifier:
         'must end, most common length, minimum probability at least 0.98'
     """
 
-    def verify(tasks, attempts):
-        verdict = first.verify(tasks, attempts)
-        label = chosen(attempts, verdict.choice)
+    def verify(tasks, completions):
+        verdict = first.verify(tasks, completions)
+        label = chosen_completions(completions, verdict.choice)
         weights = [other.verify(tasks, label).weight for other in others]
         return verdict._replace(weight=reduce(jnp.multiply, weights, verdict.weight))
 
@@ -229,68 +212,24 @@ def all_of(first: Verifier, *others: Verifier) -> Verifier:
     )
 
 
-def learnable(verifier: Verifier, *, power: Literal["p(1-p)", "1-p"] = "p(1-p)") -> Verifier:
-    """Weighs what another verifier keeps by how much can be learned from it.
+@jax.jit
+def learnability(success: jax.Array) -> jax.Array:
+    """What tasks that succeed with probability p can teach: 1 − p where p > 0, else 0.
 
     Args:
-        verifier: whose agreement is p, such as ``majority_vote`` or ``exact``.
-        power: ``"p(1-p)"``, scaled to at most 1; or ``"1-p"`` where p > 0, Absolute Zero's reward
-            of a proposer.
-
-    Raises:
-        ArgumentError: if ``power`` is another.
+        success: p, ``[n]``.
 
     Example:
-        >>> learnable(majority_vote(0.2)).name
-        'at least 20% of the samples agree, weighed by p(1-p)'
-
-    Source: Zhao et al. 2025, "Absolute Zero" (arXiv 2505.03335), equation 4, for ``"1-p"``.
-    """
-    _checks.one_of("power", power, ("p(1-p)", "1-p"))
-
-    def verify(tasks, attempts):
-        verdict = verifier.verify(tasks, attempts)
-        return verdict._replace(weight=verdict.weight * learnability(verdict.agreement, power))
-
-    return Verifier(f"{verifier.name}, weighed by {power}", verify, verifier.uses_oracle)
-
-
-@partial(jax.jit, static_argnums=1)
-def learnability(agreement: jax.Array, power: str = "p(1-p)") -> jax.Array:
-    """How much is to be learned from a task that succeeds with a probability, in [0, 1].
-
-    Example:
-        >>> learnability(jnp.array([0.0, 0.5, 1.0])).tolist()
-        [0.0, 1.0, 0.0]
-        >>> learnability(jnp.array([0.0, 0.25, 1.0]), "1-p").tolist()
+        >>> learnability(jnp.array([0.0, 0.25, 1.0])).tolist()
         [0.0, 0.75, 0.0]
+
+    Source: Zhao et al. 2025, "Absolute Zero" (arXiv 2505.03335), equation 4.
     """
-    if power == "1-p":
-        return jnp.where(agreement > 0, 1 - agreement, 0)
-    return 4 * agreement * (1 - agreement)
+    return jnp.where(success > 0, 1 - success, 0)
 
 
-@jax.jit
-def is_right(attempts: Attempts, answers: Answers) -> jax.Array:
-    """Which attempts ``[n, samples]`` are the answer, to its end token.
-
-    Example:
-        >>> answers = Answers(jnp.array([[4, 13]]), jnp.array([2]))
-        >>> tokens = jnp.array([[[4, 13, 0], [4, 4, 13]]])
-        >>> attempts = Attempts(tokens, None, jnp.array([[2, 3]]), jnp.ones((1, 2), bool))
-        >>> is_right(attempts, answers).tolist()
-        [[True, False]]
-    """
-    width = max(attempts.tokens.shape[-1], answers.tokens.shape[-1])
-    fill = lambda tokens: jnp.pad(
-        jnp.asarray(tokens), [(0, 0)] * (tokens.ndim - 1) + [(0, width - tokens.shape[-1])]
-    )
-    same = (fill(attempts.tokens) == fill(answers.tokens)[:, None]).all(axis=-1)
-    return same & (attempts.lengths == answers.lengths[:, None])
-
-
-def _of_first(attempts: Attempts, trusted: Any) -> Verdict:
-    count = len(attempts.lengths)
+def _of_first(completions: Completions, trusted: Any) -> Verdict:
+    count = len(completions.lengths)
     weight = jnp.broadcast_to(jnp.asarray(trusted, jnp.float32), (count,))
     return Verdict(jnp.zeros(count, jnp.int32), weight, jnp.ones(count, jnp.float32))
 

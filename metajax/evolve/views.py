@@ -1,9 +1,9 @@
-"""The same task in other words: what a model can be asked twice.
+"""The same task in other words, so that a model's answers can be compared with each other.
 
-A task often has a symmetry that is known without knowing its answer: whatever is done with digits
-as such does the same when they are renamed, and a sum doesn't depend on which operand comes first.
-A model that errs with confidence mostly errs because of what a text looks like, and then not in
-another view of it; so agreement between views tells more than its probabilities do.
+A task often has a symmetry that is known without its answer: copying treats all digits alike, and a
+sum doesn't depend on the order of its operands. A model that is wrong with confidence is mostly
+wrong because of what a text looks like, and then not in another view of it. So agreement between
+views says more than the model's probabilities.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.evolve.types import Attempts, Solver, Tasks
+from metajax.evolve.types import Completions, Solver, Tasks
 from metajax.types import Params
 
 
@@ -23,21 +23,20 @@ class View(NamedTuple):
 
     Attributes:
         name: for reports.
-        ask: ``ask(key, tasks) -> (tasks, memo)``: the tasks in other words, of the same shapes.
-        back: ``back(memo, tokens [n, samples, width]) -> tokens``: answers to these, as answers to
-            the tasks as they were.
+        pose: ``pose(key, tasks) -> (tasks, memo)``: the tasks in other words, of the same shapes.
+        undo: ``undo(memo, tokens [n, samples, width]) -> tokens``: answers to these, as answers to
+            the original tasks.
     """
 
     name: str
-    ask: Callable[[jax.Array, Tasks], tuple[Tasks, Any]]
-    back: Callable[[Any, Any], Any]
+    pose: Callable[[jax.Array, Tasks], tuple[Tasks, Any]]
+    undo: Callable[[Any, Any], Any]
 
 
-def renamed(first: int, count: int) -> View:
-    """Tokens exchanged with each other, by a random permutation for each task.
+def permuted_tokens(first: int, count: int) -> View:
+    """A random permutation of some tokens, another one for each task.
 
-    It is right for tasks in which these tokens are names and nothing more: copying and reversing
-    digits, not adding them.
+    It fits tasks in which these tokens are mere names: copying and reversing digits, not adding.
 
     Args:
         first: the least of the tokens.
@@ -47,16 +46,14 @@ def renamed(first: int, count: int) -> View:
         ArgumentError: ``first`` is negative, or ``count`` less than 2.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
-        >>> tasks, view = digits("copy").draw(jax.random.key(0), [5]), renamed(0, 10)
-        >>> other, memo = view.ask(jax.random.key(1), tasks)
-        >>> digits("copy").show(tasks.prompts[0]), digits("copy").show(other.prompts[0])
-        ('<23172=', '<02370=')
-        >>> digits("copy").show(view.back(memo, other.prompts[:, None])[0, 0])
-        '<23172='
+        >>> tasks = Tasks(np.array([[1, 2, 3, 9]]), np.array([4]), None, np.array([True]))
+        >>> view = permuted_tokens(1, 5)
+        >>> posed, memo = view.pose(jax.random.key(0), tasks)
+        >>> posed.prompts.tolist(), view.undo(memo, posed.prompts[:, None]).tolist()
+        ([[3, 4, 5, 9]], [[[1, 2, 3, 9]]])
     """
-    first = _checks.non_negative_int("first", first)
-    count = _checks.at_least("count", count, 2)
+    _checks.non_negative_int("first", first)
+    _checks.at_least("count", count, 2)
 
     # With NumPy: compiling these few operations would take longer than they do.
     def replace(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -64,61 +61,61 @@ def renamed(first: int, count: int) -> View:
         named = (tokens >= first) & (tokens < first + count)
         return np.where(named, first + np.take_along_axis(table, name, axis=1), tokens)
 
-    def ask(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
+    def pose(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
         prompts, lengths = np.asarray(tasks.prompts), np.asarray(tasks.lengths)
         width = prompts.shape[1]
         table = np.argsort(np.asarray(jax.random.bits(key, (len(prompts), count))), axis=1)
-        there = np.arange(width) >= width - lengths[:, None]
-        other = np.where(there, replace(table, prompts), prompts)
-        return tasks._replace(prompts=other.astype(prompts.dtype)), np.argsort(table, axis=1)
+        inside = np.arange(width) >= width - lengths[:, None]
+        posed = np.where(inside, replace(table, prompts), prompts)
+        return tasks._replace(prompts=posed.astype(prompts.dtype)), np.argsort(table, axis=1)
 
-    def back(inverse: np.ndarray, tokens: Any) -> np.ndarray:
-        # Behind an answer's end stands 0, which may be a name.
+    def undo(inverse: np.ndarray, tokens: Any) -> np.ndarray:
         flat = np.asarray(tokens).reshape(len(tokens), -1)
         return replace(inverse, flat).reshape(tokens.shape).astype(flat.dtype)
 
-    return View(f"{count} tokens renamed", ask, back)
+    return View(f"{count} tokens permuted", pose, undo)
 
 
-def in_views(solve: Solver, views: Sequence[View]) -> Solver:
-    """Asks each task as it is, and in each view: an attempt for each, all in the task's own words.
-
-    Which is for a verifier that compares them, such as ``majority_vote(1.0)``.
+def solve_in_views(solve: Solver, views: Sequence[View]) -> Solver:
+    """Poses each task as it is and in each view; a verifier such as ``majority_vote(1.0)`` compares
+    the answers.
 
     Args:
-        solve: answers tasks, with one attempt each.
+        solve: answers tasks, with one completion each.
         views: other ways to pose them.
 
     Returns:
-        A solver with ``1 + len(views)`` attempts for each task, that to the task as it is first.
+        A solver with ``1 + len(views)`` completions of each task, all in the task's own words, that
+        of the original task first.
 
     Raises:
-        ArgumentError: there is no view; from the solver, ``solve`` gives several attempts.
+        ArgumentError: there is no view; from the solver, ``solve`` gives several completions.
 
     Example:
-        >>> solve = in_views(lambda params, key, tasks: None, [renamed(0, 10)])
+        >>> solve = solve_in_views(lambda params, key, tasks: None, [permuted_tokens(0, 10)])
     """
     if not views:
         raise ArgumentError("views must have at least one view, got none.")
 
-    def single(params: Params, key: jax.Array, tasks: Tasks) -> Attempts:
+    def solve_once(params: Params, key: jax.Array, tasks: Tasks) -> Completions:
         found = solve(params, key, tasks)
         if found.tokens.shape[1] != 1:
             raise ArgumentError(
-                f"solve must give one attempt for each task, got {found.tokens.shape[1]}."
+                f"solve must give one completion for each task, got {found.tokens.shape[1]}."
             )
         return found
 
-    def answer(params: Params, key: jax.Array, tasks: Tasks, /) -> Attempts:
-        found = [single(params, jax.random.fold_in(key, 0), tasks)]
+    def solve_all(params: Params, key: jax.Array, tasks: Tasks, /) -> Completions:
+        found = [solve_once(params, jax.random.fold_in(key, 0), tasks)]
         for number, view in enumerate(views, 1):
-            ask_key, solve_key = jax.random.split(jax.random.fold_in(key, number))
-            other, memo = view.ask(ask_key, tasks)
-            own = single(params, solve_key, other)
-            tokens = np.array(view.back(memo, own.tokens))
-            behind = np.arange(tokens.shape[-1]) >= np.asarray(own.lengths)[..., None]
+            pose_key, solve_key = jax.random.split(jax.random.fold_in(key, number))
+            posed, memo = view.pose(pose_key, tasks)
+            completions = solve_once(params, solve_key, posed)
+            tokens = np.array(view.undo(memo, completions.tokens))
+            # The 0 of the padding may be one of the tokens that were replaced.
+            behind = np.arange(tokens.shape[-1]) >= np.asarray(completions.lengths)[..., None]
             tokens[behind] = 0
-            found.append(own._replace(tokens=tokens))
-        return Attempts(*(np.concatenate(leaves, axis=1) for leaves in zip(*found, strict=True)))
+            found.append(completions._replace(tokens=tokens))
+        return Completions(*(np.concatenate(leaves, axis=1) for leaves in zip(*found, strict=True)))
 
-    return answer
+    return solve_all

@@ -6,14 +6,13 @@ import pytest
 from toys import COPY, solved
 
 from metajax import evolve as ev
-from metajax.evolve.data import examples_of, rows_of
 
 
 def round_of(level, count=30, weight=1.0, seed=0):
     tasks = COPY.draw(jax.random.key(seed), [level] * count)
     zeros = np.zeros(count, int)
     verdict = ev.Verdict(zeros, np.full(count, weight), np.ones(count))
-    return ev.Round(tasks, solved(COPY, tasks), verdict)
+    return ev.Rollouts(tasks, solved(COPY, tasks), verdict)
 
 
 def test_a_rounds_examples_are_its_texts_with_the_verdicts_weights():
@@ -22,7 +21,7 @@ def test_a_rounds_examples_are_its_texts_with_the_verdicts_weights():
         tasks=made.tasks._replace(valid=np.arange(30) != 3),
         verdict=made.verdict._replace(weight=np.linspace(0, 1, 30)),
     )
-    examples = examples_of(made)
+    examples = ev.labelled_examples(made)
     for row in range(30):
         text = COPY.show(examples.tokens[row])
         assert text[1:5] == text[6:10]
@@ -33,17 +32,17 @@ def test_a_rounds_examples_are_its_texts_with_the_verdicts_weights():
 
 
 def test_the_published_shares_in_closed_form():
-    shares = ev.published_shares(10)
+    shares = ev.published_mixture(10)
     np.testing.assert_allclose(shares([True]), [0.5, 0.5])
     np.testing.assert_allclose(shares([True, True, True]), [0.5 * 10 / 12, 0.5 / 12, 0.5 / 12, 0.5])
     np.testing.assert_allclose(shares([True, False]), [10 / 11, 1 / 11, 0])
     assert shares([False, False]).tolist() == [1, 0, 0]
-    floored = ev.published_shares(1, floor=0.4)([True] * 8)
+    floored = ev.published_mixture(1, floor=0.4)([True] * 8)
     np.testing.assert_allclose(floored.sum(), 1)
     np.testing.assert_allclose(floored[0], 0.4)
     np.testing.assert_allclose(floored[-1] / floored[1], 0.5 / (0.5 / 8))
     with pytest.raises(ValueError, match=r"floor must be in \[0, 1\], got 2"):
-        ev.published_shares(1, floor=2)
+        ev.published_mixture(1, floor=2)
 
 
 def texts_of(rows):
@@ -56,10 +55,13 @@ def texts_of(rows):
 
 def test_rows_hold_whole_texts_in_the_shares_asked_for():
     real = ev.real_examples(COPY, jax.random.key(5), [1, 2], 200)
-    past, new = examples_of(round_of(5, weight=0.5)), examples_of(round_of(6, seed=1))
-    skipped = examples_of(round_of(4, weight=0.0))
-    data = ev.Data(real, (past, skipped), new, None)
-    rows = rows_of(
+    past, new = (
+        ev.labelled_examples(round_of(5, weight=0.5)),
+        ev.labelled_examples(round_of(6, seed=1)),
+    )
+    skipped = ev.labelled_examples(round_of(4, weight=0.0))
+    data = ev.TrainingData(real, (past, skipped), new, None)
+    rows = ev.pack_mixture(
         data, np.array([0.3, 0.2, 0.0, 0.5]), jax.random.key(0), rows=400, length=40,
         prompt_share=0.0,
     )  # fmt: skip
@@ -82,8 +84,8 @@ def test_rows_hold_whole_texts_in_the_shares_asked_for():
 
 def test_rows_depend_on_the_key_and_may_teach_prompts_too():
     real = ev.real_examples(COPY, jax.random.key(5), [3], 50)
-    data = ev.Data(real, (), real._replace(weights=0 * real.weights), None)
-    make = lambda key, prompt_share: rows_of(
+    data = ev.TrainingData(real, (), real._replace(weights=0 * real.weights), None)
+    make = lambda key, prompt_share: ev.pack_mixture(
         data,
         np.array([1.0, 0.0]),
         jax.random.key(key),

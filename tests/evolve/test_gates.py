@@ -9,7 +9,7 @@ from toys import COPY, solved
 
 from metajax import evolve as ev
 
-HELD_OUT = ev.held_out_of(
+HELD_OUT = ev.held_out_tasks(
     COPY, jax.random.key(0), known=range(1, 4), frontier=range(5, 7), each=100
 )
 
@@ -27,12 +27,12 @@ def oracle_but(wrong):
 
 
 def decide(old, new, *, verifier=None, **options):
-    gate = ev.no_worse(oracle_but(0), verifier or ev.everything(), **options)
+    gate = ev.non_inferior(oracle_but(0), verifier or ev.keep_all(), **options)
     return gate(old, new, jax.random.key(0), HELD_OUT)
 
 
 def test_held_out_tasks_of_a_level_are_the_same_whatever_the_range():
-    other = ev.held_out_of(
+    other = ev.held_out_tasks(
         COPY, jax.random.key(0), known=range(1, 4), frontier=range(6, 7), each=100
     )
     np.testing.assert_array_equal(other.frontier.prompts, HELD_OUT.frontier.prompts[100:])
@@ -81,23 +81,23 @@ def test_known_tasks_may_be_answered_by_a_solver_of_their_own():
         asked.append(len(tasks.lengths))
         return solved(COPY, tasks, wrong=range(params[0]))
 
-    gate = ev.no_worse(oracle_but(0), ev.everything(), known=once, margin=0.5)
+    gate = ev.non_inferior(oracle_but(0), ev.keep_all(), known=once, margin=0.5)
     decision = gate((0, 0), (9, 0.1), jax.random.key(0), HELD_OUT)
     assert asked == [100, 100]  # not the frontier
     assert decision.after == {"known": 0.91, "frontier": 0.9}
 
 
 def test_no_gate_accepts_anything():
-    assert ev.always()(None, None, None, None).accepted
+    assert ev.accept_all()(None, None, None, None).accepted
 
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="margin must lie between 0 and 1, got 0"):
-        ev.no_worse(None, ev.everything(), margin=0)
+        ev.non_inferior(None, ev.keep_all(), margin=0)
     with pytest.raises(ValueError, match=r"confidence must lie between 0\.5 and 1, got 1\.0"):
-        ev.no_worse(None, ev.everything(), confidence=1.0)
+        ev.non_inferior(None, ev.keep_all(), confidence=1.0)
     nothing = jax.tree.map(lambda leaf: leaf[:0], HELD_OUT.frontier)
-    gate = ev.no_worse(oracle_but(0), ev.everything())
+    gate = ev.non_inferior(oracle_but(0), ev.keep_all())
     with pytest.raises(ValueError, match=r"held_out\.frontier must have at least 2 tasks, got 0"):
         gate((0, 0), (0, 0), jax.random.key(0), HELD_OUT._replace(frontier=nothing))
 
@@ -105,7 +105,7 @@ def test_bad_input_is_named():
 def test_a_verifier_that_knows_scores_both_groups_and_any_of_its_right_answers_will_do():
     """The answers of the known group are not looked at."""
     other = HELD_OUT._replace(answers=ev.Answers(np.zeros((0, 1), int), np.zeros(0, int)))
-    gate = ev.no_worse(oracle_but(0), ev.exact(COPY.solve))
+    gate = ev.non_inferior(oracle_but(0), ev.exact_match(COPY.answer))
     same = gate((0, 0), (0, 0), jax.random.key(0), other)
     assert same.accepted
     assert same.before == {"known": 1.0, "frontier": 1.0}

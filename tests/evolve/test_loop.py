@@ -1,8 +1,6 @@
 """The loop: what it learns from, when it goes back, when it stops, and that it can be resumed."""
 
 import itertools
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +8,7 @@ import numpy as np
 import pytest
 from toys import COPY, solved
 
-from experiments import common
-from experiments.common import Checkpoints
-from experiments.evolution import study
 from metajax import evolve as ev
-from metajax.evolve.gates import held_out_marks
-from metajax.evolve.proposers import fingerprints
 from metajax.trainer import TrainState
 
 
@@ -39,7 +32,7 @@ def solve(params, key, tasks):
 
 
 def held_out(levels):
-    return ev.held_out_of(
+    return ev.held_out_tasks(
         COPY,
         jax.random.key(9),
         known=range(1, 3),
@@ -48,30 +41,30 @@ def held_out(levels):
     )
 
 
-def parts_of(**options):
+def config_of(**options):
     defaults = {
-        "propose": ev.drawn_by_program(COPY, count=6),
+        "propose": ev.program_proposer(COPY, count=6),
         "solve": solve,
         "verifier": ev.must_end(),
         "update": counting(),
-        "gate": ev.always(),
+        "gate": ev.accept_all(),
         "curriculum": ev.one_harder(3),
         "real": lambda key: ev.real_examples(COPY, key, [1, 2], 4),
         "held_out": held_out,
-        "oracle": COPY.solve,
+        "oracle": COPY.answer,
     }
-    return ev.Parts(**defaults | options)
+    return ev.EvolveConfig(**defaults | options)
 
 
-def begin(parts, rounds=4, proposals=6):
-    return ev.start(
-        parts, jnp.zeros(()), jax.random.key(0), rounds=rounds, proposals=proposals, longest=20,
+def begin(config, rounds=4, proposals=6):
+    return ev.init_state(
+        config, jnp.zeros(()), jax.random.key(0), rounds=rounds, proposals=proposals, longest=20,
         vocab_size=14,
     )  # fmt: skip
 
 
-def run(parts, state=None, **options):
-    return list(ev.evolve(parts, begin(parts) if state is None else state, **options))
+def run(config, state=None, **options):
+    return list(ev.evolve(config, begin(config) if state is None else state, **options))
 
 
 def refuse(old, new, key, held_out):
@@ -81,7 +74,7 @@ def refuse(old, new, key, held_out):
 @pytest.mark.slow
 def test_a_round_is_proposed_answered_remembered_and_harder_than_the_one_before():
     seen = []
-    outcome = run(parts_of(update=counting(seen)))
+    outcome = run(config_of(update=counting(seen)))
     assert [report.levels for _, report in outcome] == [(3, 3), (4, 4), (5, 5), (6, 6)]
     assert all(report.accepted and report.kept == report.unique for _, report in outcome)
     assert [report.stopped for _, report in outcome] == [None] * 3 + ["all 4 rounds are done"]
@@ -101,19 +94,19 @@ def test_a_round_is_proposed_answered_remembered_and_harder_than_the_one_before(
 def test_held_out_prompts_are_never_learned_from():
     """Of the 100 two-digit prompts five are held out; 600 proposals meet all of them."""
     seen = []
-    parts = parts_of(
-        propose=ev.drawn_by_program(COPY, count=600),
+    config = config_of(
+        propose=ev.program_proposer(COPY, count=600),
         update=counting(seen),
         curriculum=ev.one_harder(2),
     )
-    next(ev.evolve(parts, begin(parts, proposals=600)))
-    marks = held_out_marks(held_out(ev.Levels(2, 2)))
-    tasks, new = seen[0].newest.tasks, seen[0].new
-    inside = np.isin(fingerprints(tasks), marks)
+    next(ev.evolve(config, begin(config, proposals=600)))
+    marks = ev.held_out_fingerprints(held_out(ev.Levels(2, 2)))
+    tasks, new = seen[0].rollouts.tasks, seen[0].new
+    inside = np.isin(ev.fingerprints(tasks), marks)
     assert inside.any()
     assert (new.weights[inside] == 0).all()
     assert (new.weights > 0).sum() == 100 - len(
-        np.unique(marks[np.isin(marks, fingerprints(tasks))])
+        np.unique(marks[np.isin(marks, ev.fingerprints(tasks))])
     )
 
 
@@ -125,16 +118,16 @@ def test_a_refused_round_leaves_no_trace_but_its_examples_and_half_the_step():
         scales.append(scale)
         return base.update(state, data, key, scale)
 
-    refused_once = iter([refuse, ev.always(), refuse, ev.always()])
+    refused_once = iter([refuse, ev.accept_all(), refuse, ev.accept_all()])
     gate = lambda *arguments: next(refused_once)(*arguments)
-    outcome = run(parts_of(update=base._replace(update=update), gate=gate))
+    outcome = run(config_of(update=base._replace(update=update), gate=gate))
     assert scales == [1.0, 0.5, 1.0, 0.5]
     assert [report.accepted for _, report in outcome] == [False, True, False, True]
     assert [report.levels.last for _, report in outcome] == [3, 3, 4, 4]
     assert [float(state.train.params) for state, _ in outcome] == [0.0, 0.5, 0.5, 1.0]
-    memory = outcome[-1][0].memory
-    assert memory.weights.any(axis=1).tolist() == [False, True, False, True]
-    assert memory.tokens.any(axis=(1, 2)).all(), "what was proposed is kept, at weight 0"
+    replay = outcome[-1][0].replay
+    assert replay.weights.any(axis=1).tolist() == [False, True, False, True]
+    assert replay.tokens.any(axis=(1, 2)).all(), "what was proposed is kept, at weight 0"
 
 
 def test_a_levels_yield_is_that_of_its_own_tasks_where_held_out_has_easier_ones_beside_them():
@@ -145,35 +138,35 @@ def test_a_levels_yield_is_that_of_its_own_tasks_where_held_out_has_easier_ones_
         found = solve(params, key, tasks)
         return found._replace(ended=found.ended & (np.asarray(tasks.levels) < 4)[:, None])
 
-    def look(levels, yield_at):
-        seen.extend([yield_at(3), yield_at(4)])
+    def look(levels, keep_rate):
+        seen.extend([keep_rate(3), keep_rate(4)])
         return ev.Levels(4, 4)
 
-    parts = parts_of(
+    config = config_of(
         solve=solve_three,
-        held_out=lambda levels: ev.held_out_of(
+        held_out=lambda levels: ev.held_out_tasks(
             COPY, jax.random.key(9), known=range(1, 3), frontier=range(3, levels.last + 1), each=5
         ),
         curriculum=ev.Curriculum("looks", ev.Levels(3, 3), look),
     )
-    next(ev.evolve(parts, begin(parts)))
+    next(ev.evolve(config, begin(config)))
     assert seen == [1.0, 0.0]
 
 
 def test_refusals_in_a_row_stop_the_loop_with_a_word_and_nothing_lost():
-    outcome = run(parts_of(gate=refuse), patience=2)
+    outcome = run(config_of(gate=refuse), patience=2)
     assert len(outcome) == 2
     state, report = outcome[-1]
     assert report.stopped == "2 rounds in a row brought nothing"
     assert float(state.train.params) == 0.0
-    assert run(parts_of(), state, patience=2) == []
+    assert run(config_of(), state, patience=2) == []
 
 
 def test_a_round_that_keeps_nothing_learns_nothing_and_does_not_advance():
     never = ev.Verifier(
         "never", lambda t, a: ev.must_end().verify(t, a)._replace(weight=np.zeros(6))
     )
-    (state, report), *_ = run(parts_of(verifier=never), patience=1)
+    (state, report), *_ = run(config_of(verifier=never), patience=1)
     assert report.kept == 0
     assert report.decision is None
     assert report.label_accuracy is None
@@ -190,7 +183,7 @@ def test_a_proposer_that_brings_nothing_is_a_round_skipped(kind):
             return tasks._replace(valid=np.zeros(6, bool))
         return jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[:1], 6, axis=0), tasks)
 
-    (_, report), *_ = run(parts_of(propose=propose), patience=1)
+    (_, report), *_ = run(config_of(propose=propose), patience=1)
     if kind == "nothing valid":
         assert (report.valid, report.unique, report.kept, report.agreement) == (0, 0, 0, 0)
         assert not report.accepted
@@ -202,62 +195,55 @@ def test_a_proposer_that_brings_nothing_is_a_round_skipped(kind):
 def test_wrong_shapes_and_weights_are_named():
     few = lambda params, key, levels: COPY.draw(key, [3] * 5)
     with pytest.raises(ValueError, match=r"propose must return prompts \[6, width\].*\(5, 8\)"):
-        run(parts_of(propose=few))
+        run(config_of(propose=few))
     for value, shown in ((np.nan, "nan"), (1.5, "1.5"), (-0.1, "-0.1")):
         weights = np.array([1, 1, value, 1, 1, 1])
         bad = ev.Verifier(
             "bad", lambda t, a, w=weights: ev.must_end().verify(t, a)._replace(weight=w)
         )
         with pytest.raises(ValueError, match=rf"weights in \[0, 1\], got {shown}"):
-            run(parts_of(verifier=bad))
+            run(config_of(verifier=bad))
     short = ev.Verifier("s", lambda t, a: ev.must_end().verify(t, a)._replace(weight=np.ones(2)))
     with pytest.raises(ValueError, match=r"weights \[6\], got shape \(2,\)"):
-        run(parts_of(verifier=short))
+        run(config_of(verifier=short))
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
-        begin(parts_of(), rounds=0)
+        begin(config_of(), rounds=0)
 
 
-def test_texts_that_the_memory_has_no_room_for_are_not_learned_from():
-    parts = parts_of(curriculum=ev.one_harder(9))  # 11 and 10 tokens; there is room for 20
-    (_, report), *_ = run(parts, patience=1)
+def test_texts_that_the_buffer_has_no_room_for_are_not_learned_from():
+    config = config_of(curriculum=ev.one_harder(9))  # 11 and 10 tokens; there is room for 20
+    (_, report), *_ = run(config, patience=1)
     assert report.kept == 0
 
 
-def test_tampering_happens_before_the_verifier_and_only_in_the_rounds_proposals():
-    def tamper(number, attempts):
-        return attempts._replace(ended=attempts.ended & (number != 2))
+def test_corrupting_happens_before_the_verifier_and_only_in_the_rounds_proposals():
+    def corrupt(number, completions):
+        return completions._replace(ended=completions.ended & (number != 2))
 
-    outcome = run(parts_of(tamper=tamper))
+    outcome = run(config_of(corrupt=corrupt))
     assert [report.kept > 0 for _, report in outcome] == [True, False, True, True]
 
 
 def test_without_an_oracle_nothing_is_said_of_what_is_right_and_with_one_in_the_loop_it_is_said():
-    report = run(parts_of(oracle=None))[0][1]
+    report = run(config_of(oracle=None))[0][1]
     assert report.label_accuracy is None
     assert report.raw_accuracy is None
-    assert run(parts_of(verifier=ev.exact(COPY.solve)))[0][1].uses_oracle
+    assert run(config_of(verifier=ev.exact_match(COPY.answer)))[0][1].uses_oracle
 
 
-def test_a_loop_resumed_from_a_checkpoint_goes_on_bit_for_bit(tmp_path):
-    parts = parts_of()
-    whole = run(parts)
-    half = whole[1][0]
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(2, half)
-    with Checkpoints(tmp_path) as checkpoints:
-        restored, step = checkpoints.restore(begin(parts))
-    assert step == 2
-    resumed = run(parts, restored)
+def test_a_restored_state_goes_on_bit_for_bit():
+    """As from a checkpoint: arrays alone, in the structure of a new state."""
+    config = config_of()
+    whole = run(config)
+    arrays = jax.tree.leaves(whole[1][0])
+    restored = jax.tree.structure(begin(config_of())).unflatten(arrays)
+    resumed = run(config_of(), restored)
     assert [report.round for _, report in resumed] == [3, 4]
     plain = lambda state: state._replace(
         key=jax.random.key_data(state.key),
         train=state.train._replace(key=jax.random.key_data(state.train.key)),
     )
     jax.tree.map(np.testing.assert_array_equal, plain(resumed[-1][0]), plain(whole[-1][0]))
-    wider = ev.start(parts, jnp.zeros(()), jax.random.key(0), rounds=4, proposals=6, longest=30,
-                     vocab_size=14)  # fmt: skip
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="another model"):
-        checkpoints.restore(wider)
 
 
 def test_what_tasks_are_about_reaches_the_verifier_row_by_row_and_its_shape_is_checked():
@@ -267,41 +253,14 @@ def test_what_tasks_are_about_reaches_the_verifier_row_by_row_and_its_shape_is_c
         tasks = COPY.draw(key, [levels.last] * 6)
         return tasks._replace(about={"first": tasks.prompts[:, 1], "rows": np.arange(6)})
 
-    def verify(tasks, attempts):
+    def verify(tasks, completions):
         seen.append(tasks)
-        return ev.must_end().verify(tasks, attempts)
+        return ev.must_end().verify(tasks, completions)
 
-    parts = parts_of(propose=propose, verifier=ev.Verifier("sees", verify))
-    run(parts, patience=1)
+    config = config_of(propose=propose, verifier=ev.Verifier("sees", verify))
+    run(config, patience=1)
     tasks = next(tasks for tasks in seen if tasks.about is not None)
     np.testing.assert_array_equal(tasks.about["first"], tasks.prompts[:, 1])
     few = lambda params, key, levels: propose(params, key, levels)._replace(about=np.zeros(5))
     with pytest.raises(ValueError, match=r"about, 0.*\(5,\)"):
-        run(parts_of(propose=few))
-
-
-def test_a_loop_that_gets_a_signal_finishes_its_round_and_goes_on_from_there(tmp_path, capsys):
-    def follow(folder, *, stop_at=None, resume=False):
-        def scores(params):
-            if float(params) == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {"score": float(params)}
-
-        run = common.Run("toy", folder, common.RunConfig(steps=1, out=folder, resume=resume))
-        parts = parts_of()
-        return study.follow(run, parts, begin(parts), scores=scores)
-
-    timeless = lambda followed: [
-        {name: value for name, value in record.items() if not name.startswith("seconds")}
-        for record in followed.records
-    ]
-    expected = follow(tmp_path / "whole")
-    with pytest.raises(SystemExit) as left:
-        follow(tmp_path / "halves", stop_at=2.0)
-    assert left.value.code == 143
-    assert "stopped after round 2; --resume" in capsys.readouterr().err
-    lines = common.read_metrics(tmp_path / "halves" / "rounds" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [0, 1, 2]
-    resumed = follow(tmp_path / "halves", resume=True)
-    assert timeless(resumed) == timeless(expected)
-    assert float(resumed.state.train.params) == float(expected.state.train.params) == 4.0
+        run(config_of(propose=few))

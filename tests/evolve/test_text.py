@@ -66,7 +66,7 @@ def test_prompts_and_answers_are_those_of_the_functions(begin):
     assert tasks.prompts.shape == (40, problem.prompt_length(3)) == (40, 11 + first)
     np.testing.assert_array_equal(tasks.lengths, 2 * levels + 5 + first)
     np.testing.assert_array_equal(tasks.levels, levels)
-    answers = problem.solve(tasks)
+    answers = problem.answer(tasks)
     assert answers.tokens.shape == (40, problem.answer_length(3)) == (40, 6)
     for prompt, length, level, own, count in zip(*tasks[:3], *answers, strict=True):
         row = prompt[-length:].tolist()
@@ -99,7 +99,7 @@ def test_what_is_drawn_is_read_back_and_what_is_changed_is_not(begin):
         valid, levels = problem.read(broken, tasks.lengths)
         assert not valid.any()
         assert not levels.any()
-        answers = problem.solve(tasks._replace(prompts=broken))
+        answers = problem.answer(tasks._replace(prompts=broken))
         assert answers.lengths.tolist() == [1, 1, 1]
         assert answers.tokens[:, 0].tolist() == [END] * 3
         assert answers.tokens.shape[1] == problem.answer_length(3)
@@ -109,7 +109,7 @@ def test_subwords_are_those_of_prompt_and_answer_together(subwords):
     problem = sums(subwords, end=None, vocab_size=subwords.vocab_size + 5)
     tasks = problem.draw(jax.random.key(0), [3] * 40)
     assert len(set(tasks.lengths.tolist())) > 1, "texts of a level differ in length"
-    answers = problem.solve(tasks)
+    answers = problem.answer(tasks)
     examples = ev.as_examples(tasks, answers, np.ones(40))
     for row, length, prompt in zip(*examples[:1], examples.lengths, examples.prompt, strict=True):
         text = subwords.decode(row[:prompt])
@@ -134,11 +134,12 @@ def test_an_answer_that_would_be_merged_with_its_prompt_has_its_own_tokens(subwo
         read=lambda text: 1 if text == "12" else None, longest=lambda level: (2, 3),
     )  # fmt: skip
     assert subwords.encode("120 +")[: len(subwords.encode("12"))] != subwords.encode("12")
-    tokens = problem.solve(problem.draw(jax.random.key(0), [1])).tokens[0].tolist()
+    tokens = problem.answer(problem.draw(jax.random.key(0), [1])).tokens[0].tolist()
     own = [*subwords.encode("0 +"), subwords.eos_id]
     assert tokens[: len(own)] == own
 
 
+@pytest.mark.slow
 def test_a_model_writes_prompts_and_its_answers_are_compared():
     problem = sums(begin=BEGIN)
     mask = problem.allowed(2)
@@ -151,19 +152,19 @@ def test_a_model_writes_prompts_and_its_answers_are_compared():
     )
     model = Transformer(config)
     params, _ = metajax.from_linen(model, jax.random.key(0), jnp.zeros((1, 2), int))
-    propose = ev.written_by_model(model, problem, count=5)
+    propose = ev.model_proposer(model, problem, count=5)
     tasks = propose(params, jax.random.key(1), ev.Levels(1, 2))
     assert tasks.valid.all()
     assert tasks.levels.tolist() == [2, 1, 2, 1, 2]
-    solve = ev.solver(model, answer_length=problem.answer_length, end=problem.end)
-    attempts = solve(params, jax.random.key(2), tasks)
-    verdict = ev.exact(problem.solve).verify(tasks, attempts)
+    solve = ev.model_solver(model, answer_length=problem.answer_length, end=problem.end)
+    completions = solve(params, jax.random.key(2), tasks)
+    verdict = ev.exact_match(problem.answer).verify(tasks, completions)
     texts = [problem.show(row) for row in tasks.prompts]
-    answered = [problem.show([END, *row[0]])[1:] for row in attempts.tokens]
+    answered = [problem.show([END, *row[0]])[1:] for row in completions.tokens]
     right = [answer(text[1:]) + ">" == own for text, own in zip(texts, answered, strict=True)]
     assert np.asarray(verdict.weight).tolist() == [float(own) for own in right]
     with pytest.raises(ValueError, match="'sums' must have a begin token"):
-        ev.written_by_model(model, sums(), count=5)
+        ev.model_proposer(model, sums(), count=5)
 
 
 def test_where_prompts_differ_in_length_any_token_may_stand_where_none_was_seen():
@@ -189,7 +190,7 @@ def test_padding_is_not_shown(begin):
 def test_a_begin_token_may_be_the_end_token_too():
     problem = sums(begin=END)
     tasks = problem.draw(jax.random.key(0), [1])
-    shown = problem.show([*tasks.prompts[0], *problem.solve(tasks).tokens[0]])
+    shown = problem.show([*tasks.prompts[0], *problem.answer(tasks).tokens[0]])
     assert re.fullmatch(r">\d \+ \d = \d+>", shown)
 
 
@@ -235,7 +236,7 @@ def test_functions_that_contradict_each_other_are_named(options, message):
     problem = sums(**options)
     zero = np.array([CHARACTERS.encode("0 + 0 =")])
     with pytest.raises(ValueError, match=message):
-        problem.solve(problem.draw(jax.random.key(0), [2])) and problem.read(zero, [7])
+        problem.answer(problem.draw(jax.random.key(0), [2])) and problem.read(zero, [7])
 
 
 def test_a_tokenizer_that_does_not_keep_prompts_is_named():

@@ -1,4 +1,4 @@
-"""Ways to learn from a round: what moves, what is asked for, and the losses' gradients."""
+"""Updates: what moves, what is asked for, the losses and gradients, and that a state is whole."""
 
 import jax
 import jax.numpy as jnp
@@ -6,22 +6,24 @@ import numpy as np
 import optax
 import pytest
 from compilations import no_compilation
-from toys import COPY, attempts_of, solved
+from toys import COPY, solved
 
 import metajax
 from metajax import evolve as ev
 from metajax import lm
-from metajax.evolve.meta_step import grouped_of
-from metajax.evolve.policy_gradient import advantages, scored_of
+from metajax.evolve.grpo import _advantages, _scored
+from metajax.evolve.meta_step import _grouped
 from metajax.lm import lora
 from metajax.models import Transformer, TransformerConfig
+from metajax.trainer import episode_keys
 
-CONFIG = TransformerConfig.nope(
-    vocab_size=14, width=16, n_layers=1, n_heads=2, max_length=64, scan=False
-)
-MODEL = Transformer(CONFIG)
-PARAMS, APPLY = metajax.from_linen(MODEL, jax.random.key(0), jnp.zeros((1, 2), int))
-SHARES = ev.published_shares(2)
+PARAMS = {"table": 0.3 * jax.random.normal(jax.random.key(0), (14, 14)), "bias": jnp.zeros(14)}
+MIXTURE = ev.published_mixture(2)
+
+
+def apply(params, tokens, **_):
+    """A bigram model."""
+    return params["table"][tokens] + params["bias"]
 
 
 def data_of(level=3, count=20, samples=1, seed=0):
@@ -29,194 +31,212 @@ def data_of(level=3, count=20, samples=1, seed=0):
     real = ev.real_examples(COPY, jax.random.key(1), [1, 2], 40)
     tasks = COPY.draw(jax.random.key(seed), [level] * count)
     parts = [solved(COPY, tasks, wrong=() if s == 0 else range(count)) for s in range(samples)]
-    attempts = ev.Attempts(*(np.concatenate(leaves, axis=1) for leaves in zip(*parts, strict=True)))
+    completions = ev.Completions(
+        *(np.concatenate(leaves, axis=1) for leaves in zip(*parts, strict=True))
+    )
     verdict = ev.Verdict(np.zeros(count, int), np.ones(count), np.ones(count))
-    made = ev.Round(tasks, attempts, verdict)
-    return ev.Data(real, (), ev.data.examples_of(made), made)
+    rollouts = ev.Rollouts(tasks, completions, verdict)
+    return ev.TrainingData(real, (), ev.labelled_examples(rollouts), rollouts)
 
 
 def fine_tune(**options):
-    options = {"steps": 3, "shares": SHARES, "rows": 4, "row_length": 20} | options
+    options = {"steps": 3, "mixture": MIXTURE, "rows": 4, "row_length": 20} | options
     return ev.fine_tune(
-        APPLY, optax.adamw(1e-2, weight_decay=0.1), micro_batches=2, pool=32, **options
+        apply, optax.adamw(1e-2, weight_decay=0.1), micro_batches=2, pool=32, **options
     )
 
 
-def policy_gradient(**options):
-    options = {"steps": 3, "batch": 8} | options
-    return ev.policy_gradient(APPLY, optax.adam(1e-2), micro_batches=2, **options)
+def grpo(**options):
+    options = {"steps": 3, "batch": 8, "micro_batches": 2} | options
+    return ev.grpo(apply, options.pop("optimizer", optax.adam(1e-2)), **options)
 
 
 def meta_step(**options):
-    learner = metajax.maml(lm.next_token_loss(APPLY), optax.sgd(0.1), steps=1)
+    learner = metajax.maml(lm.next_token_loss(apply), optax.sgd(0.1), steps=1)
     return ev.meta_step(learner, optax.adam(1e-2), **{"steps": 3, "meta_batch": 2} | options)
 
 
-UPDATES = {"fine-tuning": fine_tune, "policy gradient": policy_gradient, "meta step": meta_step}
+UPDATES = {"fine-tuning": fine_tune, "GRPO": grpo, "meta step": meta_step}
 
 
-def moved(before, after):
-    return {
-        path: bool((a != b).any())
-        for path, a, b in zip(
-            metajax.trees.leaf_paths(before),
-            jax.tree.leaves(before),
-            jax.tree.leaves(after),
-            strict=True,
-        )
-    }
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [None, metajax.task_mesh(2)], ids=["one", "shared"])
 @pytest.mark.parametrize("name", UPDATES)
 def test_an_update_learns_goes_on_and_leaves_the_old_state(name, mesh):
     update, data = UPDATES[name](mesh=mesh), data_of(samples=2)
     state = update.init(PARAMS, jax.random.key(0))
     new, metrics, tokens = update.update(state, data, jax.random.key(1), 1.0)
-    assert all(moved(PARAMS, new.params).values())
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), PARAMS, new.params)
+    assert all(jax.tree.leaves(moved))
     assert metrics["loss"].shape == (3,)
     assert tokens > 0
     assert int(new.step) == 3
-    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)  # it can be returned to
+    assert_equal(state.params, PARAMS)
     same, *_ = update.update(state, data, jax.random.key(1), 1.0)
-    jax.tree.map(np.testing.assert_array_equal, same.params, new.params)
+    assert_equal(same.params, new.params)
     third, *_ = update.update(new, data, jax.random.key(2), 1.0)
     with no_compilation():
         update.update(third, data, jax.random.key(3), 0.5)
     still, *_ = update.update(state, data, jax.random.key(1), 0.0)
-    jax.tree.map(np.testing.assert_array_equal, still.params, PARAMS)
+    assert_equal(still.params, PARAMS)
 
 
-def test_what_is_not_trainable_stays():
-    update = fine_tune(trainable=lambda path: path.startswith("head"))
-    new, *_ = update.update(update.init(PARAMS, jax.random.key(0)), data_of(), jax.random.key(1))
-    assert {path for path, is_new in moved(PARAMS, new.params).items() if is_new} == {"head/kernel"}
+RESUMED = {
+    "from the base": lambda: fine_tune(start="base"),
+    "from the base, a part": lambda: fine_tune(start="base", trainable=lambda path: path == "bias"),
+    "GRPO": lambda: grpo(kl=0.5),
+    "GRPO, a part": lambda: grpo(kl=0.5, trainable=lambda path: path == "table"),
+}
 
 
-def test_low_rank_factors_learn_beside_weights_that_stay():
-    variables = {
-        "params": PARAMS,
-        "lora": lora.init(PARAMS, jax.random.key(2), rank=2, targets="attention/.*/kernel"),
-    }
-    update = ev.fine_tune(
-        MODEL.apply, optax.adamw(1e-2), steps=2, shares=SHARES, rows=4, row_length=20,
-        micro_batches=2, pool=32, trainable=lora.is_factor,
-    )  # fmt: skip
-    state, *_ = update.update(
-        update.init(variables, jax.random.key(0)), data_of(), jax.random.key(1)
-    )
-    changed = moved(variables, state.params)
-    assert not any(is_new for path, is_new in changed.items() if path.startswith("params"))
-    assert any(is_new for path, is_new in changed.items() if path.startswith("lora"))
-    # What learned can answer.
-    solve = ev.solver(MODEL, answer_length=COPY.answer_length, end=COPY.end)
-    assert solve(
-        state.params, jax.random.key(0), COPY.draw(jax.random.key(3), [2])
-    ).ended.shape == (1, 1)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_restored_state_goes_on_bit_for_bit_in_another_process(name):
+    """As in a new process: the update is built again, and gets the arrays of the state alone."""
+    data = data_of(samples=2)
+    update = RESUMED[name]()
+    state, *_ = update.update(update.init(PARAMS, jax.random.key(0)), data, jax.random.key(1))
+    expected, metrics, _ = update.update(state, data, jax.random.key(2))
+    other = jax.tree.map(lambda leaf: leaf + 1, PARAMS)
+    structure = jax.tree.structure(RESUMED[name]().init(other, jax.random.key(9)))
+    restored = structure.unflatten([jnp.array(leaf, copy=True) for leaf in jax.tree.leaves(state)])
+    found, again, _ = RESUMED[name]().update(restored, data, jax.random.key(2))
+    assert_equal(found.params, expected.params)
+    assert_equal(again, metrics)
 
 
 def test_fine_tuning_from_the_base_forgets_the_rounds_before():
     update, data = fine_tune(start="base"), data_of()
     state = update.init(PARAMS, jax.random.key(0))
     first, *_ = update.update(state, data, jax.random.key(1), 1.0)
-    elsewhere = first._replace(params=jax.tree.map(lambda leaf: leaf + 1, first.params))
-    again, *_ = update.update(elsewhere._replace(step=state.step), data, jax.random.key(1), 1.0)
-    jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
+    moved = first._replace(params=jax.tree.map(lambda leaf: leaf + 1, first.params))
+    again, *_ = update.update(moved._replace(step=state.step), data, jax.random.key(1), 1.0)
+    assert_equal(again.params, first.params)
 
 
-def test_advantages_are_rewards_beside_those_of_the_same_task():
+def test_what_is_not_trainable_stays():
+    update = fine_tune(trainable=lambda path: path == "bias")
+    new, *_ = update.update(update.init(PARAMS, jax.random.key(0)), data_of(), jax.random.key(1))
+    assert_equal(new.params["table"], PARAMS["table"])
+    assert (new.params["bias"] != 0).any()
+
+
+@pytest.mark.slow
+def test_low_rank_factors_learn_beside_weights_that_stay():
+    config = TransformerConfig.nope(
+        vocab_size=14, width=16, n_layers=1, n_heads=2, max_length=64, scan=False
+    )
+    model = Transformer(config)
+    params, _ = metajax.from_linen(model, jax.random.key(0), jnp.zeros((1, 2), int))
+    factors = lora.init(params, jax.random.key(2), rank=2, targets="attention/.*/kernel")
+    variables = {"params": params, "lora": factors}
+    update = ev.fine_tune(
+        model.apply, optax.adamw(1e-2), steps=2, mixture=MIXTURE, rows=4, row_length=20,
+        micro_batches=2, pool=32, trainable=lora.is_factor,
+    )  # fmt: skip
+    state, *_ = update.update(
+        update.init(variables, jax.random.key(0)), data_of(), jax.random.key(1)
+    )
+    assert_equal(state.params["params"], params)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params["lora"], factors)
+    assert any(jax.tree.leaves(moved))
+    solve = ev.model_solver(model, answer_length=COPY.answer_length, end=COPY.end)
+    tasks = COPY.draw(jax.random.key(3), [2])
+    assert solve(state.params, jax.random.key(0), tasks).ended.shape == (1, 1)
+
+
+def test_advantages_are_rewards_compared_with_those_of_the_same_task():
     data = data_of(count=3, samples=4)
-    made = data.newest
+    rollouts = data.rollouts
     expected = np.array([3, -1, -1, -1]) / np.sqrt(3)
-    np.testing.assert_allclose(advantages(made), [expected] * 3)
-    doubted = made._replace(verdict=made.verdict._replace(weight=np.array([1, 0, 1.0])))
-    np.testing.assert_allclose(advantages(doubted), [expected, np.zeros(4), expected])
-    scored, lengths, chances = scored_of(doubted, data.real, 0.25)
+    np.testing.assert_allclose(_advantages(rollouts), [expected] * 3)
+    verdict = rollouts.verdict._replace(weight=np.array([1, 0, 1.0]))
+    doubted = rollouts._replace(verdict=verdict)
+    np.testing.assert_allclose(_advantages(doubted), [expected, np.zeros(4), expected])
+    scored, lengths, chances = _scored(doubted, data.real, 0.25)
     assert (chances[4:8] == 0).all(), "what teaches nothing isn't drawn"
     np.testing.assert_allclose(chances[:12].sum(), 0.75)
     np.testing.assert_allclose(chances[12:].sum(), 0.25)
     assert scored.real.sum() == 12
     assert lengths[:2].tolist() == [9, 8]
     with pytest.raises(ValueError, match="solve must give at least 2, got 1"):
-        scored_of(data_of().newest, data.real, 0.25)
+        _scored(data_of().rollouts, data.real, 0.25)
 
 
-@pytest.mark.slow
-def test_the_anchor_is_what_the_update_started_from_whatever_the_micro_batches():
-    data = data_of(count=7, samples=2)
-    for micro_batches in (1, 4):
-        update = ev.policy_gradient(
-            APPLY, optax.adam(1e-2), steps=2, batch=12, micro_batches=micro_batches, kl=0.1
-        )
-        state = update.init(PARAMS, jax.random.key(0))
-        _, metrics, _ = update.update(state, data, jax.random.key(1), 1.0)
-        assert float(metrics["kl"][0]) == pytest.approx(0, abs=1e-9)
-        assert float(metrics["kl"][1]) > 1e-6
+def log_policy(params, tokens, temperature):
+    """Log-probability of each token but the first, in float64."""
+    table, bias = (np.asarray(params[name], np.float64) for name in ("table", "bias"))
+    logits = (table[tokens[:, :-1]] + bias) / temperature
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return np.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
-@pytest.mark.slow
-def test_one_step_of_the_policy_gradient_is_that_of_its_definition():
-    """On the answers as they were drawn ρ is 1: the gradient is −A ∇ log π, a mean over tokens."""
-    data = data_of(count=2, samples=2)
-    made = data.newest
-    log_probs = []
-    for tokens, padded, length in zip(made.attempts.tokens, *made.tasks[:2], strict=True):
-        prompt = np.asarray(padded)[-int(length) :]
-        rows = np.concatenate([np.repeat(prompt[None], 2, axis=0), tokens], axis=1)
-        logits = jax.nn.log_softmax(APPLY(PARAMS, jnp.array(rows[:, :-1])))
-        found = jnp.take_along_axis(logits, jnp.array(rows)[:, 1:, None], axis=-1)[..., 0]
-        log_probs.append(found[:, len(prompt) - 1 :])
-    exact = np.array(log_probs) * (
-        np.arange(made.attempts.tokens.shape[-1]) < made.attempts.lengths[..., None]
-    )
-    made = made._replace(attempts=made.attempts._replace(log_probs=exact.astype(np.float32)))
-    data = data._replace(newest=made)
-    scored, _, chances = scored_of(made, data.real, 1e-6)
-
-    def definition(params):
-        total = 0.0
-        rows = jax.random.categorical(_draw_key(), jnp.log(chances), shape=(400,))
-        for row in np.unique(np.asarray(rows)):
-            share = float((rows == row).mean())
-            tokens, mask = jnp.array(scored.tokens[row]), scored.mask[row][1:]
-            logits = jax.nn.log_softmax(APPLY(params, tokens[None, :-1])[0])
-            own = jnp.take_along_axis(logits, tokens[1:, None], axis=-1)[:, 0]
-            total += share * scored.advantage[row] * jnp.where(mask, own, 0).sum()
-        count = sum(
-            float((rows == row).mean()) * scored.mask[row].sum()
-            for row in np.unique(np.asarray(rows))
-        )
-        return -total / count
-
-    update = ev.policy_gradient(
-        APPLY, optax.sgd(1.0), steps=1, batch=400, micro_batches=1, kl=0.0, real_share=1e-6
-    )
-    state = update.init(PARAMS, jax.random.key(4))
-    new, *_ = update.update(state, data, jax.random.key(0), 1.0)
-    gradient = jax.tree.map(lambda a, b: a - b, PARAMS, new.params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5),
-        gradient,
-        jax.grad(definition)(PARAMS),
-    )
+def grpo_loss(params, old, anchor, texts, *, temperature, kl, clip=0.2):
+    """The loss of the docstring and the estimate of the divergence, in float64."""
+    mask, real = texts.mask[:, 1:], texts.real[:, None]
+    new, before, first = (log_policy(p, texts.tokens, temperature) for p in (params, old, anchor))
+    ratio, advantage = np.exp(new - before), texts.advantage[:, None].astype(np.float64)
+    gain = np.minimum(ratio * advantage, np.clip(ratio, 1 - clip, 1 + clip) * advantage)
+    divergence = np.exp(first - new) - (first - new) - 1
+    imitation = -log_policy(params, texts.tokens, 1.0)
+    losses = np.where(real, imitation, kl * divergence - gain)
+    sampled = mask & ~real
+    return losses[mask].mean(), divergence[sampled].mean()
 
 
-def _draw_key():
-    from metajax._samplers import episode_keys
+def test_grpo_is_its_definition_in_float64_at_the_temperature_of_sampling():
+    """In the second round, where anchor, old policy and new policy are three."""
+    data, kl, temperature = data_of(count=6, samples=2), 0.5, 0.7
+    options = {
+        "batch": 24, "micro_batches": 1, "kl": kl, "real_share": 0.3, "temperature": temperature,
+        "optimizer": optax.sgd(1.0),
+    }  # fmt: skip
+    one, two = grpo(steps=1, **options), grpo(steps=2, **options)
+    start = one.init(PARAMS, jax.random.key(4))
+    middle, first, _ = one.update(start, data, jax.random.key(0))
+    after, *_ = one.update(middle, data, jax.random.key(0))
+    _, metrics, _ = two.update(middle, data, jax.random.key(0))
+    scored, _, chances = _scored(data.rollouts, data.real, 0.3)
 
-    return episode_keys(jax.random.key(4), 0, 1)[0]
+    def texts_at(step):
+        key = episode_keys(jax.random.key(4), step, 1)[0]
+        rows = jax.random.categorical(key, jnp.log(chances), shape=(24,))
+        texts = jax.tree.map(lambda leaf: leaf[np.asarray(rows)], scored)
+        assert 0 < texts.real.sum() < 24
+        return texts
+
+    assert float(first["kl"][0]) == pytest.approx(0, abs=1e-6)
+    common = {"temperature": temperature, "kl": kl}
+    for number, params in enumerate((middle.params, after.params)):
+        loss, divergence = grpo_loss(params, middle.params, PARAMS, texts_at(1 + number), **common)
+        assert float(metrics["loss"][number]) == pytest.approx(loss, rel=1e-4, abs=1e-5)
+        assert float(metrics["kl"][number]) == pytest.approx(divergence, rel=1e-3)
+        assert divergence > 1e-4
+    texts, table = texts_at(1), np.asarray(middle.params["table"], np.float64)
+    gradient = np.asarray(middle.params["table"] - after.params["table"])
+    for place in np.ndindex(*table.shape):
+        losses = []
+        for sign in (1, -1):
+            moved = table.copy()
+            moved[place] += sign * 1e-5
+            params = {"table": moved, "bias": middle.params["bias"]}
+            losses.append(grpo_loss(params, middle.params, PARAMS, texts, **common)[0])
+        difference = (losses[0] - losses[1]) / 2e-5
+        assert gradient[place] == pytest.approx(difference, rel=1e-3, abs=1e-5)
 
 
-def test_episodes_of_the_meta_step_are_of_one_group_and_without_repetitions():
+def test_tasks_of_the_meta_step_are_of_one_group():
     data = data_of(count=12)
-    grouped = grouped_of(data, np.asarray(data.newest.tasks.levels), 0.5)
+    grouped = _grouped(data, np.asarray(data.rollouts.tasks.levels), 0.5)
     np.testing.assert_allclose(grouped.weights.sum(), 1, rtol=1e-6)
     np.testing.assert_allclose(grouped.weights[:12].sum(), 0.5, rtol=1e-6)
     assert (grouped.group[:12] == 3).all()
     assert set(grouped.group[12:].tolist()) == {-1 - 5, -1 - 7}
     nothing = data._replace(new=data.new._replace(weights=np.zeros(12, np.float32)))
-    assert grouped_of(nothing, np.zeros(12), 0.5).weights[:12].sum() == 0
+    assert _grouped(nothing, np.zeros(12), 0.5).weights[:12].sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -225,18 +245,13 @@ def test_episodes_of_the_meta_step_are_of_one_group_and_without_repetitions():
         (lambda: fine_tune(steps=0), "steps must be at least 1, got 0"),
         (lambda: fine_tune(rows=5), "rows must be a multiple of micro_batches=2, got 5"),
         (lambda: fine_tune(start="zero"), "start must be one of 'current', 'base'"),
-        (lambda: policy_gradient(batch=7), "batch must be a multiple of micro_batches=2, got 7"),
-        (lambda: policy_gradient(kl=-1.0), "kl must be at least 0 and finite, got -1.0"),
-        (lambda: policy_gradient(real_share=0.0), "real_share must lie between 0 and 1, got 0.0"),
+        (lambda: grpo(batch=7), "batch must be a multiple of micro_batches=2, got 7"),
+        (lambda: grpo(kl=-1.0), "kl must be at least 0 and finite, got -1.0"),
+        (lambda: grpo(temperature=0.0), "temperature must be a positive finite number"),
         (lambda: meta_step(real_share=1.0), "real_share must lie between 0 and 1, got 1.0"),
         (lambda: meta_step(support=0), "support must be at least 1, got 0"),
     ],
 )
-def test_bad_input_is_named(build, message):
+def test_bad_values_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-def test_attempts_of_the_toys_are_what_they_say():
-    attempts = attempts_of([[[1, 13], [1, 2]]])
-    assert attempts.ended.tolist() == [[True, False]]

@@ -3,65 +3,61 @@
 import jax
 import numpy as np
 import pytest
-from toys import COPY, attempts_of, solved, tasks_of
+from toys import COPY, completions_of, solved, tasks_of
 
 from metajax import evolve as ev
-from metajax.evolve.verifiers import learnability
 
 
-def weights(verifier, tasks, attempts):
-    return np.asarray(verifier.verify(tasks, attempts).weight).tolist()
+def weights(verifier, tasks, completions):
+    return np.asarray(verifier.verify(tasks, completions).weight).tolist()
 
 
 def test_everything_is_trusted_and_what_has_no_end_is_not():
-    attempts = attempts_of([[[1, 13]], [[1, 2, 3]]])
+    completions = completions_of([[[1, 13]], [[1, 2, 3]]])
     tasks = tasks_of([1, 1])
-    assert weights(ev.everything(), tasks, attempts) == [1, 1]
-    assert weights(ev.must_end(), tasks, attempts) == [1, 0]
+    assert weights(ev.keep_all(), tasks, completions) == [1, 1]
+    assert weights(ev.must_end(), tasks, completions) == [1, 0]
 
 
 def test_a_majority_is_counted_over_whole_answers():
-    attempts = attempts_of(
+    completions = completions_of(
         [
             [[4, 13], [5, 13], [5, 13], [5, 13]],
             [[4, 13], [4, 4, 13], [5, 13], [6, 13]],
             [[0, 13], [0, 0, 13], [0, 0, 0], [0, 13]],  # as tokens, padding is a 0
         ]
     )
-    verdict = ev.majority_vote(0.7).verify(tasks_of([1, 1, 1]), attempts)
+    verdict = ev.majority_vote(0.7).verify(tasks_of([1, 1, 1]), completions)
     assert np.asarray(verdict.choice)[0] in (1, 2, 3)
     np.testing.assert_allclose(verdict.agreement, [0.75, 0.25, 0.5])
     np.testing.assert_array_equal(verdict.weight, [1, 0, 0])
-    assert weights(ev.band(0.3, 0.6), tasks_of([1, 1, 1]), attempts) == [0, 0, 1]
+    assert weights(ev.agreement_band(0.3, 0.6), tasks_of([1, 1, 1]), completions) == [0, 0, 1]
 
 
-def test_the_least_likely_token_counts_or_the_mean():
+def test_the_least_likely_token_counts():
     log_probs = np.log([[[0.99, 0.5, 1.0]], [[0.8, 0.8, 0.8]]])
-    attempts = attempts_of([[[1, 2, 13]], [[1, 2, 13]]], log_probs=log_probs)
+    completions = completions_of([[[1, 2, 13]], [[1, 2, 13]]], log_probs=log_probs)
     tasks = tasks_of([2, 2])
-    assert weights(ev.confident(0.7), tasks, attempts) == [0, 1]
-    mean = ev.confident(0.79, of="mean").verify(tasks, attempts)
-    np.testing.assert_allclose(mean.agreement, [(0.99 * 0.5) ** (1 / 3), 0.8], rtol=1e-5)
-    np.testing.assert_array_equal(mean.weight, [1, 1])
+    verdict = ev.confident(0.7).verify(tasks, completions)
+    np.testing.assert_allclose(verdict.agreement, [0.5, 0.8], rtol=1e-5)
+    np.testing.assert_array_equal(verdict.weight, [0, 1])
 
 
 def test_lengths_are_compared_within_a_level_and_among_valid_tasks():
     answers = [[1, 2, 13], [1, 2, 13], [1, 13], [1, 2, 3, 13], [1, 13], [1, 13], [1, 13]]
-    attempts = attempts_of([[answer] for answer in answers])
+    completions = completions_of([[answer] for answer in answers])
     levels, valid = [2, 2, 2, 3, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0]
     found = weights(
-        ev.most_common_length(), tasks_of(levels, valid=np.array(valid, bool)), attempts
+        ev.most_common_length(), tasks_of(levels, valid=np.array(valid, bool)), completions
     )
     assert found[:4] == [1, 1, 0, 1]
-    expected = ev.expected_length(COPY.answer_length)
-    assert weights(expected, tasks_of(levels), attempts) == [1, 1, 0, 1, 0, 0, 0]
 
 
 def test_the_exact_verifier_takes_the_first_right_sample_and_says_that_it_knows():
     tasks = COPY.draw(jax.random.key(0), [2, 2])
     right = solved(COPY, tasks)
     wrong = right._replace(tokens=(right.tokens + 1) % 10)
-    both = ev.Attempts(
+    both = ev.Completions(
         *(
             np.stack([np.stack([b[0], a[0]]), np.stack([b[1], b[1]])])
             for a, b in zip(
@@ -69,7 +65,7 @@ def test_the_exact_verifier_takes_the_first_right_sample_and_says_that_it_knows(
             )
         )
     )
-    verifier = ev.exact(COPY.solve)
+    verifier = ev.exact_match(COPY.answer)
     verdict = verifier.verify(tasks, both)
     assert verifier.uses_oracle
     assert np.asarray(verdict.choice)[0] == 1
@@ -78,7 +74,7 @@ def test_the_exact_verifier_takes_the_first_right_sample_and_says_that_it_knows(
 
 
 def test_all_of_multiplies_what_each_says_of_the_chosen_answer():
-    attempts = attempts_of(
+    completions = completions_of(
         [
             [[9, 9, 9], [4, 13], [4, 13]],  # the chosen answer ends, the first doesn't
             [[4, 13], [9, 9, 9], [9, 9, 9]],
@@ -86,29 +82,19 @@ def test_all_of_multiplies_what_each_says_of_the_chosen_answer():
         ]
     )
     verifier = ev.all_of(ev.majority_vote(0.6), ev.must_end())
-    verdict = verifier.verify(tasks_of([1, 1, 1]), attempts)
+    verdict = verifier.verify(tasks_of([1, 1, 1]), completions)
     np.testing.assert_array_equal(verdict.weight, [1, 0, 1])
     np.testing.assert_allclose(verdict.agreement, [2 / 3] * 3)
     assert not verifier.uses_oracle
-    assert ev.all_of(ev.must_end(), ev.exact(COPY.solve)).uses_oracle
-
-
-def test_learnability_is_greatest_where_success_is_a_coin():
-    np.testing.assert_allclose(learnability(np.array([0, 0.25, 0.5, 1])), [0, 0.75, 1, 0])
-    np.testing.assert_allclose(learnability(np.array([0, 0.25, 0.5, 1]), "1-p"), [0, 0.75, 0.5, 0])
-    attempts = attempts_of([[[4, 13], [4, 13], [4, 13], [5, 13]], [[4, 13]] * 4])
-    verifier = ev.learnable(ev.majority_vote(0.5))
-    np.testing.assert_allclose(weights(verifier, tasks_of([1, 1]), attempts), [0.75, 0])
+    assert ev.all_of(ev.must_end(), ev.exact_match(COPY.answer)).uses_oracle
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: ev.majority_vote(0.0), "at_least must be above 0 and at most 1, got 0.0"),
-        (lambda: ev.band(0.8, 0.3), "low must be at most high, got 0.8 and 0.3"),
+        (lambda: ev.agreement_band(0.8, 0.3), "low must be at most high, got 0.8 and 0.3"),
         (lambda: ev.confident(1.5), "at_least must be above 0 and at most 1, got 1.5"),
-        (lambda: ev.confident(0.5, of="least"), "of must be one of 'minimum', 'mean'"),
-        (lambda: ev.learnable(ev.everything(), power="p"), "power must be one of"),
     ],
 )
 def test_bad_input_is_named(build, message):

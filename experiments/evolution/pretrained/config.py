@@ -1,20 +1,19 @@
-"""What a pretrained model evolves with: options, checkpoint and factors, sums to learn and test."""
+"""Configuration, checkpoint and tasks."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import common
-from experiments.evolution import report
-from experiments.evolution.pretrained import random_checkpoint, sums
+from experiments.evolution import report, study
+from experiments.evolution.pretrained import random_checkpoint
+from experiments.evolution.pretrained.tasks import CHARACTERS, sums
 from metajax import evolve as ev
 from metajax import lm
 from metajax.errors import ArgumentError
-from metajax.evolve.gates import held_out_marks
-from metajax.evolve.proposers import fingerprints
 from metajax.lm import lora
 from metajax.models import Transformer
 
@@ -26,7 +25,7 @@ TASK_TEXTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(common.RunConfig):
+class Config(study.StudyConfig):
     """Options of the experiment."""
 
     checkpoint: Path | None = None
@@ -34,12 +33,13 @@ class Config(common.RunConfig):
     random weights is made, for the mechanics alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base weights and the computation; the factors are float32."""
-    update: Literal["fine-tune", "policy-gradient", "maml"] = "fine-tune"
-    """How it learns from a round: by fine-tuning on what was kept, by a policy gradient, or by a
-    MAML step on tasks of its own answers."""
+    update: Literal["fine-tune", "grpo", "maml"] = "fine-tune"
+    """How it learns from a round: by fine-tuning on what was kept, by GRPO, or by MAML on its own
+    answers."""
     verifier: Literal["vote", "exact"] = "vote"
-    """What is kept: what most samples say and what ends; or what is right, which asks an oracle."""
-    gate: Literal["no_worse", "none"] = "no_worse"
+    """Which answers are kept: the most common one, if it ends; or the right one, which an oracle
+    knows."""
+    gate: Literal["non_inferior", "none"] = "non_inferior"
     """Whether θ_{t+1} must pass held-out tasks."""
     steps: int = 60
     """Updates on the worked examples, before the first round."""
@@ -66,7 +66,7 @@ class Config(common.RunConfig):
     inner_rate: float = 0.1
     """Rate of the inner step of the MAML step."""
     batch: int = 16
-    """Texts in an update: packed rows, answers (policy gradient), or those of tasks of 8 (MAML)."""
+    """Texts in an update: packed rows; answers (GRPO); or those of tasks of 8 (MAML)."""
     micro_batch: int = 4
     """Texts computed together, on a CPU."""
     chunk: int = 64
@@ -75,23 +75,19 @@ class Config(common.RunConfig):
     """Held-out sums of the worked examples' digits, and of each newer number of digits."""
     test_prompts: int = 64
     """Test sums of each number of digits."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained: as many updates, on the worked examples alone."""
-
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"control"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "rounds", "round_steps", "proposals", "samples", "temperature", "worked",
-            "base_levels", "rank", "rate", "inner_rate", "batch", "micro_batch", "chunk",
+            self, "samples", "temperature", "worked", "base_levels", "rank", "inner_rate", "batch",
+            "micro_batch", "chunk",
         )  # fmt: skip
         if not 0 < self.agreement <= 1:
             raise ArgumentError(f"agreement must be above 0 and at most 1; got {self.agreement}")
         for name in ("held_out", "test_prompts"):
             if getattr(self, name) < 2:
                 raise ArgumentError(f"{name} must be at least 2; got {getattr(self, name)}")
-        compared = self.verifier == "vote" or self.update == "policy-gradient"
+        compared = self.verifier == "vote" or self.update == "grpo"
         if compared and self.samples < 2:
             raise ArgumentError(f"samples must be at least 2, to be compared; got {self.samples}")
         unit = TASK_TEXTS if self.update == "maml" else self.micro_batch
@@ -102,8 +98,8 @@ class Config(common.RunConfig):
             raise ArgumentError(f"proposals must be at least {TASK_TEXTS}; got {self.proposals}")
 
 
-class Setting(NamedTuple):
-    """What a config comes to.
+class Setup(NamedTuple):
+    """The checkpoint and the tasks of a config.
 
     Attributes:
         config: the options.
@@ -124,7 +120,7 @@ class Setting(NamedTuple):
     worked: ev.Examples
 
 
-def setting_of(run: common.Run, config: Config) -> Setting:
+def set_up(run: common.Run, config: Config) -> Setup:
     """Reads the checkpoint, or makes one in the run's folder.
 
     Raises:
@@ -134,11 +130,11 @@ def setting_of(run: common.Run, config: Config) -> Setting:
     if folder is None:
         common.create(run)
         folder = run.path / "checkpoint"
-        random_checkpoint.make(folder, characters=sums.CHARACTERS, seed=config.seed)
+        random_checkpoint.make(folder, characters=CHARACTERS, seed=config.seed)
     longest = config.base_levels + config.rounds + 1
     try:
         model, params = lm.load_pretrained(folder, dtype=config.dtype, scan=False)
-        problem = sums.sums(lm.load_tokenizer(folder), model.config.vocab_size)
+        problem = sums(lm.load_tokenizer(folder), model.config.vocab_size)
         tests = report.test_tasks(
             problem, jax.random.key(TEST_SEED), range(1, longest + 1), config.test_prompts
         )
@@ -166,13 +162,13 @@ def setting_of(run: common.Run, config: Config) -> Setting:
         raise common.RunError(f"rank: {error}") from error
     variables = {"params": params, "lora": factors}
     worked = worked_examples(config, problem, tests)
-    return Setting(config, folder, model, variables, problem, tests, worked)
+    return Setup(config, folder, model, variables, problem, tests, worked)
 
 
-def held_out_of(config: Config, problem: ev.Problem, levels: ev.Levels) -> ev.HeldOut:
+def held_out_sums(config: Config, problem: ev.Problem, levels: ev.Levels) -> ev.HeldOut:
     """Held-out sums: of the worked examples' levels with answers, and of the newest without."""
     first = config.base_levels + 1
-    return ev.held_out_of(
+    return ev.held_out_tasks(
         problem,
         jax.random.key(HELD_OUT_SEED),
         known=range(1, first),
@@ -185,15 +181,15 @@ def worked_examples(config: Config, problem: ev.Problem, tests: ev.Tasks) -> ev.
     """A few right answers, to sums that are neither held out nor tested."""
     first = ev.Levels(config.base_levels + 1, config.base_levels + 1)
     kept_back = np.concatenate(
-        [held_out_marks(held_out_of(config, problem, first)), fingerprints(tests)]
+        [ev.held_out_fingerprints(held_out_sums(config, problem, first)), ev.fingerprints(tests)]
     )
     levels = np.arange(8 * config.worked) % config.base_levels + 1
     tasks = problem.draw(jax.random.key(config.seed + 2), levels)
-    rows = np.flatnonzero(ev.without_repetitions(tasks, kept_back).valid)[: config.worked]
+    rows = np.flatnonzero(ev.without_duplicates(tasks, kept_back).valid)[: config.worked]
     if not len(rows):
         raise common.RunError(
             f"worked: no sum of up to base_levels={config.base_levels} digits is left beside "
             f"held_out={config.held_out} and test_prompts={config.test_prompts}"
         )
     tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tasks)
-    return ev.as_examples(tasks, problem.solve(tasks), np.ones(len(rows)))
+    return ev.as_examples(tasks, problem.answer(tasks), np.ones(len(rows)))

@@ -1,5 +1,4 @@
-"""A checkpoint that knows nothing: random weights and a tokenizer by character, in the files of a
-real one, so that what is made for real ones runs where none can be had."""
+"""A checkpoint of random weights with a character tokenizer, for runs without a real one."""
 
 import json
 from pathlib import Path

@@ -1,36 +1,33 @@
 """A pretrained language model that evolves itself: longer sums than the worked examples have.
 
-python -m experiments.evolution.pretrained.train --checkpoint FOLDER_OR_HUB_ID reads a Hugging Face model
-(Llama, Qwen, GPT-2) and lets low-rank factors of its attention and MLP matrices learn; the base
-weights stay as they are. First it sees a few worked examples, such as "12 + 34 = 46". Then, round
-by round, it gets sums of one digit more, answers each several times, and keeps what most of its
-answers agree on and what ends: nobody tells it what is right, unless --verifier exact asks. It
-learns from that by --update fine-tune, policy-gradient or maml, and θ_{t+1} is taken only if
-held-out sums say that it isn't worse. The factors are left as an adapter that peft reads.
+With --checkpoint FOLDER_OR_HUB_ID a Hugging Face model (Llama, Qwen, GPT-2) is read, and low-rank
+factors of its attention and MLP matrices learn; the base weights stay as they are. First it sees a
+few worked examples, such as "12 + 34 = 46". Then, round by round, it gets sums of one digit more,
+answers each several times, and keeps the most common answer if it ends and enough samples agree:
+nobody tells it what is right, unless --verifier exact asks. It learns from that by --update
+fine-tune, grpo or maml, and θ_{t+1} is taken only if held-out sums say that it isn't worse. The
+factors are saved as an adapter that peft reads.
 
-Without --checkpoint a small model of random weights is made on the spot. That shows that the parts
-work together, on any machine; but such a model knows nothing, learns nothing worth reporting, and
-its figures mean nothing. With a real checkpoint the command is the same, and so are the files.
+Without --checkpoint a small model of random weights is made. It shows that the parts work together,
+on any machine, and learns nothing.
 
 Expected of random weights: next to nothing right, nothing kept, and the loop stops by itself after
 three rounds; half a minute on one CPU core, most of it compilation. What real checkpoints reach
 hasn't been measured yet.
 
-Agreement isn't truth. A model of 0.3 million parameters that had been trained on sums of up to
-three digits went from 99.2 to 100 % of 128 such sums (the control 97.7) when it was given worked
-examples of two; but of its answers of four digits, none of which was right, it kept 43 %, and the
-gate, which knows no answers there, took what came of them. The table's "right of the kept" shows
-it.
+Agreement isn't truth. A model of 0.3 million parameters, trained on sums of up to three digits,
+went from 99.2 to 100 % of 128 such sums (the control 97.7) with worked examples of two digits. Of
+its answers of four digits none was right; it kept 43 % of them, and the gate, which knows no
+answers there, accepted. The table's "right of the kept" shows it.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 import metajax
@@ -39,14 +36,12 @@ from experiments.evolution import report, study
 from experiments.evolution.pretrained.config import (
     TASK_TEXTS,
     Config,
-    Setting,
-    held_out_of,
-    setting_of,
+    Setup,
+    held_out_sums,
+    set_up,
 )
-from experiments.evolution.study import Trained
 from metajax import evolve as ev
 from metajax import lm
-from metajax.evolve.proposers import fingerprints
 from metajax.files import write_atomically
 from metajax.lm import lora
 
@@ -56,24 +51,35 @@ def mesh_of(count: int) -> Any:
     return None if jax.default_backend() == "cpu" else metajax.task_mesh(count)
 
 
-def solver_of(setting: Setting, **options: Any) -> ev.Solver:
-    """Answers; greedy ones if nothing else is asked for."""
-    chunk, problem = setting.config.chunk, setting.problem
-    return ev.solver(
-        setting.model, answer_length=problem.answer_length, end=problem.end, chunk=chunk,
-        mesh=mesh_of(chunk), **options,
-    )  # fmt: skip
+def solver(setup: Setup, **options: Any) -> ev.Solver:
+    """Answers; greedy ones without options."""
+    chunk, problem = setup.config.chunk, setup.problem
+    return ev.model_solver(
+        setup.model,
+        answer_length=problem.answer_length,
+        end=problem.end,
+        chunk=chunk,
+        mesh=mesh_of(chunk),
+        **options,
+    )
 
 
-def fine_tune_of(setting: Setting, steps: int, rate: Any, shares: Any) -> ev.Update:
+def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], Any]) -> ev.Update:
     """Fine-tuning of the factors on a mixture."""
-    config = setting.config
-    parts = config.batch // config.micro_batch
+    config = setup.config
+    micro_batches = config.batch // config.micro_batch
     return ev.fine_tune(
-        lora.frozen_base(setting.model), optimizer_of(rate), steps=steps, shares=shares,
-        rows=config.batch, row_length=64, micro_batches=parts, pool=256,
-        trainable=lora.is_factor, mesh=mesh_of(parts),
-    )  # fmt: skip
+        lora.frozen_base(setup.model),
+        optimizer_of(rate),
+        steps=steps,
+        mixture=mixture,
+        rows=config.batch,
+        row_length=64,
+        micro_batches=micro_batches,
+        pool=256,
+        trainable=lora.is_factor,
+        mesh=mesh_of(micro_batches),
+    )
 
 
 def optimizer_of(rate: Any) -> optax.GradientTransformation:
@@ -81,18 +87,23 @@ def optimizer_of(rate: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
 
 
-def update_of(setting: Setting) -> ev.Update:
+def update_of(setup: Setup) -> ev.Update:
     """f, by the config's choice; the rate starts again each round."""
-    config, steps = setting.config, setting.config.round_steps
+    config, steps = setup.config, setup.config.round_steps
     rate = ev.every_round(optax.linear_schedule(config.rate, config.rate / 10, steps), steps)
     options = {"steps": steps, "trainable": lora.is_factor}
-    apply = lora.frozen_base(setting.model)
-    if config.update == "policy-gradient":
-        parts = config.batch // config.micro_batch
-        return ev.policy_gradient(
-            apply, optimizer_of(rate), batch=config.batch, micro_batches=parts,
-            mesh=mesh_of(parts), **options,
-        )  # fmt: skip
+    apply = lora.frozen_base(setup.model)
+    if config.update == "grpo":
+        micro_batches = config.batch // config.micro_batch
+        return ev.grpo(
+            apply,
+            optimizer_of(rate),
+            temperature=config.temperature,
+            batch=config.batch,
+            micro_batches=micro_batches,
+            mesh=mesh_of(micro_batches),
+            **options,
+        )
     if config.update == "maml":
         learner = metajax.maml(
             lm.next_token_loss(apply),
@@ -102,140 +113,145 @@ def update_of(setting: Setting) -> ev.Update:
         )
         tasks, half = config.batch // TASK_TEXTS, TASK_TEXTS // 2
         return ev.meta_step(
-            learner, optimizer_of(rate), support=half, query=half, meta_batch=tasks,
-            mesh=mesh_of(tasks), **options,
-        )  # fmt: skip
-    return fine_tune_of(setting, steps, rate, ev.published_shares(config.base_levels))
+            learner,
+            optimizer_of(rate),
+            support=half,
+            query=half,
+            meta_batch=tasks,
+            mesh=mesh_of(tasks),
+            **options,
+        )
+    return fine_tuning(setup, steps, rate, ev.published_mixture(config.base_levels))
 
 
-def parts_of(setting: Setting) -> ev.Parts:
+def loop_config(setup: Setup) -> ev.EvolveConfig:
     """The loop's parts."""
-    config, problem = setting.config, setting.problem
-    solve = solver_of(setting, samples=config.samples, temperature=config.temperature)
+    config, problem = setup.config, setup.problem
+    solve = solver(setup, samples=config.samples, temperature=config.temperature)
     verifier = ev.all_of(ev.majority_vote(config.agreement), ev.must_end())
     if config.verifier == "exact":
-        verifier = ev.exact(problem.solve)
-    draw, tested = ev.drawn_by_program(problem, count=config.proposals), fingerprints(setting.tests)
-    return ev.Parts(
-        propose=lambda params, key, levels: ev.without_repetitions(
+        verifier = ev.exact_match(problem.answer)
+    draw = ev.program_proposer(problem, count=config.proposals)
+    tested = ev.fingerprints(setup.tests)
+    accepts = config.gate == "none"
+    return ev.EvolveConfig(
+        propose=lambda params, key, levels: ev.without_duplicates(
             draw(params, key, levels), tested
         ),
         solve=solve,
         verifier=verifier,
-        update=update_of(setting),
-        gate=ev.no_worse(solve, verifier) if config.gate == "no_worse" else ev.always(),
+        update=update_of(setup),
+        gate=ev.accept_all() if accepts else ev.non_inferior(solve, verifier),
         curriculum=ev.one_harder(config.base_levels + 1),
-        real=lambda key: setting.worked,
-        held_out=lambda levels: held_out_of(config, problem, levels),
-        oracle=problem.solve,
+        real=lambda key: setup.worked,
+        held_out=lambda levels: held_out_sums(config, problem, levels),
+        oracle=problem.answer,
     )
 
 
-def on_worked(setting: Setting, params: Any, steps: int, rounds: int, name: str) -> Trained:
-    """So many times ``steps`` updates on the worked examples alone."""
-    rate = setting.config.rate
+def on_worked_examples(setup: Setup, steps: int, rounds: int) -> ev.Update:
+    """``steps`` updates a round on the worked examples alone; the rate falls over all rounds."""
+    rate = setup.config.rate
     schedule = optax.linear_schedule(rate, rate / 10, steps * rounds)
-    return study.on_real_data(
-        fine_tune_of(
-            setting, steps, schedule, lambda kept: np.array([1.0] + [0.0] * len(kept))
-        ),
-        params, lambda key: setting.worked, rounds=rounds, seed=setting.config.seed, name=name,
-    )  # fmt: skip
+    return fine_tuning(setup, steps, schedule, study.real_mixture)
 
 
-def taught(setting: Setting, run: common.Run) -> Trained:
-    """θ_0, after the worked examples; in the run's folder ``base``, where a resumed run has it."""
-    folder, config = run.path / "base", setting.config
+def base_model(setup: Setup, run: common.Run) -> study.Trained:
+    """θ_0, after the worked examples; in the run's folder ``base``, from where a run resumes."""
+    folder, config = run.path / "base", setup.config
     done = folder / "trained.json"
     if config.resume and done.exists():
-        factors = lm.load_adapters(folder / "adapters", config=setting.model.config)
+        factors = lm.load_adapters(folder / "adapters", config=setup.model.config)
         numbers = json.loads(done.read_text(encoding="utf-8"))
-        return Trained({"params": setting.variables["params"], "lora": factors}, **numbers)
-    each = math.gcd(config.steps, 10)
-    base = on_worked(setting, setting.variables, each, config.steps // each, "worked examples")
-    save_adapters(setting, folder / "adapters", base.params)
+        return study.Trained({"params": setup.variables["params"], "lora": factors}, **numbers)
+    steps = math.gcd(config.steps, 10)
+    rounds = config.steps // steps
+    base = study.train_on_real_data(
+        on_worked_examples(setup, steps, rounds),
+        setup.variables,
+        lambda key: setup.worked,
+        rounds=rounds,
+        seed=config.seed,
+        name="worked examples",
+    )
+    save_adapters(setup, folder / "adapters", base.params)
     write_atomically(done, json.dumps({"seconds": base.seconds, "tokens": base.tokens}) + "\n")
     return base
 
 
-def save_adapters(setting: Setting, folder: Path, params: Any) -> None:
-    """The factors as ``peft`` has them; it finds the base weights where they were."""
-    base = str(setting.folder)
-    lm.save_adapters(folder, params["lora"], config=setting.model.config, base_model_name=base)
+def save_adapters(setup: Setup, folder: Path, params: Any) -> None:
+    """Saves the factors as ``peft`` does; the adapter names the folder of the base weights."""
+    base = str(setup.folder)
+    lm.save_adapters(folder, params["lora"], config=setup.model.config, base_model_name=base)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Teaches, evolves, tests, and leaves everything in the run folder."""
     config = common.parse(Config, arguments, __doc__ or "")
     run = common.open_run("evolve-pretrained", config)
-    setting = setting_of(run, config)
+    setup = set_up(run, config)
     common.create(run)
-    problem = setting.problem
-    base = taught(setting, run)
-    parts = parts_of(setting)
+    problem, loop = setup.problem, loop_config(setup)
     longest = config.base_levels + config.rounds
-    scores = report.scores_of(problem, solver_of(setting), setting.tests)
-    state = ev.start(
-        parts,
-        base.params,
+    scores = report.scores_of(problem, solver(setup), setup.tests)
+    outcome = study.evolve_and_control(
+        run,
+        config,
+        loop,
+        base_model(setup, run),
         jax.random.key(config.seed + 3),
-        rounds=config.rounds,
-        proposals=config.proposals,
         longest=problem.prompt_length(longest) + problem.answer_length(longest),
         vocab_size=problem.vocab_size,
+        scores=scores,
+        control=lambda rounds: on_worked_examples(setup, config.round_steps, rounds),
+        frozen="params",
     )
-    followed = study.follow(run, parts, state, scores=scores, fixed="params")
-    params = followed.state.train.params
-    save_adapters(setting, run.path / "adapters", params)
-    tested = {"round 0": scores(base.params), "last round": scores(params)}
-    phases = {"worked examples": base}
-    learned = sum(record.get("seconds_update") is not None for record in followed.records)
-    if config.control == "yes" and learned:
-        phases["control"] = on_worked(setting, base.params, config.round_steps, learned, "control")
-        tested["control"] = scores(phases["control"].params)
-    levels = range(1, longest + 2)
-    samples = report.examples_text(problem, parts, params, levels)
+    evolved = outcome.followed.state.train.params
+    save_adapters(setup, run.path / "adapters", evolved)
+    tested = {name: scores(params) for name, params in outcome.models().items()}
+    samples = report.examples_text(problem, loop, evolved, range(1, longest + 2))
     write_atomically(run.path / "tasks.txt", samples)
-    report.draw_levels(run, followed.records, tested.get("control"), config.base_levels)
-    found = report.Found(followed, tested, config.test_prompts, 1, phases, facts_of(setting, parts))
+    records = outcome.followed.records
+    report.draw_levels(run, records, tested.get("control"), config.base_levels)
     table = report.write_results(
         run,
-        found,
+        outcome,
         title="A pretrained model that evolves itself: sums as text",
-        module="experiments.evolution.pretrained.train",
+        module="experiments.evolution.pretrained",
+        columns=report.level_columns(tested, config.test_prompts, 1),
+        rounds=report.rounds_table(records),
+        tested=tested,
+        facts=facts(setup, loop),
+        base="worked examples",
     )
     print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
 
 
-def facts_of(setting: Setting, parts: ev.Parts) -> dict[str, str]:
-    """What the table says below."""
-    config, verifier = setting.config, parts.verifier
+def facts(setup: Setup, loop: ev.EvolveConfig) -> dict[str, str]:
+    """The lines below the tables."""
+    config, verifier = setup.config, loop.verifier
     sizes = [
-        sum(leaf.size for leaf in jax.tree.leaves(setting.variables[name]))
+        sum(leaf.size for leaf in jax.tree.leaves(setup.variables[name]))
         for name in ("params", "lora")
     ]
     known = "it asks an oracle" if verifier.uses_oracle else "no oracle"
-    # A folder's own name will do: where it is, is the machine's matter.
-    name = setting.folder.name if setting.folder.is_dir() else str(setting.folder)
+    # The folder's name alone: where it lies is the machine's matter.
+    name = setup.folder.name if setup.folder.is_dir() else str(setup.folder)
     name = "random weights" if config.checkpoint is None else name
-    facts = {
+    found = {
         "Checkpoint": f"{name}, {sizes[0]:,} parameters, which stay; factors of rank "
         f"{config.rank} have {sizes[1]:,}",
-        "Task": f"{setting.problem.name}, {config.test_prompts} prompts of each length, greedy, "
+        "Task": f"{setup.problem.name}, {config.test_prompts} prompts of each length, greedy, "
         "exact match",
-        "Worked examples": f"{len(setting.worked.tokens)}, of up to {config.base_levels} digits",
+        "Worked examples": f"{len(setup.worked.tokens)}, of up to {config.base_levels} digits",
         "Proposer": "a program",
         "Kept": f"{verifier.name}, of {config.samples} samples at temperature "
         f"{config.temperature}; {known}",
-        "Update": parts.update.name,
+        "Update": loop.update.name,
     }
     if config.checkpoint is None:
-        facts["Mechanics alone"] = (
-            "the weights are random, so nothing is known that could grow, and the scores mean "
-            "nothing; name a real model with --checkpoint"
+        found["Mechanics alone"] = (
+            "the weights are random, so the scores mean nothing; name a real model with "
+            "--checkpoint"
         )
-    return facts
-
-
-if __name__ == "__main__":
-    common.guard(main)
+    return found

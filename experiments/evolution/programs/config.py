@@ -1,4 +1,4 @@
-"""What self-play with programs can be told, and the model and tasks that it comes to."""
+"""Configuration, model and tasks."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -11,8 +11,13 @@ import optax
 import metajax
 from experiments import common
 from experiments.evolution import study
-from experiments.evolution.programs import kinds
 from experiments.evolution.programs import language as pg
+from experiments.evolution.programs.tasks import (
+    may_be_learned,
+    take_rows,
+    taught_programs,
+    test_tasks,
+)
 from metajax import evolve as ev
 from metajax.errors import ArgumentError
 from metajax.models import Transformer, TransformerConfig
@@ -23,10 +28,10 @@ MICRO_ROWS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(common.RunConfig):
+class Config(study.StudyConfig):
     """Options of the experiment."""
 
-    steps: int | None = 1500
+    steps: int = 1500
     """Updates of the base model."""
     taught_operations: int = 1
     """Operations of the programs that it is taught, at most."""
@@ -43,12 +48,11 @@ class Config(common.RunConfig):
     samples: int = 4
     """Answers to each task."""
     temperature: float = 1.0
-    """What answers and programs are drawn at."""
+    """What answers and programs are sampled at."""
     weight: Literal["learnable", "right"] = "learnable"
-    """How much is learned from a task of which a share p > 0 of the answers is right: 1 - p, or
-    all alike."""
+    """Weight of a task of which a share p > 0 of the answers is right: 1 - p, or 1."""
     unsolved: Literal["shown", "left_out"] = "shown"
-    """What becomes of a deduction that no sample got right: the interpreter's output is learned, or
+    """What is learned from a deduction that no sample got right: the interpreter's output, or
     nothing."""
     floor: float = 0.3
     """Share of real data in what is trained on, at least."""
@@ -64,22 +68,19 @@ class Config(common.RunConfig):
     texts_taught: int = 8192
     """Texts of real data that a round draws from; the base model draws from six times as many."""
     test: Literal["held_out", "like"] = "held_out"
-    """What is measured on: the programs written by hand, or random ones, by which settings were
-    chosen."""
+    """Test programs: those written by hand, or random ones, by which settings were chosen."""
     test_inputs: int = 4
-    """Inputs of each program that is measured on."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained."""
+    """Inputs of each test program."""
     gate_tasks: int = 1024
     """Held-out tasks of the gate, in each of its two groups."""
 
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"test_inputs", "control"}
+    may_differ: ClassVar[frozenset[str]] = study.StudyConfig.may_differ | {"test_inputs"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "layers", "rounds", "round_steps", "texts", "samples", "temperature", "rows",
-            "rate", "longest", "taught", "texts_taught", "test_inputs", "taught_operations",
+            self, "layers", "texts", "samples", "temperature", "rows", "longest", "taught",
+            "texts_taught", "test_inputs", "taught_operations",
         )  # fmt: skip
         if self.taught_operations >= pg.MAX_OPERATIONS:
             raise ArgumentError(
@@ -100,8 +101,8 @@ class Config(common.RunConfig):
             raise ArgumentError(f"gate_tasks must be at least 8; got {self.gate_tasks}")
 
 
-class Setting(NamedTuple):
-    """What a config comes to.
+class Setup(NamedTuple):
+    """The model and the tasks of a config.
 
     Attributes:
         config: the config.
@@ -109,7 +110,7 @@ class Setting(NamedTuple):
         params: its initial parameters.
         apply: ``apply(params, tokens, segment_ids=...)``.
         taught: the real data's programs.
-        tests: tasks that are measured on, of each kind, ``test_inputs`` for each program.
+        tests: test tasks of each kind, ``test_inputs`` for each program.
         operations: of these programs, ``[programs]``.
     """
 
@@ -122,7 +123,7 @@ class Setting(NamedTuple):
     operations: np.ndarray
 
 
-def setting_of(config: Config) -> Setting:
+def set_up(config: Config) -> Setup:
     """The model and the tasks of a config."""
     model = Transformer(
         TransformerConfig.llama(
@@ -135,19 +136,16 @@ def setting_of(config: Config) -> Setting:
     tested = pg.held_out_programs()
     if config.test == "like":
         tested = like_programs(jax.random.key(TEST_SEED), 256, 1)
-    tests = kinds.test_tasks(jax.random.key(TEST_SEED), tested, config.test_inputs, config.longest)
-    taught = kinds.taught_programs(
-        jax.random.fold_in(key, 1), config.taught, config.taught_operations
-    )
-    return Setting(config, model, params, apply, taught, tests, np.asarray(tested.lengths))
+    tests = test_tasks(jax.random.key(TEST_SEED), tested, config.test_inputs, config.longest)
+    taught = taught_programs(jax.random.fold_in(key, 1), config.taught, config.taught_operations)
+    return Setup(config, model, params, apply, taught, tests, np.asarray(tested.lengths))
 
 
 def like_programs(key: jax.Array, count: int, least: int) -> pg.Programs:
-    """Random programs of ``least`` operations and more, as many of each, that may be learned
-    from."""
+    """Random programs of ``least`` operations and more, as many of each; none is held out."""
     numbers = least + np.arange(2 * count) % (pg.MAX_OPERATIONS + 1 - least)
     drawn = pg.draw_programs(key, 2 * count, operations=numbers)
-    return kinds.rows(drawn, np.flatnonzero(kinds.worth(drawn)[0])[:count])
+    return take_rows(drawn, np.flatnonzero(may_be_learned(drawn)[0])[:count])
 
 
 def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

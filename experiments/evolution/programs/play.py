@@ -1,4 +1,4 @@
-"""Self-play with programs: what the model writes, how it is joined, answered and checked."""
+"""The loop's parts: proposer, solver and verifier of programs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,21 +9,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.evolution.programs import language as pg
-from experiments.evolution.programs.kinds import (
-    KINDS,
-    concatenated,
-    draw_examples,
-    posed,
-    rows,
-    split,
-    worth,
-)
 from experiments.evolution.programs.language import vocabulary
+from experiments.evolution.programs.tasks import (
+    KINDS,
+    concatenate,
+    draw_examples,
+    make_tasks,
+    may_be_learned,
+    take_rows,
+    tasks_per_kind,
+)
 from metajax import evolve as ev
-from metajax import lm
 from metajax.errors import ArgumentError
-from metajax.evolve.solve import chunks_of, prepared
-from metajax.evolve.verifiers import learnability
 from metajax.models import Transformer
 
 _CHECKS = tuple(map(jax.jit, (pg.check_deduction, pg.check_abduction, pg.check_induction)))
@@ -53,11 +50,11 @@ def joined_pairs(
 
     def join(leaf: np.ndarray) -> np.ndarray:
         behind = np.take_along_axis(leaf[second], source, axis=1)
-        own = np.where(from_first, leaf[first], behind)
-        return np.where(place < total[:, None], own, 0)
+        both = np.where(from_first, leaf[first], behind)
+        return np.where(place < total[:, None], both, 0)
 
     made = pg.Programs(*map(jnp.asarray, (join(operations), join(arguments), total)))
-    return rows(made, slice(None)), fits & np.asarray(pg.well_typed(made))
+    return take_rows(made, slice(None)), fits & np.asarray(pg.well_typed(made))
 
 
 class Written(NamedTuple):
@@ -81,33 +78,32 @@ class Written(NamedTuple):
 def writer(
     model: Transformer, *, texts: int, temperature: float, mesh: Mesh | None = None
 ) -> Callable[[Any, jax.Array], Written]:
-    """``write(params, key) -> Written``: programs with inputs, as the model likes them.
+    """``write(params, key) -> Written``: samples programs with inputs.
 
     Args:
         model: the language model.
         texts: how many.
-        temperature: what they are drawn at.
+        temperature: of sampling.
         mesh: devices that share them.
     """
-    begin = np.tile(np.array([[pg.BOS, vocabulary.PROPOSE]], np.int32), (texts, 1))
+    solve = ev.model_solver(
+        model,
+        answer_length=lambda level: pg.PROPOSAL_LENGTH,
+        end=pg.EOS,
+        temperature=temperature,
+        slack=0,
+        chunk=min(texts, 512),
+        mesh=mesh,
+    )
+    prompts = np.tile(np.array([[pg.BOS, vocabulary.PROPOSE]], np.int32), (texts, 1))
+    ones = np.ones(texts, np.int32)
+    asked = ev.Tasks(prompts, 2 * ones, ones, ones > 0)
 
     def write(params: Any, key: jax.Array) -> Written:
-        ready, found = prepared(params, mesh), []
-        for start, own in chunks_of(begin.tolist(), 512, mesh):
-            made = lm.generate(
-                model,
-                ready,
-                np.asarray(own),
-                jax.random.fold_in(key, start),
-                max_new_tokens=pg.PROPOSAL_LENGTH,
-                sampling=lm.SamplingParams(temperature, stop_tokens=(pg.EOS,)),
-                mesh=mesh,
-            )
-            found.append(np.asarray(made.tokens[:, 0]))
-        tokens = np.concatenate(found)[:texts]
+        tokens = solve(params, key, asked).tokens[:, 0]
         programs, inputs, valid = jax.tree.map(np.asarray, pg.parse_proposals(jnp.asarray(tokens)))
         valid = valid & (inputs.lengths > 0)
-        allowed, marks = worth(programs)
+        allowed, marks = may_be_learned(programs)
         return Written(programs, inputs, valid, valid & allowed, marks)
 
     return write
@@ -120,86 +116,86 @@ def first_of_each(marks: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     return found
 
 
-def own_proposer(
+def proposer(
     write: Callable[[Any, jax.Array], Written], *, count: int, longest: int
 ) -> ev.Proposer:
-    """The model's own proposer: ``count`` tasks a round, in blocks as ``split`` has them.
+    """The model's own proposer: ``count`` tasks a round, in blocks as ``tasks_per_kind`` has them.
 
-    The model writes programs with inputs; what isn't well typed, is held out, is degenerate or
-    does what another one of the round does is left out. A program with as many operations as are
-    asked for is taken as it is; others are joined, two that the model wrote into one, with the
-    input of the first: so programs get longer than those that it was taught.
+    The model writes programs with inputs. A program is left out if it isn't well typed, is held
+    out or degenerate, or does what another one of the round does. A program with the wanted number
+    of operations is taken as it is; two others are joined into one, with the input of the first.
+    So programs get longer than those that the model was taught.
 
     Args:
         write: from ``writer``.
         count: tasks a round.
         longest: digits of the further inputs that induction needs, at most.
     """
-    numbers = split(count)
+    numbers = tasks_per_kind(count)
 
     def propose(params: Any, key: jax.Array, levels: ev.Levels, /) -> ev.Tasks:
         write_key, pair_key, input_key = jax.random.split(key, 3)
-        own = write(params, write_key)
+        written = write(params, write_key)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(pair_key)).tolist())
         wanted = lambda lengths: (lengths >= levels.first) & (lengths <= levels.last)
-        usable = np.flatnonzero(own.usable)
+        usable = np.flatnonzero(written.usable)
         pairs = rng.choice(usable if usable.size else np.zeros(1, int), (2, 12 * numbers[0]))
-        made, fits = joined_pairs(own.programs, *pairs)
+        made, fits = joined_pairs(written.programs, *pairs)
         fits = fits & wanted(made.lengths) & bool(usable.size)
         # As many candidates in any case, so that nothing is compiled again.
         taken = np.argsort(~fits, kind="stable")[: 2 * numbers[0]]
-        made = rows(made, taken)
-        allowed, made_marks = worth(made)
+        made = take_rows(made, taken)
+        allowed, made_marks = may_be_learned(made)
         fits = fits[taken] & allowed
-        programs = concatenated([own.programs, made])
-        inputs = concatenated([own.inputs, rows(own.inputs, pairs[0][taken])])
-        candidates = np.concatenate([own.usable & wanted(own.programs.lengths), fits])
-        marks = np.concatenate([own.marks, made_marks])
+        programs = concatenate([written.programs, made])
+        inputs = concatenate([written.inputs, take_rows(written.inputs, pairs[0][taken])])
+        candidates = np.concatenate([written.usable & wanted(written.programs.lengths), fits])
+        marks = np.concatenate([written.marks, made_marks])
         new = first_of_each(marks, candidates)
-        joined = np.arange(len(new)) >= len(own.valid)
+        joined = np.arange(len(new)) >= len(written.valid)
         order = np.argsort(~new, kind="stable")[: numbers[0]]
         order = np.resize(order, numbers[0])
-        examples = draw_examples(input_key, rows(inputs, order), longest)
-        found = (rows(programs, order), examples, joined[order])
+        examples = draw_examples(input_key, take_rows(inputs, order), longest)
+        found = (take_rows(programs, order), examples, joined[order])
         parts, start = [], 0
         for kind, number in enumerate(numbers):
             # Abduction and induction share the programs out; proposals are those of deduction.
             begin = start if kind in (1, 2) else 0
             part = np.arange(begin, begin + number) % numbers[0]
-            tasks, _ = posed(kind, *rows(found, part))
+            tasks, _ = make_tasks(kind, *take_rows(found, part))
             parts.append(tasks._replace(valid=new[order][part]))
             start = begin + number if kind in (1, 2) else 0
-        return concatenated(parts)
+        return concatenate(parts)
 
     return propose
 
 
-def own_solver(solve: ev.Solver, samples: int, *, shown: bool) -> ev.Solver:
-    """Answers tasks by another solver, but for proposals, which are whole already.
+def solver(solve: ev.Solver, samples: int, *, shown: bool) -> ev.Solver:
+    """Answers tasks with another solver; a proposal's answer is its end token.
 
     Args:
-        solve: with so many samples.
-        samples: answers to each task.
-        shown: whether one more is beside them: of a deduction, what the interpreter gives; of
-            others nothing new, the first.
+        solve: gives ``samples`` completions.
+        samples: completions of each task.
+        shown: whether one more is added: the interpreter's output for a deduction, the first
+            completion again for other kinds.
     """
 
-    def answer(params: Any, key: jax.Array, tasks: ev.Tasks, /) -> ev.Attempts:
+    def solve_all(params: Any, key: jax.Array, tasks: ev.Tasks, /) -> ev.Completions:
         kind = np.asarray(tasks.about.kind)
-        found = solve(params, key, rows(tasks, kind != 3))
+        found = solve(params, key, take_rows(tasks, kind != 3))
         shape = (len(kind), samples, found.tokens.shape[-1])
         tokens, log_probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         tokens[..., 0] = pg.EOS
         lengths, ended = np.ones(shape[:2], np.int32), np.ones(shape[:2], bool)
-        whole = ev.Attempts(tokens, log_probs, lengths, ended)
-        for leaf, own in zip(whole, found, strict=True):
-            leaf[kind != 3] = own
+        whole = ev.Completions(tokens, log_probs, lengths, ended)
+        for leaf, answered in zip(whole, found, strict=True):
+            leaf[kind != 3] = answered
         if not shown:
             return whole
-        whole = ev.Attempts(*(np.concatenate([leaf, leaf[:, :1]], axis=1) for leaf in whole))
+        whole = ev.Completions(*(np.concatenate([leaf, leaf[:, :1]], axis=1) for leaf in whole))
         deduced = np.flatnonzero(kind == 0)
-        inputs = rows(tasks.about.inputs, (deduced, 0))
-        outputs = pg.value_tokens(pg.run(rows(tasks.about.programs, deduced), inputs))
+        inputs = take_rows(tasks.about.inputs, (deduced, 0))
+        outputs = pg.value_tokens(pg.run(take_rows(tasks.about.programs, deduced), inputs))
         outputs = np.asarray(outputs)
         whole.tokens[deduced, -1] = 0
         whole.tokens[deduced, -1, : outputs.shape[1]] = outputs
@@ -208,38 +204,38 @@ def own_solver(solve: ev.Solver, samples: int, *, shown: bool) -> ev.Solver:
         whole.ended[deduced, -1] = True
         return whole
 
-    return answer
+    return solve_all
 
 
-def right_answers(tasks: ev.Tasks, attempts: ev.Attempts) -> np.ndarray:
-    """Which attempts ``[n, samples]`` are right, as the interpreter finds; of proposals, all."""
-    tokens = np.asarray(attempts.tokens)
+def right_answers(tasks: ev.Tasks, completions: ev.Completions) -> np.ndarray:
+    """Which completions ``[n, samples]`` are right, as the interpreter finds; of proposals, all."""
+    tokens = np.asarray(completions.tokens)
     samples = tokens.shape[1]
     right = np.ones(tokens.shape[:2], bool)
     for kind, check in enumerate(_CHECKS):
-        own = np.flatnonzero(np.asarray(tasks.about.kind) == kind)
-        if not own.size:
+        rows = np.flatnonzero(np.asarray(tasks.about.kind) == kind)
+        if not rows.size:
             continue
-        inputs = rows(tasks.about.inputs, (own,) if kind == 2 else (own, 0))
-        programs = rows(tasks.about.programs, own)
+        inputs = take_rows(tasks.about.inputs, (rows,) if kind == 2 else (rows, 0))
+        programs = take_rows(tasks.about.programs, rows)
         outputs = pg.run(programs, inputs)
-        whole = pg.Tasks(own, own, programs, inputs, outputs)  # pyright: ignore[reportArgumentType]
-        repeated = rows(whole, np.repeat(np.arange(len(own)), samples))
-        answers = jnp.asarray(tokens[own].reshape(-1, tokens.shape[2]))
-        right[own] = np.asarray(check(repeated, answers)).reshape(-1, samples)
+        whole = pg.ProgramTasks(rows, rows, programs, inputs, outputs)  # pyright: ignore[reportArgumentType]
+        repeated = take_rows(whole, np.repeat(np.arange(len(rows)), samples))
+        answers = jnp.asarray(tokens[rows].reshape(-1, tokens.shape[2]))
+        right[rows] = np.asarray(check(repeated, answers)).reshape(-1, samples)
     return right
 
 
 def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Verifier:
-    """The interpreter says what is right; the label is the first right sample.
+    """The interpreter checks answers; the label is the first right sample.
 
-    A proposal's agreement is that of the deduction task of its program: proposals are those of the
-    first deductions, in their order.
+    A proposal's agreement is that of the deduction with the same program: the proposals are those
+    of the first deductions, in their order.
 
     Args:
         weight: ``"learnable"`` is 1 - p where the share p of right samples isn't 0, Absolute
             Zero's reward; ``"right"`` is 1 there.
-        shown: whether the last sample of each task is ``own_solver``'s ``shown`` one. It doesn't
+        shown: whether the last sample of each task is the ``shown`` one of ``solver``. It doesn't
             count for p; it is the label of deductions, of those that no sample got right too, with
             weight 1.
 
@@ -249,8 +245,8 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
     Source: Zhao et al. 2025 (arXiv 2505.03335), equation 4.
     """
 
-    def verify(tasks: ev.Tasks, attempts: ev.Attempts) -> ev.Verdict:
-        right, kind = right_answers(tasks, attempts), np.asarray(tasks.about.kind)
+    def verify(tasks: ev.Tasks, completions: ev.Completions) -> ev.Verdict:
+        right, kind = right_answers(tasks, completions), np.asarray(tasks.about.kind)
         last = right.shape[1] - 1
         sampled = right[:, :last] if shown else right
         agreement = sampled.mean(axis=1, dtype=np.float32)
@@ -263,7 +259,7 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
             agreement[kind == 3] = agreement[kind == 0][: (kind == 3).sum()]
         trusted = (agreement > 0).astype(np.float32)
         if weight == "learnable":
-            trusted = np.array(learnability(jnp.asarray(agreement), "1-p"))
+            trusted = np.array(ev.learnability(jnp.asarray(agreement)))
         choice = sampled.argmax(axis=1)
         if shown:
             choice = np.where(kind == 0, last, choice)
@@ -277,7 +273,7 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
 def accuracies(
     solve: ev.Solver, params: Any, tests: list[ev.Tasks], inputs: int
 ) -> Mapping[str, np.ndarray]:
-    """The share of a program's tasks that are answered rightly, by kind, ``[programs]`` each."""
+    """The share of right answers to each program's tasks ``[programs]``, by kind."""
     key = jax.random.key(0)
     return {
         KINDS[number]: right_answers(tasks, solve(params, key, tasks)).reshape(-1, inputs).mean(1)

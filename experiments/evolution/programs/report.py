@@ -1,4 +1,4 @@
-"""What ``evolve_programs`` reports: a table, a picture, and some of the model's own tasks."""
+"""Table, picture and sample texts of self-play with programs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,10 @@ import numpy as np
 
 from experiments import common
 from experiments.common import plots
-from experiments.common.report import duration, markdown_table
-from experiments.evolution import study
+from experiments.evolution import report, study
 from experiments.evolution.programs import language as pg
 from experiments.evolution.programs import play
-from experiments.evolution.programs.kinds import KINDS
+from experiments.evolution.programs.tasks import KINDS
 from metajax import evolve as ev
 from metajax.files import write_atomically
 
@@ -25,18 +24,18 @@ def interval(values: np.ndarray) -> float:
     return float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def examples_text(parts: ev.Parts, params: Any, levels: ev.Levels, samples: int) -> str:
+def examples_text(loop: ev.EvolveConfig, params: Any, levels: ev.Levels, samples: int) -> str:
     """Some of the model's own programs with inputs, and its first answers: right or wrong."""
-    tasks = parts.propose(params, jax.random.key(7), levels)
-    attempts = parts.solve(params, jax.random.key(8), tasks)
-    right = play.right_answers(tasks, attempts)[:, :samples]
+    tasks = loop.propose(params, jax.random.key(7), levels)
+    completions = loop.solve(params, jax.random.key(8), tasks)
+    right = play.right_answers(tasks, completions)[:, :samples]
     words, lines = pg.WordTokenizer(), []
     for kind in range(3):
-        own = np.flatnonzero((np.asarray(tasks.about.kind) == kind) & np.asarray(tasks.valid))
-        joined = np.asarray(tasks.about.joined)[own]
-        for row in [*own[~joined][:4], *own[joined][:8]]:
+        rows = np.flatnonzero((np.asarray(tasks.about.kind) == kind) & np.asarray(tasks.valid))
+        joined = np.asarray(tasks.about.joined)[rows]
+        for row in [*rows[~joined][:4], *rows[joined][:8]]:
             prompt = words.decode([t for t in tasks.prompts[row] if t != pg.BOS])
-            answer = words.decode([t for t in attempts.tokens[row, 0] if t != pg.EOS])
+            answer = words.decode([t for t in completions.tokens[row, 0] if t != pg.EOS])
             source = "two joined" if tasks.about.joined[row] else "written whole"
             mark = "right" if right[row, 0] else "wrong"
             lines.append(
@@ -48,16 +47,14 @@ def examples_text(parts: ev.Parts, params: Any, levels: ev.Levels, samples: int)
 
 
 def draw(
-    run: common.Run,
-    records: Sequence[Mapping[str, Any]],
-    control: study.Control | None,
+    run: common.Run, records: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]]
 ) -> None:
-    """A picture of the accuracy round by round, a line a kind, and the control's beside it."""
+    """Draws ``study.png``: accuracy round by round, a line a kind, and the control's."""
     curves = []
-    for name, own in (("", records), (", control", control.records if control else ())):
+    for name, lines in (("", records), (", control", control)):
         for kind in ASKED:
-            if own:
-                mean, wide = ([100 * r[key] for r in own] for key in (kind, f"{kind}_ci95"))
+            if lines:
+                mean, wide = ([100 * r[key] for r in lines] for key in (kind, f"{kind}_ci95"))
                 curves.append(plots.Curve(kind + name, np.array(mean), np.array(wide)))
     plots.inner_steps(
         run.path / "study.png", curves, ylabel="accuracy on held-out programs in %", xlabel="round"
@@ -66,11 +63,9 @@ def draw(
 
 def write(
     run: common.Run,
+    outcome: study.Outcome,
     found: Mapping[str, Mapping[str, np.ndarray]],
     operations: np.ndarray,
-    followed: study.Followed,
-    base: study.Trained,
-    control: study.Control | None,
     *,
     facts: Mapping[str, str],
     samples: str,
@@ -79,88 +74,59 @@ def write(
 
     Args:
         run: the run.
+        outcome: what was trained.
         found: for each model, by its name, the accuracy of each kind on each program
             ``[programs]``.
         operations: of these programs, ``[programs]``.
-        followed: the rounds.
-        base: the model before them.
-        control: what learned from real data alone.
-        facts: what the table says first.
+        facts: the first lines below the tables.
         samples: from ``examples_text``.
     """
-    records = followed.records
+    records = outcome.followed.records
     groups = {"all": np.ones(len(operations), bool)} | {
         str(number): operations == number for number in np.unique(operations)
     }
-    lines = [(kind, name, own) for kind in ASKED for name, own in groups.items()]
+    lines = [(kind, name, rows) for kind in ASKED for name, rows in groups.items()]
     shown = lambda values: f"{100 * values.mean():.1f} ± {100 * interval(values):.1f}"
     columns = {
         "task": [kind for kind, _, _ in lines],
         "operations": [name for _, name, _ in lines],
-        "programs": [str(own.sum()) for _, _, own in lines],
+        "programs": [str(rows.sum()) for _, _, rows in lines],
     } | {
-        f"{model}, %": [shown(v[kind][own]) for kind, _, own in lines] for model, v in found.items()
+        f"{model}, %": [shown(v[kind][rows]) for kind, _, rows in lines]
+        for model, v in found.items()
     }
-    last = "after self-play"
+    last = "last round"
     for model, values in found.items():
         if model != last:
             columns[f"gain over {model}"] = [
-                shown((found[last][kind] - values[kind])[own]) for kind, _, own in lines
+                shown((found[last][kind] - values[kind])[rows]) for kind, _, rows in lines
             ]
-    laps = study.seconds_of(records)
-    seconds, tokens = {"base model": base.seconds}, {"base model": base.tokens}
-    seconds["rounds"] = sum(laps.values())
-    tokens["rounds"] = sum(record.get("tokens_trained", 0) for record in records)
-    if control is not None:
-        seconds["control"] = control.trained.seconds
-        tokens["control, after the base model"] = control.trained.tokens
-    where = common.environment()
-    command = common.command("experiments.evolution.programs.train", run.config)
-    facts = {
-        **facts,
-        "Ended": followed.stopped,
-        "Tokens": ", ".join(f"{name} {count:,}" for name, count in tokens.items()),
-        "Time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
-        "Machine": f"{where['device']}, {where['cores']} cores",
-        "Command": f"`{command}`, commit {where['commit'] or 'unknown'}",
-    }
-    text = "\n".join([
-        "# A model that invents programs", "", *markdown_table(columns), "",
-        "Round by round, in % (a level is a number of operations):", "",
-        *markdown_table(_rounds(records)), "",
-        *[f"- {name}: {fact}" for name, fact in facts.items()], "",
-    ])  # fmt: skip
-    means = {
-        model: {
-            f"{kind}, {name}": {
-                "mean": float(values[kind][own].mean()),
-                "ci95": interval(values[kind][own]),
-            }
-            for kind, name, own in lines
-        }
-        for model, values in found.items()
-    }
-    study.write_json(
-        run.path / "result.json",
-        {
-            "tested": means,
-            "control_by_round": [] if control is None else control.records,
-            "stopped": followed.stopped,
-            "tokens": tokens,
-            "seconds": seconds | {f"rounds, {name}": value for name, value in laps.items()},
-            "command": command,
-            "environment": where,
-        },
-    )
-    draw(run, records, control)
+    draw(run, records, outcome.control_records)
     write_atomically(run.path / "tasks.txt", samples)
-    write_atomically(run.path / "table.md", text)
-    return text
+    return report.write_results(
+        run,
+        outcome,
+        title="A model that invents programs",
+        module="experiments.evolution.programs",
+        columns=columns,
+        rounds=_rounds(records),
+        tested={
+            model: {
+                f"{kind}, {name}": {
+                    "mean": float(values[kind][rows].mean()),
+                    "ci95": interval(values[kind][rows]),
+                }
+                for kind, name, rows in lines
+            }
+            for model, values in found.items()
+        },
+        facts=facts,
+    )
 
 
 def _rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The columns of the table of rounds."""
-    table = study.rounds_table(list(map(dict, records)))
+    """The table of the rounds; a level is a number of operations."""
+    table = report.rounds_table(records)
     # They need an oracle beside the verifier, which is one here.
     del table["right before the verifier"], table["right of the kept"]
     for title, name in (

@@ -1,16 +1,20 @@
-"""What the self-evolution of strings of digits can be told, and the model that it comes to."""
+"""Configuration and model."""
 
+import argparse
 import dataclasses
+import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 import metajax
 from experiments import common
 from experiments.evolution import study
-from experiments.evolution.strings.digits import digits
+from experiments.evolution.strings.tasks import digits
 from metajax import evolve as ev
 from metajax.errors import ArgumentError
 from metajax.models import Transformer, TransformerConfig
@@ -18,44 +22,22 @@ from metajax.models import Transformer, TransformerConfig
 MICRO_ROWS = 3
 """Rows that a core computes at a time."""
 
-SURE_IN_ITSELF, SURE_IN_VIEWS = 0.98, 0.5
-"""The least probability of a token of a kept answer. Agreement between views finds what is wrong,
-and a high bar beside it leaves out whole kinds of right ones, which the model then forgets."""
-
-LEVELS_A_ROUND, REACH = 2, 3
-"""How many levels further a round can go: with curriculum accelerated, and with learnable."""
-
-YIELD_IN_ITSELF, YIELD_IN_VIEWS = 0.3, 0.5
-"""The least share of a length's answers that must be trusted for several lengths a round. With a
-lower bar a length too far is trusted where the model leaves out a digit in every view alike."""
+LEVELS_A_ROUND = 2
+"""Levels in a round with curriculum accelerated."""
 
 
 class Size(NamedTuple):
-    """A model and how long it is trained.
+    """A model, and what goes with it.
 
     Attributes:
-        model: of ``TransformerConfig.nope``.
-        base_levels: digits of the real data's strings, up to so many.
-        steps: updates of the base model.
-        rounds: of self-evolution.
-        round_steps: updates of each.
-        proposals: tasks of each.
-        rows: packed rows in an update.
-        rate: AdamW's.
+        model: arguments of ``TransformerConfig.nope``.
         pool: packed rows that a round draws from; the base model has four times as many.
         real: strings of real data that these are packed from.
-        chunk: tasks that are answered together: few enough that all that is asked in a round, the
-            held-out tasks too, comes in the same chunks, for which one program is compiled.
+        chunk: tasks that are answered together. All that is asked in a round, held-out tasks too,
+            comes in chunks of this size, so that one program is compiled.
     """
 
     model: dict[str, Any]
-    base_levels: int
-    steps: int
-    rounds: int
-    round_steps: int
-    proposals: int
-    rows: int
-    rate: float
     pool: int
     real: int
     chunk: int
@@ -64,30 +46,18 @@ class Size(NamedTuple):
 SIZES = {
     "small": Size(
         {"width": 128, "n_layers": 3, "n_heads": 4, "mlp_width": 344},
-        base_levels=8, steps=1000, rounds=10, round_steps=300, proposals=2048, rows=12, rate=1e-3,
         pool=4096, real=60_000, chunk=128,
     ),
     "paper": Size(
         {"width": 384, "n_layers": 6, "n_heads": 6, "mlp_width": 1536, "dtype": jnp.bfloat16},
-        base_levels=10, steps=2000, rounds=30, round_steps=500, proposals=20_000, rows=384,
-        rate=5e-4, pool=32_768, real=400_000, chunk=512,
+        pool=32_768, real=400_000, chunk=512,
     ),
 }  # fmt: skip
 
 
-PAPER_ADDITION = {
-    "base_levels": 16,
-    "steps": 10_000,
-    "rounds": 8,
-    "round_steps": 1000,
-    "proposals": 50_000,
-}
-"""What the published size of addition has of its own."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Config(common.RunConfig):
-    """Options of the experiment; what isn't given is the size's own."""
+class Config(study.StudyConfig):
+    """Options; ``preset`` has other defaults for the paper's size and for a single view."""
 
     size: Literal["small", "paper"] = "small"
     """The model and its schedule: 0.6 million parameters for two cores, or the paper's 14
@@ -95,57 +65,45 @@ class Config(common.RunConfig):
     task: Literal["copy", "reverse", "addition"] = "copy"
     """What is done with the digits."""
     proposer: Literal["program", "model"] = "program"
-    """Who poses the tasks: a program, as published, or the model itself."""
-    curriculum: Literal["one", "accelerated", "learnable"] = "one"
-    """How many digits more a round: one; two where the model can be trusted on both lengths; or up
-    to three, to the length of which it is least sure."""
-    least_yield: float | None = None
-    """Share of a length's answers that must be trusted for curriculum accelerated to take it: 0.5
-    where views must agree, else 0.3."""
+    """Who proposes the tasks: a program, as published, or the model itself."""
+    curriculum: Literal["one", "accelerated"] = "one"
+    """How many digits more a round: one; or two if the model can be trusted on both lengths."""
+    min_keep_rate: float = 0.5
+    """Share of a length's answers that must be kept for curriculum accelerated to take it. With a
+    lower bar it takes lengths at which the model leaves out a digit in every view alike."""
     filters: Literal["all", "none"] = "all"
     """Which answers are kept: those that end, have the most common length and no doubtful token; or
     all."""
-    confidence: float | None = None
-    """The least probability of a token of a kept answer: 0.5 where views must agree, else 0.98."""
+    confidence: float = 0.5
+    """The least probability of a token of a kept answer. Agreement between views finds what is
+    wrong; a high bar beside it leaves out whole kinds of right answers."""
     views: int = 3
-    """How often each task is asked in other words too, its digits renamed or its operands
-    exchanged: all answers must agree for one to be kept. With filters none, never."""
-    gate: Literal["no_worse", "none"] = "no_worse"
+    """How often each task is posed in other words too, its digits permuted or its operands swapped:
+    all answers must agree for one to be kept. With filters none, never."""
+    gate: Literal["non_inferior", "none"] = "non_inferior"
     """Whether θ_{t+1} must pass held-out tasks."""
     damage: Literal["none", "once", "always"] = "none"
     """In half of the answers a digit is dropped, before they are verified: in round 3, or from
     round 3 on."""
-    rounds: int | None = None
-    """Rounds of self-evolution."""
-    round_steps: int | None = None
-    """Updates of each."""
-    proposals: int | None = None
-    """Tasks of each."""
-    base_levels: int | None = None
-    """The longest strings of the real data."""
-    rows: int | None = None
+    base_levels: int = 8
+    """Digits of the longest strings of the real data."""
+    rows: int = 12
     """Packed rows in an update, a multiple of 6."""
-    rate: float | None = None
-    """AdamW's learning rate."""
     row_length: int = 64
     """Tokens of a packed row, at least."""
-    control: Literal["yes", "no"] = "yes"
-    """Whether the control is trained."""
     test_prompts: int = 1024
     """Prompts of each length at the end; an eighth of them after each round."""
 
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"test_prompts", "control"}
+    may_differ: ClassVar[frozenset[str]] = study.StudyConfig.may_differ | {"test_prompts"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        common.check_positive(
-            self, "rounds", "round_steps", "proposals", "base_levels", "rows", "rate", "row_length"
-        )
-        if self.rows is not None and self.rows % (2 * MICRO_ROWS):
+        common.check_positive(self, "base_levels", "rows", "row_length")
+        if self.rows % (2 * MICRO_ROWS):
             raise ArgumentError(f"rows must be a multiple of {2 * MICRO_ROWS}; got {self.rows}")
-        for name in ("confidence", "least_yield"):
+        for name in ("confidence", "min_keep_rate"):
             value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
+            if not 0 < value <= 1:
                 raise ArgumentError(f"{name} must be above 0 and at most 1; got {value}")
         if self.views < 0:
             raise ArgumentError(f"views must be at least 0; got {self.views}")
@@ -153,16 +111,58 @@ class Config(common.RunConfig):
             raise ArgumentError(f"test_prompts must be at least 8; got {self.test_prompts}")
 
 
-class Setting(NamedTuple):
-    """What a config comes to.
+PAPER = {
+    "base_levels": 10, "steps": 2000, "rounds": 30, "round_steps": 500, "proposals": 20_000,
+    "rows": 384, "rate": 5e-4,
+}  # fmt: skip
+PAPER_ADDITION = PAPER | {
+    "base_levels": 16, "steps": 10_000, "rounds": 8, "round_steps": 1000, "proposals": 50_000,
+}  # fmt: skip
+ONE_VIEW = {"confidence": 0.98, "min_keep_rate": 0.3}
+
+
+def preset(size: str = "small", task: str = "copy", views: int = 3, **options: Any) -> Config:
+    """The config of a size, a task and a number of views; ``options`` go before the preset.
+
+    >>> preset("paper", "addition", rounds=2).proposals, preset(views=0).confidence
+    (50000, 0.98)
+    """
+    fields: dict[str, Any] = {} if views else dict(ONE_VIEW)
+    if size == "paper":
+        fields |= PAPER_ADDITION if task == "addition" else PAPER
+    fields |= {"size": size, "task": task, "views": views} | options
+    return Config(**fields)
+
+
+def parse(arguments: Sequence[str] | None, description: str) -> Config:
+    """The config of a command line: what it doesn't give is the preset's."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("size", "task", "views"):
+        first.add_argument(f"--{name}", nargs="?")
+    given = vars(first.parse_known_args(arguments)[0])
+    # What isn't an option's value is left to the parser that names it.
+    size = "paper" if given["size"] == "paper" else "small"
+    task = "addition" if given["task"] == "addition" else "copy"
+    return tyro.cli(
+        Config,
+        args=arguments,
+        default=preset(size, task, 0 if given["views"] == "0" else 3),
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+class Setup(NamedTuple):
+    """The tasks and the model of a config.
 
     Attributes:
-        config: with nothing left out.
+        config: the options.
         problem: the tasks.
         model: the transformer.
         params: its initial parameters.
         apply: ``apply(params, tokens, segment_ids=...)``.
-        longest: the longest strings that are looked at.
+        longest: digits of the longest strings that are tested.
     """
 
     config: Config
@@ -173,39 +173,23 @@ class Setting(NamedTuple):
     longest: int
 
 
-def size_of(config: Config) -> Size:
-    """The size that a config names, for its task."""
-    size = SIZES[config.size]
-    if config.size == "paper" and config.task == "addition":
-        size = size._replace(**PAPER_ADDITION)
-    return size
-
-
-def setting_of(config: Config) -> Setting:
-    """The model and the tasks of a config."""
-    size = size_of(config)
-    own = {name: getattr(size, name) for name in size._fields if hasattr(config, name)}
-    views = config.views > 0
-    own["confidence"] = SURE_IN_VIEWS if views else SURE_IN_ITSELF
-    own["least_yield"] = YIELD_IN_VIEWS if views else YIELD_IN_ITSELF
-    config = study.replaced(config, **own)
-    assert config.base_levels is not None
-    assert config.rounds is not None
+def set_up(config: Config) -> Setup:
+    """The tasks and the model of a config."""
     problem = digits(config.task)
-    faster = {"one": 1, "accelerated": LEVELS_A_ROUND, "learnable": REACH}[config.curriculum]
-    longest = config.base_levels + faster * config.rounds + 2
+    levels = 1 if config.curriculum == "one" else LEVELS_A_ROUND
+    longest = config.base_levels + levels * config.rounds + 2
     text = problem.prompt_length(longest) + problem.answer_length(longest) + 16
     model = Transformer(
         TransformerConfig.nope(
             vocab_size=problem.vocab_size,
             max_length=max(text + 32, config.row_length),
             scan=False,
-            **size.model,
+            **SIZES[config.size].model,
         )
     )
     key = jax.random.key(config.seed)
     params, apply = metajax.from_linen(model, key, jnp.zeros((1, 2), jnp.int32))
-    return Setting(config, problem, model, params, apply, longest)
+    return Setup(config, problem, model, params, apply, longest)
 
 
 def optimizer_of(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

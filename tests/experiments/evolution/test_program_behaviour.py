@@ -37,7 +37,6 @@ def test_held_out_programs_differ_in_what_they_do_and_are_not_degenerate():
     marks = np.asarray(lang.fingerprints(held_out))
     assert len(np.unique(marks, axis=0)) == len(marks)
     assert not lang.is_degenerate(held_out).any()
-    assert lang.variety(held_out).min() > 0.2
 
 
 @pytest.mark.slow
@@ -75,8 +74,8 @@ def test_fingerprints_do_not_change_with_versions():
     ],
 )
 def test_sameness_is_of_behaviour(text, other, same):
-    pair = lang.programs_of([text]), lang.programs_of([other])
-    assert bool(lang.same_behaviour(*pair)[0]) == same
+    first, second = np.asarray(lang.fingerprints(lang.programs_of([text, other])))
+    assert (first == second).all() == same
 
 
 @pytest.mark.slow
@@ -108,11 +107,6 @@ def test_degenerate_programs_are_recognised():
     good = ["head", "reverse", "sum | modulo 2", "keep_even", "drop 7", "take 7"]
     programs = lang.programs_of([*bad, *good])
     assert lang.is_degenerate(programs).tolist() == [True] * len(bad) + [False] * len(good)
-    variety = np.asarray(lang.variety(programs))
-    assert (variety >= 0).all()
-    assert (variety <= 1).all()
-    np.testing.assert_array_equal(variety[[0, 1, 2, 4]], 0)
-    assert variety[bad.index("add 1 | add 9")] > 0.9, "the identity is varied, yet degenerate"
 
 
 @pytest.mark.parametrize("operations", [None, 1, 4, jnp.arange(512) % 4 + 1])
@@ -163,11 +157,11 @@ def test_drawn_inputs_have_every_length_and_digit():
     [
         (lambda key: lang.draw_programs(key, 0), "n must be at least 1, got 0"),
         (lambda key: lang.draw_inputs(key, 0), "n must be at least 1, got 0"),
-        (lambda key: lang.draw_inputs(key, 1, longest=9), "longest must be at most 8, got 9"),
-        (lambda key: lang.draw_inputs(key, 1, shortest=-1), "shortest must be at least 0, got -1"),
+        (lambda key: lang.draw_inputs(key, 1, longest=9), "must be from 0 to 8, .* got 1 and 9"),
+        (lambda key: lang.draw_inputs(key, 1, shortest=-1), "must be from 0 to 8, .* got -1 and 8"),
         (
             lambda key: lang.draw_inputs(key, 1, shortest=3, longest=2),
-            "longest must be at least 3, got 2",
+            "the first not above the last, got 3 and 2",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The three kinds of task: prompts, answers, rows, and what is right."""
+"""The three kinds of task: prompts, answers, and what is right."""
 
 import functools
 
@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from experiments.evolution.programs import language as lang
-from metajax.lm import SamplingParams, generate, next_token_loss
-from metajax.models import Transformer, TransformerConfig
 
 ROWS = 512
 CHECKS = {
@@ -173,43 +171,6 @@ def test_proposals_are_read_back_and_what_is_none_is_refused():
     rows = [lang.WordTokenizer().encode(text) for text in bad]
     tokens = jnp.array([row + [lang.PAD] * (23 - len(row)) for row in rows])
     assert not lang.parse_proposals(tokens)[2].any()
-
-
-@pytest.mark.slow
-def test_rows_have_the_answers_as_targets_and_train_a_model():
-    tasks = tasks_once("deduction")
-    rows = jax.jit(lang.training_rows)(tasks)
-    wide = lang.training_rows(tasks, length=60)
-    width = tasks.prompts.shape[1] + tasks.answers.shape[1]
-    np.testing.assert_array_equal(wide.tokens[:, -width:], rows.tokens)
-    assert not wide.segment_ids[:, :-width].any()
-    for row in range(16):
-        assert words(rows.tokens[row][rows.mask[row]]) == words(tasks.answers[row])
-        inside = rows.segment_ids[row] > 0
-        text = words(rows.tokens[row][inside])
-        assert text == words(tasks.prompts[row]) + " " + words(tasks.answers[row])
-    logits = jnp.zeros((16, width - 1, len(lang.WORDS)))
-    loss, metrics = next_token_loss(lambda params, tokens, segment_ids: logits)({}, rows)
-    assert float(metrics["tokens"]) == float((tasks.answers != lang.PAD).sum())
-    np.testing.assert_allclose(loss, np.log(len(lang.WORDS)), rtol=1e-5)
-    with pytest.raises(ValueError, match=f"length must be at least {width}, got 10"):
-        lang.training_rows(tasks, length=10)
-
-
-@pytest.mark.slow
-def test_what_a_model_generates_is_checked_as_it_comes():
-    tasks = tasks_once("deduction")
-    config = TransformerConfig(vocab_size=len(lang.WORDS), width=8, n_layers=1, n_heads=2)
-    model = Transformer(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
-    made = generate(
-        model,
-        params,
-        lang.prompt_lists(tasks),
-        max_new_tokens=lang.ANSWER_LENGTH,
-        sampling=SamplingParams(stop_tokens=(lang.EOS,)),
-    )
-    assert lang.check_deduction(tasks, made.tokens[:, 0]).shape == (16,)
 
 
 def test_bad_input_is_named():

@@ -6,8 +6,6 @@ from experiments.evolution.programs.language.behaviour import (
     is_degenerate,
     is_held_out,
     outputs_on_probes,
-    same_behaviour,
-    variety,
 )
 from experiments.evolution.programs.language.checking import (
     check_abduction,
@@ -29,13 +27,11 @@ from experiments.evolution.programs.language.language import (
 from experiments.evolution.programs.language.tasks import (
     ANSWER_LENGTH,
     PROPOSAL_LENGTH,
-    Tasks,
+    ProgramTasks,
     abduction,
     deduction,
     induction,
-    prompt_lists,
     proposals,
-    training_rows,
 )
 from experiments.evolution.programs.language.vocabulary import (
     BOS,
@@ -64,8 +60,8 @@ __all__ = [
     "PROPOSAL_LENGTH",
     "WORDS",
     "Operation",
+    "ProgramTasks",
     "Programs",
-    "Tasks",
     "Values",
     "WordTokenizer",
     "abduction",
@@ -86,14 +82,10 @@ __all__ = [
     "parse_values",
     "program_tokens",
     "programs_of",
-    "prompt_lists",
     "proposals",
     "run",
-    "same_behaviour",
     "texts_of",
-    "training_rows",
     "value_tokens",
     "values_of",
-    "variety",
     "well_typed",
 ]

@@ -1,4 +1,4 @@
-"""What programs do, by what they make of fixed inputs: who does the same, and who does nothing."""
+"""What programs do on fixed inputs: which do the same, and which do nothing."""
 
 import functools
 
@@ -29,24 +29,24 @@ PROBES = 48
 
 @functools.cache
 def _probes() -> Values:
-    """Lists that tell much, then of every length, of digits from a congruential generator: theirs
-    mustn't change with a library's version."""
+    """The lists above, then lists of every length with pseudo-random digits. These come from a
+    congruential generator, so that they don't change with a library's version."""
     digits = np.zeros((PROBES, MAX_LENGTH), np.int32)
     lengths = np.zeros(PROBES, np.int32)
     state = 2025
     for row in range(PROBES):
-        own = _TELLING[row] if row < len(_TELLING) else ()
-        if not own and row:
+        listed = _TELLING[row] if row < len(_TELLING) else ()
+        if not listed and row:
             for _ in range(1 + row % MAX_LENGTH):
                 state = (1664525 * state + 1013904223) % 2**32
-                own = (*own, (state >> 16) % 10)
-        digits[row, : len(own)], lengths[row] = own, len(own)
+                listed = (*listed, (state >> 16) % 10)
+        digits[row, : len(listed)], lengths[row] = listed, len(listed)
     return Values(digits, lengths, np.ones(PROBES, bool))  # pyright: ignore[reportArgumentType]
 
 
 @jax.jit
 def outputs_on_probes(programs: Programs) -> Values:
-    """What programs make of the probes: values ``[n, PROBES]``.
+    """The outputs of programs on the probes: values ``[n, PROBES]``.
 
     Example:
         >>> outputs_on_probes(programs_of(["length"])).digits[0, :4, 0].tolist()
@@ -76,8 +76,8 @@ def fingerprints(programs: Programs) -> jax.Array:
 
 
 def _codes(values: Values) -> jax.Array:
-    """Each value as a number of its own: its digits and its length as nine decimal digits, its kind
-    as the highest bit."""
+    """A different number for each value: digits and length in nine decimal digits, and its kind in
+    the highest bit."""
     powers = 10 ** np.arange(1, MAX_LENGTH + 1, dtype=np.uint32)
     digits = (jnp.asarray(values.digits).astype(jnp.uint32) * powers).sum(axis=-1, dtype=jnp.uint32)
     is_list = jnp.asarray(values.is_list).astype(jnp.uint32) << 31
@@ -89,17 +89,6 @@ def _mixed(x):
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-def same_behaviour(programs: Programs, others: Programs) -> jax.Array:
-    """Whether programs do the same as others on all probes, row by row: bool ``[n]``.
-
-    Example:
-        >>> pair = programs_of(["take 1 | sum"]), programs_of(["head"])
-        >>> same_behaviour(*pair).tolist()
-        [True]
-    """
-    return (fingerprints(programs) == fingerprints(others)).all(axis=1)
 
 
 @functools.cache
@@ -121,40 +110,21 @@ def _held_out_fingerprints() -> np.ndarray:
 
 
 def is_held_out(programs: Programs) -> jax.Array:
-    """Whether programs are held out, bool ``[n]``: do what one of ``HELD_OUT`` does on all probes,
-    written like it or otherwise.
+    """Which programs do the same as one of ``HELD_OUT`` on all probes, bool ``[n]``.
 
     Example:
         >>> from experiments.evolution.programs.language import HELD_OUT
         >>> is_held_out(programs_of([HELD_OUT[0], f"reverse | reverse | {HELD_OUT[0]}"])).tolist()
         [True, True]
     """
-    own, theirs = fingerprints(programs), jnp.asarray(_held_out_fingerprints())
-    return (own[:, None] == theirs).all(axis=2).any(axis=1)
-
-
-@jax.jit
-def variety(programs: Programs) -> jax.Array:
-    """How much programs' outputs differ, float32 ``[n]``.
-
-    The share of the probes, but for the empty list, whose output isn't the most common one. It is 0
-    for an output that doesn't depend on the input.
-
-    Example:
-        >>> variety(programs_of(["take 1 | length", "reverse", "max | modulo 2"])).round(1).tolist()
-        [0.0, 1.0, 0.5]
-    """
-    codes = _codes(outputs_on_probes(programs))[:, 1:]  # the first probe is the empty list
-    alike = (codes[:, :, None] == codes[:, None]).sum(axis=2).max(axis=1)
-    return (codes.shape[1] - alike).astype(jnp.float32) / codes.shape[1]
+    these, theirs = fingerprints(programs), jnp.asarray(_held_out_fingerprints())
+    return (these[:, None] == theirs).all(axis=2).any(axis=1)
 
 
 @jax.jit
 def is_degenerate(programs: Programs) -> jax.Array:
-    """Which programs aren't worth a task, bool ``[n]``.
-
-    Those that on the probes give the same output for every list but the empty one, or every list
-    as it is.
+    """Which programs aren't worth a task, bool ``[n]``: on the probes they give one output for all
+    lists but the empty one, or each list unchanged.
 
     Example:
         >>> is_degenerate(programs_of(["sum | modulo 2", "take 1 | length", "add 3 | add 7"]))

@@ -1,11 +1,11 @@
-"""What is right, decided by the interpreter alone: answers to tasks, and proposals."""
+"""Checks of answers by the interpreter, and the parser of proposals."""
 
 import jax
 import jax.numpy as jnp
 
 from experiments.evolution.programs.language.interpreter import run
 from experiments.evolution.programs.language.language import Programs, Values
-from experiments.evolution.programs.language.tasks import Tasks
+from experiments.evolution.programs.language.tasks import ProgramTasks
 from experiments.evolution.programs.language.vocabulary import (
     COLON,
     EOS,
@@ -31,7 +31,9 @@ def parse_proposals(tokens: jax.Array) -> tuple[Programs, Values, jax.Array]:
         ArgumentError: at trace time, if tokens aren't integers ``[n, t]``.
 
     Example:
-        >>> from experiments.evolution.programs.language import programs_of, proposals, texts_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     programs_of, proposals, texts_of, values_of,
+        ... )
         >>> tasks = proposals(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> programs, inputs, valid = parse_proposals(tasks.answers)
         >>> texts_of(programs), texts_of(inputs), valid.tolist()
@@ -70,7 +72,7 @@ def _same(a: Values, b: Values) -> jax.Array:
     return same if same.ndim == 1 else same.all(axis=1)
 
 
-def check_deduction(tasks: Tasks, answers: jax.Array) -> jax.Array:
+def check_deduction(tasks: ProgramTasks, answers: jax.Array) -> jax.Array:
     """Which answers are the programs' outputs, bool ``[n]``.
 
     Args:
@@ -87,7 +89,7 @@ def check_deduction(tasks: Tasks, answers: jax.Array) -> jax.Array:
     return valid & _same(answered, tasks.outputs)
 
 
-def check_abduction(tasks: Tasks, answers: jax.Array) -> jax.Array:
+def check_abduction(tasks: ProgramTasks, answers: jax.Array) -> jax.Array:
     """Which answers are lists that give the outputs, bool ``[n]``.
 
     Args:
@@ -95,7 +97,9 @@ def check_abduction(tasks: Tasks, answers: jax.Array) -> jax.Array:
         answers: tokens ``[n, t]``, any.
 
     Example:
-        >>> from experiments.evolution.programs.language import abduction, programs_of, value_tokens, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     abduction, programs_of, value_tokens, values_of,
+        ... )
         >>> tasks = abduction(programs_of(["sum", "sum"]), values_of([[1, 2], [3, 4]]))
         >>> check_abduction(tasks, value_tokens(values_of([[2, 1, 0], [3]]))).tolist()
         [True, False]
@@ -104,7 +108,7 @@ def check_abduction(tasks: Tasks, answers: jax.Array) -> jax.Array:
     return valid & answered.is_list & _same(run(tasks.programs, answered), tasks.outputs)
 
 
-def check_induction(tasks: Tasks, answers: jax.Array) -> jax.Array:
+def check_induction(tasks: ProgramTasks, answers: jax.Array) -> jax.Array:
     """Which answers are programs that explain all examples, bool ``[n]``: shown and held back.
 
     Args:
@@ -112,7 +116,9 @@ def check_induction(tasks: Tasks, answers: jax.Array) -> jax.Array:
         answers: tokens ``[n, t]``, any.
 
     Example:
-        >>> from experiments.evolution.programs.language import induction, program_tokens, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     induction, program_tokens, programs_of, values_of,
+        ... )
         >>> inputs = jax.tree.map(lambda leaf: leaf[None], values_of([[1], [1, 2], [3]]))
         >>> tasks = induction(programs_of(["take 1 | sum"]), inputs, shown=2)
         >>> check_induction(tasks, program_tokens(programs_of(["head"]))).tolist()

@@ -17,20 +17,19 @@ from experiments.evolution.programs.language.language import (
     Programs,
     Values,
 )
-from metajax import _checks
 from metajax.errors import ArgumentError
 
 
 def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs:
     """Random well-typed programs.
 
-    Each operation is any that may stand there, each argument any that it may have, all alike.
+    Each operation that may stand in a place is equally likely, and each of its arguments.
 
     Args:
         key: for all of it.
         n: how many programs.
-        operations: how many operations each has, an integer or ``[n]`` of them, brought into 1 to
-            ``MAX_OPERATIONS``; traced or not. From 1 to ``MAX_OPERATIONS``, all alike, if None.
+        operations: number of operations, an integer or ``[n]`` of them, traced or not, clipped to
+            1 to ``MAX_OPERATIONS``; None draws it, each equally likely.
 
     Raises:
         ArgumentError: ``n`` isn't a positive integer.
@@ -40,7 +39,7 @@ def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs
         >>> texts_of(draw_programs(jax.random.key(1), 2, operations=3))
         ['sum | halve | halve', 'keep_odd | swap | append 8']
     """
-    n = _checks.positive_int("n", n)
+    _check_count(n)
     length_key, operation_key, argument_key = jax.random.split(key, 3)
     if operations is None:
         operations = jax.random.randint(length_key, (n,), 1, MAX_OPERATIONS + 1)
@@ -66,7 +65,7 @@ def draw_programs(key: jax.Array, n: int, *, operations: Any = None) -> Programs
 
 
 def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX_LENGTH) -> Values:
-    """Random lists: each length as likely as another, each digit too.
+    """Random lists; each length and each digit is equally likely.
 
     Args:
         key: for all of it.
@@ -83,13 +82,19 @@ def draw_inputs(key: jax.Array, n: int, *, shortest: int = 1, longest: int = MAX
         >>> texts_of(draw_inputs(jax.random.key(0), 2, longest=3))
         ['[ 2 2 ]', '[ 5 6 2 ]']
     """
-    n = _checks.positive_int("n", n)
-    shortest = _checks.non_negative_int("shortest", shortest)
-    longest = _checks.at_least("longest", longest, shortest)
-    if longest > MAX_LENGTH:
-        raise ArgumentError(f"longest must be at most {MAX_LENGTH}, got {longest}.")
+    _check_count(n)
+    if not 0 <= shortest <= longest <= MAX_LENGTH:
+        raise ArgumentError(
+            f"shortest and longest must be from 0 to {MAX_LENGTH}, the first not above the last, "
+            f"got {shortest} and {longest}."
+        )
     length_key, digit_key = jax.random.split(key)
     lengths = jax.random.randint(length_key, (n,), shortest, longest + 1, jnp.int32)
     digits = jax.random.randint(digit_key, (n, MAX_LENGTH), 0, 10, jnp.int32)
     digits = jnp.where(np.arange(MAX_LENGTH) < lengths[:, None], digits, 0)
     return Values(digits, lengths, jnp.ones(n, bool))
+
+
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise ArgumentError(f"n must be at least 1, got {n}.")

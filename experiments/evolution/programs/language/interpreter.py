@@ -27,11 +27,11 @@ List = tuple[jax.Array, jax.Array]
 
 
 def run(programs: Programs, inputs: Values) -> Values:
-    """What programs make of inputs, row by row.
+    """Runs programs on inputs, row by row.
 
-    It is defined on any integers: an unknown operation does nothing, an argument is brought into
-    0 to 9, a list operation takes a digit as a list of one, and a digit operation a list by its
-    first digit (0 if empty). What is well typed never needs that.
+    It is defined on any integers: an unknown operation does nothing, arguments are clipped to 0 to
+    9, a list operation takes a digit as a list of one, and a digit operation takes a list's first
+    digit (0 if empty). Well-typed programs never need that.
 
     Args:
         programs: ``n`` of them.
@@ -55,10 +55,10 @@ def run(programs: Programs, inputs: Values) -> Values:
 
 @jax.jit
 def well_typed(programs: Programs) -> jax.Array:
-    """Which programs are of the language, bool ``[n]``.
+    """Which programs are well typed, bool ``[n]``.
 
-    Those with 1 to ``MAX_OPERATIONS`` known operations, of which the first takes a list and each
-    further one what is made before it, with arguments in their ranges, and zeros beyond.
+    They have 1 to ``MAX_OPERATIONS`` known operations with arguments in their ranges, and zeros
+    beyond. The first operation takes a list, each other one what the one before it gives.
 
     Example:
         >>> from experiments.evolution.programs.language import programs_of

@@ -1,16 +1,16 @@
-"""The three kinds of task that programs make, as prompts and answers for a language model.
+"""The three kinds of task about programs, as prompts and answers for a language model.
 
 Deduction asks for a program's output, abduction for an input that gives an output, induction for a
-program from examples; a proposal is a program and an input. (Zhao et al. 2025, "Absolute Zero:
-Reinforced Self-play Reasoning with Zero Data", https://arxiv.org/abs/2505.03335.) What is right is
-decided by the interpreter alone.
+program from examples; a proposal is a program and an input. The interpreter decides what is right.
+
+Source: Zhao et al. 2025, "Absolute Zero: Reinforced Self-play Reasoning with Zero Data" (arXiv
+2505.03335).
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.evolution.programs.language.interpreter import run
 from experiments.evolution.programs.language.language import Programs, Values
@@ -32,7 +32,6 @@ from experiments.evolution.programs.language.vocabulary import (
     value_tokens,
 )
 from metajax.errors import ArgumentError
-from metajax.lm.training import TokenBatch
 
 ANSWER_LENGTH = max(PROGRAM_LENGTH, VALUE_LENGTH)
 """Tokens of an answer to any task, its end among them."""
@@ -40,7 +39,7 @@ PROPOSAL_LENGTH = PROGRAM_LENGTH + VALUE_LENGTH
 """Tokens of a proposal, its end among them."""
 
 
-class Tasks(NamedTuple):
+class ProgramTasks(NamedTuple):
     """Tasks of one kind, one a row.
 
     Attributes:
@@ -48,7 +47,7 @@ class Tasks(NamedTuple):
         answers: int32 ``[n, answer]``, padded on the right: one that is right.
         programs: ``n`` of them.
         inputs: values ``[n]``; of induction ``[n, examples]``, shown ones first.
-        outputs: what the programs make of them, of the same shape.
+        outputs: the programs' outputs, of the same shape.
     """
 
     prompts: jax.Array
@@ -73,8 +72,8 @@ def _answer(tokens: jax.Array) -> jax.Array:
 _ONE_PROMPT = 2 + (PROGRAM_LENGTH - 1) + 1 + (VALUE_LENGTH - 1) + 1
 
 
-def deduction(programs: Programs, inputs: Values) -> Tasks:
-    """The output of each program for its input is asked for.
+def deduction(programs: Programs, inputs: Values) -> ProgramTasks:
+    """Asks for the output of each program on its input.
 
     Args:
         programs: ``n`` of them.
@@ -84,7 +83,9 @@ def deduction(programs: Programs, inputs: Values) -> Tasks:
         Tasks whose answers are the outputs.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> tasks = deduction(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
         <bos> deduce reverse | add 3 : [ 1 2 ] = [ 5 4 ] <eos>
@@ -92,22 +93,23 @@ def deduction(programs: Programs, inputs: Values) -> Tasks:
     outputs = run(programs, inputs)
     parts = [BOS, DEDUCE, program_tokens(programs), COLON, value_tokens(inputs), EQUALS]
     answers = _answer(value_tokens(outputs))
-    return Tasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
+    return ProgramTasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
 
 
-def abduction(programs: Programs, inputs: Values) -> Tasks:
-    """An input that gives each program's output is asked for.
+def abduction(programs: Programs, inputs: Values) -> ProgramTasks:
+    """Asks for an input that gives each program's output.
 
     Args:
         programs: ``n`` of them.
-        inputs: values ``[n]``, from which the outputs are made; any others that give these are as
-            right.
+        inputs: values ``[n]``; any others that give the same outputs are right too.
 
     Returns:
         Tasks whose answers are the inputs.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> tasks = abduction(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
         <bos> abduce reverse | add 3 = [ 5 4 ] : [ 1 2 ] <eos>
@@ -115,11 +117,11 @@ def abduction(programs: Programs, inputs: Values) -> Tasks:
     outputs = run(programs, inputs)
     parts = [BOS, ABDUCE, program_tokens(programs), EQUALS, value_tokens(outputs), COLON]
     answers = _answer(value_tokens(inputs))
-    return Tasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
+    return ProgramTasks(_prompt(parts, _ONE_PROMPT), answers, programs, inputs, outputs)
 
 
-def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
-    """A program that makes outputs of inputs is asked for.
+def induction(programs: Programs, inputs: Values, *, shown: int) -> ProgramTasks:
+    """Asks for a program that maps inputs to outputs.
 
     Args:
         programs: ``n`` of them.
@@ -133,7 +135,9 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
         ArgumentError: ``shown`` isn't from 1 to the number of examples.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> inputs = jax.tree.map(lambda leaf: leaf[None], values_of([[1, 2], [7], [4]]))
         >>> tasks = induction(programs_of(["reverse | add 3"]), inputs, shown=2)
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
@@ -152,18 +156,20 @@ def induction(programs: Programs, inputs: Values, *, shown: int) -> Tasks:
         between = SEMICOLON if number + 1 < shown else COLON
         parts += [value_tokens(given), EQUALS, value_tokens(made), between]
     prompts = _prompt(parts, 2 + shown * 2 * VALUE_LENGTH)
-    return Tasks(prompts, _answer(program_tokens(programs)), programs, inputs, outputs)
+    return ProgramTasks(prompts, _answer(program_tokens(programs)), programs, inputs, outputs)
 
 
-def proposals(programs: Programs, inputs: Values) -> Tasks:
-    """A program and an input are asked for, any: what a proposer is trained on.
+def proposals(programs: Programs, inputs: Values) -> ProgramTasks:
+    """Asks for any program with an input: what a proposer is trained on.
 
     Returns:
         Tasks whose prompts are all alike, and whose answers, ``[n, PROPOSAL_LENGTH]``, are the
         programs and inputs; see ``parse_proposals``.
 
     Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
+        >>> from experiments.evolution.programs.language import (
+        ...     WordTokenizer, programs_of, values_of,
+        ... )
         >>> tasks = proposals(programs_of(["reverse | add 3"]), values_of([[1, 2]]))
         >>> print(*map(WordTokenizer().decode, [tasks.prompts[0], tasks.answers[0]]))
         <bos> propose reverse | add 3 : [ 1 2 ] <eos>
@@ -173,46 +179,4 @@ def proposals(programs: Programs, inputs: Values) -> Tasks:
     tokens = jnp.concatenate([written, value_tokens(inputs)], axis=1)
     answers = squeeze(tokens, tokens != PAD, PROPOSAL_LENGTH)
     prompts = jnp.broadcast_to(jnp.array([BOS, PROPOSE], jnp.int32), (len(answers), 2))
-    return Tasks(prompts, answers, programs, inputs, run(programs, inputs))
-
-
-def training_rows(tasks: Tasks, *, length: int | None = None) -> TokenBatch:
-    """Prompts and answers as rows to train on, whose targets are the answers and their ends.
-
-    Args:
-        tasks: of any kind.
-        length: tokens of a row, for rows of several kinds in one batch; as many as prompt and
-            answer have, if None.
-
-    Returns:
-        A ``TokenBatch`` of arrays ``[n, length]``, padded on both sides.
-
-    Raises:
-        ArgumentError: ``length`` is less than prompt and answer may have.
-
-    Example:
-        >>> from experiments.evolution.programs.language import WordTokenizer, programs_of, values_of
-        >>> rows = training_rows(deduction(programs_of(["sum"]), values_of([[1, 2]])))
-        >>> rows.tokens.shape, WordTokenizer().decode(rows.tokens[0][rows.mask[0]])
-        ((1, 37), '3 <eos>')
-    """
-    own = tasks.prompts.shape[1] + tasks.answers.shape[1]
-    length = own if length is None else length
-    if length < own:
-        raise ArgumentError(f"length must be at least {own}, got {length}.")
-    left = ((0, 0), (length - own, 0))
-    tokens = jnp.pad(jnp.concatenate([tasks.prompts, tasks.answers], axis=1), left)
-    is_answer = jnp.arange(length) >= length - tasks.answers.shape[1]
-    real = tokens != PAD
-    return TokenBatch(tokens, real.astype(jnp.int32), real & is_answer)
-
-
-def prompt_lists(tasks: Tasks) -> list[np.ndarray]:
-    """Prompts without their padding, as ``metajax.lm.generate`` takes them.
-
-    Example:
-        >>> from experiments.evolution.programs.language import programs_of, values_of
-        >>> prompt_lists(deduction(programs_of(["sum"]), values_of([[1, 2]])))[0].tolist()
-        [1, 10, 49, 6, 4, 14, 15, 5, 7]
-    """
-    return [row[row != PAD] for row in np.asarray(tasks.prompts)]
+    return ProgramTasks(prompts, answers, programs, inputs, run(programs, inputs))

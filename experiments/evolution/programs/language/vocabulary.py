@@ -237,7 +237,7 @@ def parse_values(tokens: jax.Array) -> tuple[Values, jax.Array]:
     digits = squeeze(tokens - ZERO, is_digit, MAX_LENGTH)
     values = Values(digits, lengths, opens)
     empty = Values(jnp.zeros_like(digits), jnp.zeros_like(lengths), jnp.ones_like(opens))
-    return jax.tree.map(lambda own, none: _rows_where(valid, own, none), values, empty), valid
+    return jax.tree.map(lambda value, none: _rows_where(valid, value, none), values, empty), valid
 
 
 def _rows_where(condition: jax.Array, yes: jax.Array, no: Any) -> jax.Array:
@@ -278,13 +278,13 @@ def values_of(values: Sequence[Sequence[int] | int]) -> Values:
     digits = np.zeros((len(values), MAX_LENGTH), np.int32)
     lengths, is_list = np.ones(len(values), np.int32), np.zeros(len(values), bool)
     for number, value in enumerate(values):
-        own = [value] if isinstance(value, int) else list(value)
-        if len(own) > MAX_LENGTH or not all(isinstance(d, int) and 0 <= d <= 9 for d in own):
+        row = [value] if isinstance(value, int) else list(value)
+        if len(row) > MAX_LENGTH or not all(isinstance(d, int) and 0 <= d <= 9 for d in row):
             raise ArgumentError(
                 f"values[{number}] must be a digit or at most {MAX_LENGTH} of them, got {value!r}."
             )
-        digits[number, : len(own)] = own
-        lengths[number], is_list[number] = len(own), not isinstance(value, int)
+        digits[number, : len(row)] = row
+        lengths[number], is_list[number] = len(row), not isinstance(value, int)
     return Values(*map(jnp.asarray, (digits, lengths, is_list)))
 
 

@@ -1,4 +1,4 @@
-"""Sums as text, ``12 + 34 =`` and `` 46``: tasks whose level is the digits of both numbers."""
+"""Sums as text: ``12 + 34 =`` and `` 46``. A task's level is the number of digits of an operand."""
 
 import re
 

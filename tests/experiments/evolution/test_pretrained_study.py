@@ -10,12 +10,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import common
-from experiments.evolution.pretrained import random_checkpoint, sums
-from experiments.evolution.pretrained import train as experiment
-from experiments.evolution.pretrained.config import Config, setting_of
+from experiments.evolution.pretrained import random_checkpoint, tasks, train
+from experiments.evolution.pretrained.config import Config, set_up
 from metajax import evolve as ev
 from metajax import lm
-from metajax.evolve.proposers import fingerprints
 from metajax.models import Transformer, TransformerConfig
 
 # As many sums in every chunk, so that few programs are compiled; and trusted for a single vote.
@@ -30,7 +28,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    random_checkpoint.make(folder, characters=sums.CHARACTERS, seed=1, layers=1)
+    random_checkpoint.make(folder, characters=tasks.CHARACTERS, seed=1, layers=1)
     return folder
 
 
@@ -48,7 +46,7 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
     monkeypatch.setattr(random_checkpoint, "make", make)
     out = tmp_path / "run"
     options = [*TINY, "--gate", "none", "--out", str(out)]
-    experiment.main(options)
+    train.main(options)
     printed, table = capsys.readouterr().out, (out / "table.md").read_text()
     assert table in printed
     assert "random weights" in table
@@ -85,16 +83,16 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
     # Without its last checkpoint, the run goes on from the one before, to the same bits.
     shutil.rmtree(folder / "2")
     (out / "adapters" / WEIGHTS).unlink()
-    experiment.main([*options, "--resume", "--control", "no"])
+    train.main([*options, "--resume", "--control", "no"])
     assert lines(out) == before
     assert (out / "adapters" / WEIGHTS).read_bytes() == weights
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["policy-gradient", "maml"])
+@pytest.mark.parametrize("update", ["grpo", "maml"])
 def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, update):
     out = tmp_path / "run"
-    experiment.main(
+    train.main(
         [*TINY, "--rounds", "1", "--checkpoint", str(checkpoint), "--update", update,
          "--control", "no", "--out", str(out)]
     )  # fmt: skip
@@ -112,57 +110,57 @@ def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, u
     assert trained["rounds"] > 0
 
 
-def setting(checkpoint, **options):
+def sums_setup(checkpoint, **options):
     config = Config(
         checkpoint=checkpoint, rounds=2, held_out=8, test_prompts=16, worked=20, rank=2, **options
     )
     run = common.Run("evolve-pretrained", checkpoint, config)
-    return setting_of(run, config)
+    return set_up(run, config)
 
 
 def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
-    own = setting(checkpoint)
-    parts = experiment.parts_of(own)
-    tested = fingerprints(own.tests)
-    held_out = [parts.held_out(ev.Levels(level, level)) for level in (3, 4)]
-    held_out = np.concatenate([fingerprints(part) for both in held_out for part in both[::2]])
-    worked = own.worked
+    setup = sums_setup(checkpoint)
+    loop = train.loop_config(setup)
+    tested = ev.fingerprints(setup.tests)
+    held_out = [loop.held_out(ev.Levels(level, level)) for level in (3, 4)]
+    held_out = np.concatenate([ev.fingerprints(part) for both in held_out for part in both[::2]])
+    worked = setup.worked
     assert len(worked.tokens) == 20
-    texts = {own.problem.show(row)[3:].split("</s>")[0] for row in worked.tokens}
+    texts = {setup.problem.show(row)[3:].split("</s>")[0] for row in worked.tokens}
     assert len(texts) == 20
     for text in texts:
         prompt, found = text[: text.index("=") + 1], text[text.index("=") + 1 :]
-        assert found == sums.answer(prompt)
-        assert sums.read(prompt) in (1, 2)
+        assert found == tasks.answer(prompt)
+        assert tasks.read(prompt) in (1, 2)
     prompts = [
         ev.Tasks(row[None, :size], np.array([size]), None, None)
         for row, size in zip(worked.tokens, worked.prompt, strict=True)
     ]
-    marks = np.concatenate([fingerprints(prompt) for prompt in prompts])
+    marks = np.concatenate([ev.fingerprints(prompt) for prompt in prompts])
     assert not np.isin(marks, [*tested, *held_out]).any()
-    proposed = parts.propose(None, jax.random.key(0), ev.Levels(1, 2))
-    assert np.isin(fingerprints(proposed), tested).any()
+    proposed = loop.propose(None, jax.random.key(0), ev.Levels(1, 2))
+    assert np.isin(ev.fingerprints(proposed), tested).any()
     valid = jax.tree.map(lambda leaf: np.asarray(leaf)[proposed.valid], proposed)
-    assert not np.isin(fingerprints(valid), tested).any()
+    assert not np.isin(ev.fingerprints(valid), tested).any()
 
 
 def test_a_verifier_that_knows_is_said_to(checkpoint):
-    own = setting(checkpoint, verifier="exact")
-    parts = experiment.parts_of(own)
-    assert parts.verifier.uses_oracle
-    assert "it asks an oracle" in experiment.facts_of(own, parts)["Kept"]
+    setup = sums_setup(checkpoint, verifier="exact")
+    loop = train.loop_config(setup)
+    assert loop.verifier.uses_oracle
+    assert "it asks an oracle" in train.facts(setup, loop)["Kept"]
 
 
 def test_sums_are_written_answered_and_read():
     rng = np.random.default_rng(0)
     for level in (1, 2, 30):
         for _ in range(20):
-            text = sums.write(rng, level)
-            assert sums.read(text) == level
+            text = tasks.write(rng, level)
+            assert tasks.read(text) == level
             first, second = map(int, text[:-2].split(" + "))
-            assert sums.answer(text) == f" {first + second}"
+            assert tasks.answer(text) == f" {first + second}"
     for text in ("1 + 22 =", "01 + 22 =", "1+2=", "1 + 2 = ", "a + b =", ""):
-        assert sums.read(text) is None
+        assert tasks.read(text) is None
 
 
 def no_end(folder):
@@ -178,7 +176,7 @@ def no_digits(folder):
 
 
 def short(folder):
-    random_checkpoint.make(folder, characters=sums.CHARACTERS, seed=0, max_length=32)
+    random_checkpoint.make(folder, characters=tasks.CHARACTERS, seed=0, max_length=32)
 
 
 def fewer_tokens(folder):
@@ -207,7 +205,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, o
     defaults = {"checkpoint": folder, "rounds": 2, "test_prompts": 2, "held_out": 2, "rank": 2}
     config = Config(**defaults | options)
     with pytest.raises(common.RunError, match=message):
-        setting_of(common.Run("name", tmp_path, config), config)
+        set_up(common.Run("name", tmp_path, config), config)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +215,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, o
         ({"held_out": 1}, "held_out must be at least 2; got 1"),
         ({"samples": 1}, "samples must be at least 2, to be compared; got 1"),
         (
-            {"samples": 1, "verifier": "exact", "update": "policy-gradient"},
+            {"samples": 1, "verifier": "exact", "update": "grpo"},
             "samples must be at least 2",
         ),
         ({"batch": 6}, "batch must be a multiple of 4; got 6"),

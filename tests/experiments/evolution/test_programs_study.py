@@ -8,8 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.evolution.programs import config, kinds, play, train
+from experiments.evolution.programs import config, play, train
 from experiments.evolution.programs import language as pg
+from experiments.evolution.programs.tasks import (
+    PROMPT_LENGTH,
+    concatenate,
+    draw_examples,
+    make_tasks,
+    may_be_learned,
+    real_tasks,
+    take_rows,
+    taught_programs,
+    whole_texts,
+)
 from metajax import evolve as ev
 
 TINY = (
@@ -22,10 +33,10 @@ TINY = (
 def texts(write_programs, inputs):
     """A writer that wrote these."""
     programs = pg.programs_of(write_programs)
-    own, marks = kinds.worth(programs)
+    own, marks = may_be_learned(programs)
     return lambda params, key: play.Written(
-        kinds.rows(programs, slice(None)),
-        kinds.rows(pg.values_of(inputs), slice(None)),
+        take_rows(programs, slice(None)),
+        take_rows(pg.values_of(inputs), slice(None)),
         np.ones(len(own), bool),
         own,
         marks,
@@ -34,23 +45,23 @@ def texts(write_programs, inputs):
 
 def half_right(params, key, tasks):
     """Of two answers to a deduction one is the output, the other none; others have none."""
-    first = kinds.rows(tasks.about.inputs, (slice(None), 0))
+    first = take_rows(tasks.about.inputs, (slice(None), 0))
     outputs = np.asarray(pg.value_tokens(pg.run(tasks.about.programs, first)))
     tokens = np.zeros((len(outputs), 3, 16), np.int32)
     for sample in (1, 2):  # the last is what the interpreter shows
         tokens[tasks.about.kind == 0, sample, : outputs.shape[1]] = outputs[tasks.about.kind == 0]
     tokens[tasks.about.kind == 3, :, 0] = pg.EOS
     lengths = np.maximum((tokens != 0).sum(axis=2), 1)
-    return ev.Attempts(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 1)
+    return ev.Completions(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 1)
 
 
 def proposed(write, levels=(2, 4), count=64):
-    propose = play.own_proposer(write, count=count, longest=5)
+    propose = play.proposer(write, count=count, longest=5)
     return propose(None, jax.random.key(0), ev.Levels(*levels))
 
 
 def taught():
-    return kinds.taught_programs(jax.random.key(3), 300, 2)
+    return taught_programs(jax.random.key(3), 300, 2)
 
 
 @pytest.mark.slow
@@ -68,13 +79,13 @@ def test_no_held_out_program_is_proposed_not_even_joined():
     written = ["reverse", "add 3", "sort", "sort | reverse", "swap | add 4"]
     tasks = proposed(texts(written, [[1, 2, 3]] * 5))
     valid = np.asarray(tasks.valid)
-    programs = kinds.rows(tasks.about.programs, valid)
+    programs = take_rows(tasks.about.programs, valid)
     assert valid.any()
     assert "swap | add 4" in pg.texts_of(programs)
     assert not np.asarray(pg.is_held_out(programs)).any()
     assert not np.asarray(pg.is_degenerate(programs)).any()
     assert np.asarray(tasks.about.joined)[valid].any()
-    deduced = kinds.worth(kinds.rows(tasks.about.programs, valid & (tasks.about.kind == 0)))[1]
+    deduced = may_be_learned(take_rows(tasks.about.programs, valid & (tasks.about.kind == 0)))[1]
     assert len(np.unique(deduced)) == len(deduced), "no two do the same"
 
 
@@ -83,7 +94,7 @@ def test_joined_programs_are_one_after_the_other_with_the_input_of_the_first():
     first, second = np.array([0, 1, 2, 0]), np.array([1, 2, 0, 3])
     made, fits = play.joined_pairs(programs, first, second)
     assert fits.tolist() == [True, True, False, False]  # a digit isn't reversed; five are too many
-    assert pg.texts_of(kinds.rows(made, fits)) == [
+    assert pg.texts_of(take_rows(made, fits)) == [
         "reverse | take 2 | add 3",
         "add 3 | sum",
     ]
@@ -93,66 +104,66 @@ def test_joined_programs_are_one_after_the_other_with_the_input_of_the_first():
 def test_nothing_usable_is_no_task():
     tasks = proposed(texts(["sort | reverse"] * 3, [[1]] * 3))
     assert not np.asarray(tasks.valid).any()
-    assert tasks.prompts.shape == (64, kinds.PROMPT_LENGTH)
+    assert tasks.prompts.shape == (64, PROMPT_LENGTH)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", range(4))
 def test_real_data_is_right_by_the_interpreter(kind):
-    tasks, answers = kinds.real_tasks(jax.random.key(1), taught(), 64, 5)
+    tasks, answers = real_tasks(jax.random.key(1), taught(), 64, 5)
     own = tasks.about.kind == kind
     tokens = np.asarray(answers.tokens)[:, None]
-    attempts = ev.Attempts(tokens, 0.0 * tokens, answers.lengths[:, None], tokens > -1)
-    assert play.right_answers(tasks, attempts)[own].all()
-    damaged = attempts._replace(tokens=np.where(tokens == pg.EOS, 0, tokens))
+    completions = ev.Completions(tokens, 0.0 * tokens, answers.lengths[:, None], tokens > -1)
+    assert play.right_answers(tasks, completions)[own].all()
+    damaged = completions._replace(tokens=np.where(tokens == pg.EOS, 0, tokens))
     assert play.right_answers(tasks, damaged)[own].all() == (kind == 3)
 
 
 @pytest.mark.slow
 def test_a_label_is_a_right_sample_and_its_weight_what_can_be_learned():
-    inputs = kinds.draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 4), 5)
+    inputs = draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 4), 5)
     programs = pg.programs_of(["sum", "sum", "sum", "head | add 2"])
-    deduction, _ = kinds.posed(0, programs, inputs)
-    proposal, _ = kinds.posed(3, *kinds.rows((programs, inputs), slice(2)))
-    tasks = kinds.concatenated([deduction, proposal])
+    deduction, _ = make_tasks(0, programs, inputs)
+    proposal, _ = make_tasks(3, *take_rows((programs, inputs), slice(2)))
+    tasks = concatenate([deduction, proposal])
     digit = lambda value: np.asarray(pg.value_tokens(pg.values_of([value])))[0]
     answered = [[3, 3], [4, 3], [4, 5], [4, 5], [0, 0], [0, 0]]
     tokens = np.array([[digit(value) for value in row] for row in answered])
-    attempts = ev.Attempts(tokens, tokens, np.full((6, 2), 2), np.ones((6, 2), bool))
-    verdict = play.by_interpreter().verify(tasks, attempts)
+    completions = ev.Completions(tokens, tokens, np.full((6, 2), 2), np.ones((6, 2), bool))
+    verdict = play.by_interpreter().verify(tasks, completions)
     assert np.asarray(verdict.agreement).tolist() == [1.0, 0.5, 0.0, 0.0, 1.0, 0.5]
     assert np.asarray(verdict.weight).tolist() == [0.0, 0.5, 0.0, 0.0, 0.0, 0.5]
     assert np.asarray(verdict.choice)[1] == 1
-    plain = play.by_interpreter("right").verify(tasks, attempts)
+    plain = play.by_interpreter("right").verify(tasks, completions)
     assert np.asarray(plain.weight).tolist() == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
 
 
 @pytest.mark.slow
 def test_what_the_interpreter_gives_is_the_label_of_a_deduction_that_no_sample_got_right():
-    inputs = kinds.draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 2), 5)
+    inputs = draw_examples(jax.random.key(0), pg.values_of([[1, 2]] * 2), 5)
     programs = pg.programs_of(["sum", "push 3 | reverse"])
-    tasks = kinds.concatenated([kinds.posed(kind, programs, inputs)[0] for kind in (0, 1, 3)])
+    tasks = concatenate([make_tasks(kind, programs, inputs)[0] for kind in (0, 1, 3)])
 
     def wrong(params, key, asked):
         tokens = np.full((len(asked.lengths), 2, 16), pg.BOS)
         shape = tokens.shape[:2]
-        return ev.Attempts(tokens, 1.0 * tokens, np.full(shape, 16), np.zeros(shape, bool))
+        return ev.Completions(tokens, 1.0 * tokens, np.full(shape, 16), np.zeros(shape, bool))
 
-    solve = play.own_solver(wrong, 2, shown=True)
-    attempts = solve(None, jax.random.key(0), tasks)
-    verdict = play.by_interpreter(shown=True).verify(tasks, attempts)
+    solve = play.solver(wrong, 2, shown=True)
+    completions = solve(None, jax.random.key(0), tasks)
+    verdict = play.by_interpreter(shown=True).verify(tasks, completions)
     assert np.asarray(verdict.weight).tolist() == [1, 1, 0, 0, 0, 0]
-    label = np.asarray(attempts.tokens)[np.arange(2), np.asarray(verdict.choice)[:2]]
+    label = np.asarray(completions.tokens)[np.arange(2), np.asarray(verdict.choice)[:2]]
     assert [pg.WordTokenizer().decode(row) for row in label] == ["3 <eos>", "[ 2 1 3 ] <eos>"]
-    left_out = play.own_solver(wrong, 2, shown=False)(None, jax.random.key(0), tasks)
+    left_out = play.solver(wrong, 2, shown=False)(None, jax.random.key(0), tasks)
     assert not np.asarray(play.by_interpreter().verify(tasks, left_out).weight).any()
 
 
 @pytest.mark.slow
 def test_of_a_proposal_all_is_learned_but_what_asks_for_it():
-    inputs = kinds.draw_examples(jax.random.key(0), pg.values_of([[1, 2]]), 5)
-    tasks, answers = kinds.posed(3, pg.programs_of(["reverse | add 3"]), inputs)
-    examples = kinds.whole_texts(ev.as_examples(tasks, answers, np.ones(1)))
+    inputs = draw_examples(jax.random.key(0), pg.values_of([[1, 2]]), 5)
+    tasks, answers = make_tasks(3, pg.programs_of(["reverse | add 3"]), inputs)
+    examples = whole_texts(ev.as_examples(tasks, answers, np.ones(1)))
     text = pg.WordTokenizer().decode(examples.tokens[0])
     assert text == "<bos> propose reverse | add 3 : [ 1 2 ] <eos>"
     assert examples.prompt.tolist() == [2]
@@ -172,7 +183,7 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
 
     written = ["swap | add 4", "fold | keep_odd", "square", "push 3 | sum", "drop 2", "halve"]
     monkeypatch.setattr(play, "writer", lambda *a, **k: texts(written, [[1, 2, 3]] * 6))
-    monkeypatch.setattr(play, "own_solver", lambda *a, **k: half_right)
+    monkeypatch.setattr(play, "solver", lambda *a, **k: half_right)
     arguments = [*TINY, "--out", str(tmp_path / "run")]
     monkeypatch.setattr(play, "accuracies", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -185,7 +196,7 @@ def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_pat
     assert lines[:2] == before
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert set(result["tested"]) == {"base model", "after self-play", "control"}
+    assert set(result["tested"]) == {"round 0", "last round", "control"}
     assert [record["step"] for record in result["control_by_round"]] == [0, 1, 2]
     for line in map(json.loads, lines[1:]):
         assert line["uses_oracle"]

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.evolution.strings.digits import BEGIN, EQUALS, NAMES, digits
+from experiments.evolution.strings.tasks import BEGIN, EQUALS, NAMES, digits
 
 
 def texts(problem, tasks):
     """Prompts, and right answers, as texts without their marks."""
-    answers = problem.solve(tasks)
+    answers = problem.answer(tasks)
     for prompt, answer, length in zip(tasks.prompts, answers.tokens, answers.lengths, strict=True):
         question, answered = problem.show(prompt), problem.show(answer)
         assert question[0] == "<"
@@ -81,5 +81,5 @@ def test_a_prompt_of_allowed_tokens_is_a_task(name):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"name must be one of 'copy', .* got 'sort'"):
         digits("sort")
-    with pytest.raises(ValueError, match="levels must be at least 1, got"):
+    with pytest.raises(ValueError, match="levels must be integers of at least 1, got"):
         digits("copy").draw(jax.random.key(0), [2, 0])

@@ -1,7 +1,7 @@
-"""The tasks of ``evolve_programs``: their kinds, the real data, and what is measured on.
+"""Tasks about programs: their kinds, real data, and test tasks.
 
-A round's tasks stand in four blocks, a kind each: deduction, abduction, induction, and proposals,
-whose whole text is the prompt, since there is nothing to answer.
+A round's tasks come in four blocks, a kind each: deduction, abduction, induction, and proposals.
+The whole text of a proposal is the prompt, since there is nothing to answer.
 """
 
 import functools
@@ -38,13 +38,13 @@ class About(NamedTuple):
     joined: np.ndarray
 
 
-def rows(tree: Any, index: Any) -> Any:
-    """Some rows of every leaf."""
+def take_rows(tree: Any, index: Any) -> Any:
+    """The rows at an index, of every leaf."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree)
 
 
-def concatenated(parts: list[Any]) -> Any:
-    """Trees of arrays, one below the other."""
+def concatenate(parts: list[Any]) -> Any:
+    """Joins trees of arrays along their first axis."""
     return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(x) for x in leaves]), *parts)
 
 
@@ -54,7 +54,7 @@ def draw_examples(key: jax.Array, first: pg.Values, longest: int) -> pg.Values:
     others = pg.draw_inputs(key, count * more, longest=longest)
     others = jax.tree.map(lambda leaf: leaf.reshape(count, more, *leaf.shape[1:]), others)
     return jax.tree.map(
-        lambda own, rest: np.concatenate([np.asarray(own)[:, None], np.asarray(rest)], axis=1),
+        lambda one, rest: np.concatenate([np.asarray(one)[:, None], np.asarray(rest)], axis=1),
         first,
         others,
     )
@@ -71,7 +71,7 @@ _MAKERS = tuple(
 )
 
 
-def posed(kind: int, programs: pg.Programs, inputs: pg.Values, joined: Any = None) -> tuple:
+def make_tasks(kind: int, programs: pg.Programs, inputs: pg.Values, joined: Any = None) -> tuple:
     """Tasks of a kind, and an answer to each.
 
     Args:
@@ -83,7 +83,7 @@ def posed(kind: int, programs: pg.Programs, inputs: pg.Values, joined: Any = Non
     Returns:
         ``Tasks`` with ``About``, all of them valid, and ``Answers``.
     """
-    one = rows(inputs, (slice(None), 0))
+    one = take_rows(inputs, (slice(None), 0))
     made = _MAKERS[kind](programs, inputs if kind == 2 else one)
     prompts, answers = np.asarray(made.prompts), np.asarray(made.answers)
     if kind == 3:  # the text is the prompt, and its end the answer
@@ -110,7 +110,7 @@ def posed(kind: int, programs: pg.Programs, inputs: pg.Values, joined: Any = Non
     return tasks, ev.Answers(answers.astype(np.int32), (answers != pg.PAD).sum(axis=1))
 
 
-def split(count: int) -> list[int]:
+def tasks_per_kind(count: int) -> list[int]:
     """How many of ``count`` tasks are of each kind: five eighths deduction, an eighth of each
     other."""
     return [count - 3 * (count // 8), *[count // 8] * 3]
@@ -128,9 +128,9 @@ def _judge(programs: pg.Programs) -> tuple[jax.Array, jax.Array]:
 def _judged(programs: pg.Programs) -> tuple[np.ndarray, np.ndarray]:
     """Which programs are degenerate ``[n]``, and a hash of what each does, uint64 ``[n]``."""
     count = len(programs.lengths)
-    filled = rows(programs, np.arange(-(-count // _BLOCK) * _BLOCK) % count)
+    filled = take_rows(programs, np.arange(-(-count // _BLOCK) * _BLOCK) % count)
     parts = [
-        jax.device_get(_judge(rows(filled, slice(start, start + _BLOCK))))
+        jax.device_get(_judge(take_rows(filled, slice(start, start + _BLOCK))))
         for start in range(0, len(filled.lengths), _BLOCK)
     ]
     degenerate, two = (np.concatenate(leaves)[:count] for leaves in zip(*parts, strict=True))
@@ -143,35 +143,37 @@ def _held_out_marks() -> np.ndarray:
     return _judged(pg.held_out_programs())[1]
 
 
-def worth(programs: pg.Programs) -> tuple[np.ndarray, np.ndarray]:
-    """Which programs may be learned from, bool ``[n]``: not held out, by what they do, and not
-    degenerate; and a hash of what each does, uint64 ``[n]``."""
+def may_be_learned(programs: pg.Programs) -> tuple[np.ndarray, np.ndarray]:
+    """Which programs are neither degenerate nor do the same as a held-out one, bool ``[n]``; and a
+    hash of what each does, uint64 ``[n]``."""
     degenerate, marks = _judged(programs)
     return ~degenerate & ~np.isin(marks, _held_out_marks()), marks
 
 
 def taught_programs(key: jax.Array, count: int, operations: int) -> pg.Programs:
-    """Random programs of up to so many operations, the real data's; held-out ones left out."""
+    """Random programs of up to ``operations`` operations for the real data, no held-out ones."""
     program_key, length_key = jax.random.split(key)
     # Few programs have one operation, so fewer tasks do.
     lengths = jnp.ceil(operations * jax.random.uniform(length_key, (count,)) ** 0.5)
     programs = pg.draw_programs(program_key, count, operations=lengths)
-    return rows(programs, worth(programs)[0])
+    return take_rows(programs, may_be_learned(programs)[0])
 
 
 def real_tasks(key: jax.Array, taught: pg.Programs, count: int, longest: int) -> tuple:
     """``count`` tasks of real data, of all kinds, and answers."""
     parts = []
-    for kind, own in enumerate(split(count)):
+    for kind, number in enumerate(tasks_per_kind(count)):
         which, input_key, more_key = jax.random.split(jax.random.fold_in(key, kind), 3)
-        chosen = jax.random.randint(which, (own,), 0, len(taught.lengths))
-        inputs = draw_examples(more_key, pg.draw_inputs(input_key, own, longest=longest), longest)
-        parts.append(posed(kind, rows(taught, np.asarray(chosen)), inputs))
-    return concatenated(parts)
+        chosen = jax.random.randint(which, (number,), 0, len(taught.lengths))
+        inputs = draw_examples(
+            more_key, pg.draw_inputs(input_key, number, longest=longest), longest
+        )
+        parts.append(make_tasks(kind, take_rows(taught, np.asarray(chosen)), inputs))
+    return concatenate(parts)
 
 
 def whole_texts(examples: ev.Examples) -> ev.Examples:
-    """The same, but of a proposal all is learned that stands behind its first two tokens."""
+    """Makes all of a proposal a target but its first two tokens."""
     is_proposal = np.asarray(examples.tokens)[:, 1] == vocabulary.PROPOSE
     return examples._replace(prompt=np.where(is_proposal, 2, examples.prompt))
 
@@ -179,9 +181,9 @@ def whole_texts(examples: ev.Examples) -> ev.Examples:
 def test_tasks(key: jax.Array, programs: pg.Programs, inputs: int, longest: int) -> list[ev.Tasks]:
     """Tasks of each kind but proposals, ``inputs`` of them for each program, one after another."""
     each = np.repeat(np.arange(len(programs.lengths)), inputs)
-    repeated, found = rows(programs, each), []
+    repeated, found = take_rows(programs, each), []
     for kind in range(3):
         first, others = jax.random.split(jax.random.fold_in(key, kind))
         drawn = draw_examples(others, pg.draw_inputs(first, len(each), longest=longest), longest)
-        found.append(posed(kind, repeated, drawn)[0])
+        found.append(make_tasks(kind, repeated, drawn)[0])
     return found

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.evolve import Answers, Problem, Tasks, View
 
@@ -24,7 +23,7 @@ CHARACTERS = "0123456789=+<>"
 """The vocabulary: digits, ``=``, ``+``, and ``<`` and ``>`` for the begin and the end token."""
 NAMES = ("copy", "reverse", "addition")
 MULTIPLE = 8
-"""Prompts are padded to a multiple of so many tokens, so that not every level compiles programs."""
+"""Prompts are padded to a multiple of this, so that few programs are compiled."""
 
 
 def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
@@ -46,18 +45,21 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
     Example:
         >>> problem = digits("addition")
         >>> tasks = problem.draw(jax.random.key(0), [3])
-        >>> problem.show(tasks.prompts[0]), problem.show(problem.solve(tasks).tokens[0])
+        >>> problem.show(tasks.prompts[0]), problem.show(problem.answer(tasks).tokens[0])
         ('<336+099=', '3261>')
 
     Source: Lee et al. 2025 (arXiv 2502.01612), section 3.
     """
-    _checks.one_of("name", name, NAMES)
+    if name not in NAMES:
+        raise ArgumentError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}.")
     operands = 2 if name == "addition" else 1
     prompt_length = lambda level: operands * (level + 1) + 1
     answer_length = lambda level: level + operands
 
     def draw(key: jax.Array, levels: Any) -> Tasks:
-        levels = _checks.levels("levels", levels)
+        given, levels = levels, np.asarray(levels)
+        if levels.dtype.kind not in "iu" or not levels.size or levels.min() < 1:
+            raise ArgumentError(f"levels must be integers of at least 1, got {given!r}.")
         longest = prompt_length(int(levels.max()))
         return _draw(key, levels, -(-longest // MULTIPLE) * MULTIPLE, operands)
 
@@ -79,7 +81,7 @@ def digits(name: Literal["copy", "reverse", "addition"]) -> Problem:
         prompt_length=prompt_length,
         answer_length=answer_length,
         draw=draw,
-        solve=partial(_solve, rule=_RULES[name]),
+        answer=partial(_answers, rule=_RULES[name]),
         read=read,
         allowed=allowed,
         show=show,
@@ -142,9 +144,9 @@ def _copy(tasks: Tasks, width: int) -> jax.Array:
 
 
 def _reverse(tasks: Tasks, width: int) -> jax.Array:
-    own, _ = _operand(tasks, 0, width)
+    digits, _ = _operand(tasks, 0, width)
     back = jnp.asarray(tasks.levels)[:, None] - 1 - jnp.arange(width)
-    return jnp.take_along_axis(own, jnp.clip(back, 0, width - 1), axis=1)
+    return jnp.take_along_axis(digits, jnp.clip(back, 0, width - 1), axis=1)
 
 
 def _add(tasks: Tasks, width: int) -> jax.Array:
@@ -167,7 +169,7 @@ _RULES: dict[str, tuple[Callable[[Tasks, int], jax.Array], int]] = {
 
 
 @partial(jax.jit, static_argnames="rule")
-def _solve(tasks: Tasks, rule: tuple[Callable[[Tasks, int], jax.Array], int]) -> Answers:
+def _answers(tasks: Tasks, rule: tuple[Callable[[Tasks, int], jax.Array], int]) -> Answers:
     apply, more = rule
     width = tasks.prompts.shape[1]  # no answer is longer than its prompt
     count = jnp.asarray(tasks.levels)[:, None] + more
@@ -176,36 +178,35 @@ def _solve(tasks: Tasks, rule: tuple[Callable[[Tasks, int], jax.Array], int]) ->
     return Answers(tokens, count[:, 0] + 1)
 
 
-def operands_exchanged() -> View:
+def operands_swapped() -> View:
     """The second operand of ``digits("addition")`` first; the answer is the same.
 
     Raises:
-        ArgumentError: from ``ask``, tasks that aren't sums.
+        ArgumentError: from ``pose``, tasks that aren't sums.
 
     Example:
-        >>> from experiments.evolution.strings.digits import digits
         >>> addition = digits("addition")
         >>> tasks = addition.draw(jax.random.key(0), [2, 3])
-        >>> other, _ = operands_exchanged().ask(jax.random.key(1), tasks)
-        >>> addition.show(tasks.prompts[1]), addition.show(other.prompts[1])
+        >>> posed, _ = operands_swapped().pose(jax.random.key(1), tasks)
+        >>> addition.show(tasks.prompts[1]), addition.show(posed.prompts[1])
         ('<758+889=', '<889+758=')
     """
 
-    def exchanged(prompts: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    def swapped(prompts: np.ndarray, levels: np.ndarray) -> np.ndarray:
         width = prompts.shape[1]
-        place, own = np.arange(width), levels[:, None]
-        start = width - 2 * own - 2  # of the first operand; the second is one mark behind it
-        shift = np.where(place < start + own, own + 1, -own - 1)
-        is_digit = (place >= start) & (place < width - 1) & (place != start + own)
-        other = np.take_along_axis(prompts, np.clip(place + shift, 0, width - 1), axis=1)
-        return np.where(is_digit, other, prompts)
+        place, count = np.arange(width), levels[:, None]
+        start = width - 2 * count - 2  # of the first operand; the second is one mark behind it
+        shift = np.where(place < start + count, count + 1, -count - 1)
+        is_digit = (place >= start) & (place < width - 1) & (place != start + count)
+        moved = np.take_along_axis(prompts, np.clip(place + shift, 0, width - 1), axis=1)
+        return np.where(is_digit, moved, prompts)
 
-    def ask(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
+    def pose(key: jax.Array, tasks: Tasks) -> tuple[Tasks, Any]:
         levels = np.asarray(tasks.levels)
         prompts = np.asarray(tasks.prompts)
         whole = prompts[np.arange(len(levels)), prompts.shape[1] - levels - 2] == PLUS
         if not (whole | ~np.asarray(tasks.valid)).all():
             raise ArgumentError("tasks must be sums of two operands of as many digits as a level.")
-        return tasks._replace(prompts=exchanged(prompts, levels)), None
+        return tasks._replace(prompts=swapped(prompts, levels)), None
 
-    return View("operands exchanged", ask, lambda memo, tokens: tokens)
+    return View("operands swapped", pose, lambda memo, tokens: tokens)
