@@ -3,7 +3,6 @@
 import math
 import operator
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,36 +101,6 @@ def instance(name: str, value: Any, kind: Any, wanted: str) -> Any:
     return value
 
 
-def flag(name: str, value: Any) -> bool:
-    """The same, for True or False."""
-    return bool(instance(name, value, bool | np.bool_, "True or False"))
-
-
-def function(name: str, value: Any, wanted: str = "") -> Any:
-    """The same, for what is called; ``wanted`` says how, as in ``loss_fn(params, batch)``."""
-    if not callable(value):
-        suffix = f" {wanted}" if wanted else ""
-        raise ArgumentTypeError(f"{name} must be a function{suffix}, got {_what(value)}.")
-    return value
-
-
-def optional_function(name: str, value: Any, wanted: str = "") -> Any:
-    """The same, where None is accepted too."""
-    return None if value is None else function(name, value, wanted)
-
-
-def optimizer(name: str, value: Any) -> Any:
-    """The same, for an Optax transformation."""
-    parts: tuple[Callable[..., Any] | None, ...] = tuple(
-        getattr(value, part, None) for part in ("init", "update")
-    )
-    if isinstance(value, type) or not all(map(callable, parts)):
-        raise ArgumentTypeError(
-            f"{name} must be an Optax transformation such as optax.sgd(0.1), got {_what(value)}."
-        )
-    return value
-
-
 def path_of(name: str, value: Any) -> Path:
     """A path, with ``~`` resolved, or an ArgumentTypeError that names it."""
     instance(name, value, str | os.PathLike, "a path")
@@ -195,13 +164,6 @@ def is_array(leaf: Any) -> bool:
         return jnp.issubdtype(dtype, jax.dtypes.extended) or np.dtype(dtype).kind not in "OSUMm"
     except TypeError:  # another library's dtype
         return False
-
-
-def array(name: str, value: Any, wanted: str = "an array") -> Any:
-    """Returns ``value`` if it has a shape and a numeric dtype, or raises an ArgumentTypeError."""
-    if not (hasattr(value, "shape") and is_array(value)):
-        raise ArgumentTypeError(f"{name} must be {wanted}, got {_what(value)}.")
-    return value
 
 
 def numbers(name: str, value: Any, wanted: str) -> np.ndarray:
