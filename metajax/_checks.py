@@ -205,8 +205,6 @@ def _what(value: Any) -> str:
 def one_width(name: str, support: Any, query: Any) -> None:
     """Raises an ArgumentError if the features that ``name`` made of support and query aren't
     vectors ``[examples, d]`` of one width."""
-    array(f"what {name} returns", support)
-    array(f"what {name} returns", query)
     if support.ndim != 2 or query.ndim != 2 or support.shape[1] != query.shape[1]:
         raise ArgumentError(
             f"{name} must return features [examples, d] with one d for support and query, got "
