@@ -30,12 +30,22 @@ or a pytree of bools that is a prefix of the parameters.
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether a leaf has a derivative: real or complex floating point."""
+    """Whether a leaf has a derivative: real or complex floating point.
+
+    Example:
+        >>> is_floating(1.0), is_floating(1)
+        (True, False)
+    """
     return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is a typed random key, or an array of them."""
+    """Whether a leaf is a typed random key, or an array of them.
+
+    Example:
+        >>> is_key(jax.random.key(0)), is_key(jnp.zeros(2))
+        (True, False)
+    """
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

@@ -53,7 +53,7 @@ def test_a_wrong_option_is_named_and_ends_with_status_2(
     ("name", "arguments", "words"),
     [
         ("fewshot.sinusoid", ["--resume"], "resume: there is no run under"),
-        ("fewshot.omniglot", ["--data", "nowhere", "--steps", "1"], "'nowhere' is not a folder"),
+        ("fewshot.omniglot", ["--data", "nowhere", "--steps", "1"], "folder='nowhere' has neither"),
     ],
 )
 def test_a_command_that_cannot_start_says_why_in_one_line(name, arguments, words, tmp_path):

@@ -38,7 +38,7 @@ def test_masks_tell_what_is_real(data, balanced):
     episodes = draws(sample)
     ways, uneven = set(), 0
     for i in range(200):
-        support, query = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
+        support, query, _ = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
         way = int(support.classes.sum())
         ways.add(way)
         shots = support.mask.reshape(5, 3).sum(axis=1)

@@ -37,7 +37,7 @@ def write(rng: np.random.Generator, level: int) -> str:
     """A random sum of two numbers of so many digits.
 
     >>> write(np.random.default_rng(0), 3)
-    '863 + 426 ='
+    '865 + 330 ='
     """
     return f"{_number(rng, level)} + {_number(rng, level)} ="
 

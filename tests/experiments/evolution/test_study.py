@@ -63,7 +63,7 @@ def test_a_signal_ends_the_run_after_its_round_and_it_goes_on_from_there(tmp_pat
                 os.kill(os.getpid(), signal.SIGTERM)
             return {"score": float(params)}
 
-        run = common.Run("toy", folder, common.RunConfig(out=folder, resume=resume))
+        run = common.Run("toy", folder, common.RunConfig(steps=1, out=folder, resume=resume))
         return rounds.follow(run, loop(), begin(), scores=scores)
 
     timeless = lambda followed: [
