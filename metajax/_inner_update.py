@@ -1,6 +1,6 @@
 """The update of an inner step, and whether it can be differentiated."""
 
-import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -53,17 +53,25 @@ def check_differentiable(
     with respect to the parameters.
     """
     leaves, treedef = jax.tree.flatten(params)
-    ranks = tuple(map(jnp.ndim, leaves))
+    case = treedef, tuple(map(jnp.ndim, leaves)), mode.differentiates_update
     try:
-        with jax.ensure_compile_time_eval():
-            flaw = _flaw(optimizer, treedef, ranks, mode.differentiates_update)
+        known = _FLAWS.setdefault(optimizer.update, {})
+    except TypeError:  # an update that can't be referred to weakly
+        known = {}
+    try:
+        if case not in known:
+            with jax.ensure_compile_time_eval():
+                known[case] = _flaw(optimizer, *case)
     except _UNFIT:
         return
-    if flaw is not None:
-        raise ArgumentError(flaw)
+    if known[case] is not None:
+        raise ArgumentError(known[case])
 
 
-@functools.lru_cache(maxsize=256)
+_FLAWS: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
+"""What was found, for as long as the optimizer lives: it may hold arrays."""
+
+
 def _flaw(
     optimizer: optax.GradientTransformation,
     treedef: Any,

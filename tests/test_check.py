@@ -220,6 +220,7 @@ def test_what_is_wrong_is_said(name):
         report.raise_if_failed()
 
 
+@pytest.mark.slow
 def test_what_is_right_passes_every_check():
     report = metajax.check_learner(GOOD, PARAMS, EPISODE)
     assert report.raise_if_failed() is report

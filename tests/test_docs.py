@@ -127,7 +127,9 @@ def wrong_commands(lines):
                 yield module
                 continue
             flags = re.findall(r"(?:^| )--([a-z][a-z0-9-]*)", rest)
-            yield from (f"{module} --{flag}" for flag in flags if flag not in {"help", *options(file)})
+            yield from (
+                f"{module} --{flag}" for flag in flags if flag not in {"help", *options(file)}
+            )
 
 
 def test_every_command_names_a_script_and_options_that_it_has():

@@ -1,5 +1,8 @@
 """Inner optimizers that need the loss, and those whose update has no derivative."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +109,15 @@ def test_an_error_of_an_optimizer_is_not_swallowed():
 
     with pytest.raises(RuntimeError, match="mine"):
         metajax.maml(loss_fn, optax.stateless(broken), steps=1)
+
+
+def test_a_dropped_optimizer_is_freed():
+    """What is known of an optimizer doesn't keep it, nor the arrays that it closes over."""
+    rates = jnp.ones(2)
+    optimizer = optax.stateless(lambda updates, _: jax.tree.map(lambda u: -rates * u, updates))
+    seen = weakref.ref(optimizer.update)
+    metajax.maml(lambda p, c: jnp.sum((p - c) ** 2), optimizer, steps=1)
+    assert seen() is not None
+    del optimizer
+    gc.collect()
+    assert seen() is None

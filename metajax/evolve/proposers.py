@@ -78,7 +78,7 @@ def model_proposer(
         ... )
         >>> config = TransformerConfig.nope(vocab_size=6, width=8, n_layers=1, n_heads=2)
         >>> model = Transformer(config)
-        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
         >>> propose = model_proposer(model, copy, count=2)
         >>> tasks = propose(params, jax.random.key(1), Levels(1, 2))
         >>> tasks.levels.tolist(), copy.show(tasks.prompts[0])[::3]

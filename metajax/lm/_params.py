@@ -45,7 +45,7 @@ def decoding_params(
     Example:
         >>> from metajax import lm
         >>> model = Transformer(TransformerConfig(vocab_size=9, width=8, n_layers=1, n_heads=2))
-        >>> params = model.init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
         >>> ready = decoding_params(params)
         >>> lm.generate(model, ready, [[1, 2, 3]], max_new_tokens=5).tokens.shape
         (1, 1, 5)

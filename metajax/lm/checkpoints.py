@@ -49,7 +49,8 @@ def load_pretrained(
     Example:
         >>> import jax, tempfile
         >>> config = TransformerConfig.llama(vocab_size=16, width=8, n_layers=2, n_heads=2)
-        >>> params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
+        >>> init = jax.jit(Transformer(config).init)
+        >>> params = init(jax.random.key(0), jnp.zeros((1, 4), int))["params"]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_pretrained(folder, config, params)
         ...     model, loaded = load_pretrained(folder)

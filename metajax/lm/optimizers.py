@@ -26,7 +26,8 @@ def muon(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     Example:
         >>> from metajax.models import Transformer, TransformerConfig
         >>> config = TransformerConfig.llama(vocab_size=8, width=8, n_layers=2, n_heads=2)
-        >>> params = Transformer(config).init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> init = jax.jit(Transformer(config).init)
+        >>> params = init(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
         >>> gradient = jax.tree.map(jnp.ones_like, params)
         >>> optimizer = muon(1e-2)
         >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)

@@ -38,8 +38,9 @@ class Conv4(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> images = jnp.zeros((5, 28, 28, 1))
-        >>> variables = Conv4(n_classes=5).init(jax.random.key(0), images)
-        >>> sorted(variables["params"])[:2], Conv4(n_classes=5).apply(variables, images).shape
+        >>> init = Conv4(n_classes=5).init_with_output
+        >>> logits, variables = jax.eval_shape(init, jax.random.key(0), images)
+        >>> sorted(variables["params"])[:2], logits.shape
         (['conv_0', 'conv_1'], (5, 5))
 
     Source: Finn et al. 2017 (arXiv 1703.03400), section 5.2, and its published code for

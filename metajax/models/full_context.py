@@ -20,7 +20,8 @@ class FullContext(nn.Module):
 
     Example:
         >>> support, query = jnp.zeros((5, 8)), jnp.zeros((3, 8))
-        >>> (g, f), _ = FullContext(8).init_with_output(jax.random.key(0), support, query)
+        >>> init = FullContext(8).init_with_output
+        >>> (g, f), _ = jax.eval_shape(init, jax.random.key(0), support, query)
         >>> g.shape, f.shape
         ((5, 8), (3, 8))
 

@@ -19,7 +19,8 @@ class RelationHead(nn.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> pairs = jnp.zeros((6, 7, 7, 32))
-        >>> RelationHead(16).init_with_output(jax.random.key(0), pairs)[0].shape
+        >>> init = RelationHead(16).init_with_output
+        >>> jax.eval_shape(init, jax.random.key(0), pairs)[0].shape
         (6,)
 
     Source: Sung et al. 2018 (arXiv 1711.06025), figure 3.

@@ -28,8 +28,8 @@ class ResNet12(nn.Module):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> network = ResNet12(n_classes=5, features=(4, 4, 8, 8))
-        >>> variables = network.init(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+        >>> images = jnp.zeros((2, 84, 84, 3))
+        >>> variables = jax.eval_shape(ResNet12(n_classes=5).init, jax.random.key(0), images)
         >>> sorted(variables["params"])
         ['block_0', 'block_1', 'block_2', 'block_3', 'head']
 

@@ -119,7 +119,8 @@ class Transformer(nn.Module):
     Example:
         >>> config = TransformerConfig.llama(vocab_size=11, width=8, n_layers=2, n_heads=2)
         >>> tokens = jnp.array([[1, 2, 3]])
-        >>> logits, _ = Transformer(config).init_with_output(jax.random.key(0), tokens)
+        >>> init = jax.jit(Transformer(config).init_with_output)
+        >>> logits, variables = init(jax.random.key(0), tokens)
         >>> logits.shape
         (1, 3, 11)
     """

@@ -188,7 +188,11 @@ OUTER = [
     Row("budget", lambda: gradient(memory_budget=1e9), ("memory_budget must be", "1000000000.0")),
     Row("meta-batch", lambda: trainer(meta_batch=0), ("meta_batch must be at least 1", "got 0")),
     Row("sample-tuple", lambda: trainer(sample=lambda key: tuple(EPISODE)), ("sample", "Episode(")),
-    Row("sample-none", lambda: trainer(sample=lambda key: None), ("what sample returns must be", "None")),
+    Row(
+        "sample-none",
+        lambda: trainer(sample=lambda key: None),
+        ("what sample returns must be", "None"),
+    ),
     Row(
         "sample-text",
         lambda: trainer(sample=lambda key: metajax.Episode("a", "b")),

@@ -57,6 +57,7 @@ def test_many_scripts():
     assert scripts >= {"LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "GEORGIAN", "LAO"}
 
 
+@pytest.mark.slow
 def test_a_character_is_in_one_class():
     characters = "".join(glyph.characters for glyph in glyph_classes())
     assert len(characters) == len(set(characters))
@@ -201,6 +202,7 @@ def test_images_of_a_class_repeat_and_depend_on_it_alone():
     assert (class_images("B", faces["B"]) != first).any()
 
 
+@pytest.mark.slow
 def test_test_split_is_twenty_images_a_class(test_split):
     classes = [glyph for glyph in glyph_classes() if glyph.split == "test"]
     assert test_split.examples.shape == (len(classes), 20, 28, 28)

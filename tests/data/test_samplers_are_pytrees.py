@@ -77,6 +77,7 @@ def test_other_options_are_another_program():
     assert len(structures) == len(SAMPLERS) + 3
 
 
+@pytest.mark.slow
 def test_shifts_of_a_plain_function_draw_the_same():
     sample = episode_sampler(data(), **SIZES)
     plain, key = random_shifts(lambda key: sample(key), 2), jax.random.key(0)

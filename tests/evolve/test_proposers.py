@@ -50,6 +50,7 @@ def test_levels_are_spread_evenly_from_the_hardest_on():
         _spread(ev.Levels(4, 3), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [

@@ -183,6 +183,7 @@ def test_devices_that_share_the_prompts_change_nothing(small):
     assert not (one.tokens[2] % 2 == 0)[one.tokens[2] > 0].any()
 
 
+@pytest.mark.slow
 def test_decoding_params_generate_the_same(small):
     model, params = small
     wanted = lm.generate(model, params, [[1, 2], [3]], max_new_tokens=5)

@@ -184,6 +184,7 @@ def test_samplers_are_pytrees_of_one_structure(name):
     assert draw._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_four_micro_batches_are_one_batch_of_four_times_the_rows(model):
     params, apply = model
     learner = supervised(next_token_loss(apply))

@@ -111,6 +111,7 @@ class TestInit:
 
 
 class TestModel:
+    @pytest.mark.slow
     @pytest.mark.parametrize("scan", [True, False])
     def test_zero_b_changes_nothing(self, scan):
         model, params, factors = built(scan, b_std=0.0)
@@ -130,6 +131,7 @@ class TestModel:
         own = logits(flat, unstack_layers(params), unstack_layers(factors))
         chex.assert_trees_all_close(own, logits(model, params, factors), atol=1e-5)
 
+    @pytest.mark.slow
     def test_gpt2_too(self):
         sizes = {**SIZES, "n_kv_heads": 0}
         model = Transformer(TransformerConfig.gpt2(**sizes))
@@ -150,6 +152,7 @@ class TestMerge:
         assert merged["layer"]["bias"] is params["layer"]["bias"]
         np.testing.assert_array_equal(params["layer"]["kernel"], kernel)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scan", [True, False])
     def test_unmerge_restores(self, scan):
         _, params, factors = built(scan)
@@ -217,6 +220,7 @@ class TestAdapt:
         )
         return variables, info
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scan", [True, False])
     def test_trains_the_factors_alone(self, scan):
         model, params, factors = built(scan, b_std=0.0)

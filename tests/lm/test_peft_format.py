@@ -44,6 +44,7 @@ def edited(folder, **fields):
 
 
 class TestRoundTrip:
+    @pytest.mark.slow
     @pytest.mark.parametrize("scan", [True, False])
     @pytest.mark.parametrize("name", CONFIGS)
     @pytest.mark.parametrize(
@@ -68,6 +69,7 @@ class TestRoundTrip:
         save_adapters(tmp_path, unstack_layers(factors), config=config)
         assert_same(load_adapters(tmp_path, config=config), factors)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", CONFIGS)
     def test_ranks_and_scales_that_differ(self, tmp_path, name):
         config = CONFIGS[name]

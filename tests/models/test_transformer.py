@@ -32,6 +32,7 @@ def model_of(config):
     return model, jax.tree.map(lambda leaf: 4 * leaf if leaf.ndim > 2 else leaf, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cached_logits_are_those_of_the_full_forward_pass(name):
     full, params = model_of(CONFIGS[name])

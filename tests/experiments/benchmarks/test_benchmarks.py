@@ -127,6 +127,7 @@ def test_gradients_with_other_leaves_are_refused():
         relative_error({"a": np.ones(2)}, {"b": np.ones(2)})
 
 
+@pytest.mark.slow
 def test_a_step_is_adam_on_the_meta_gradient(reference):
     gradient, _ = reference.gradient()
     optimizer = optax.adam(TINY.outer_rate)

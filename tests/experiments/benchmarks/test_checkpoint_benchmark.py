@@ -30,6 +30,7 @@ def test_the_long_run_goes_on(tmp_path, capsys, monkeypatch):
     assert [json.loads(line)["step"] for line in lines[-2:]] == [59_900, 60_000]
 
 
+@pytest.mark.slow
 def test_the_report_has_a_line_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "prepare", lambda folder: None)
     monkeypatch.setattr(checkpoints, "resume_seconds", lambda folder: (6.0, 0.25))

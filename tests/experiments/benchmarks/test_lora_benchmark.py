@@ -49,6 +49,7 @@ def test_both_adapt_with_the_same_losses(tmp_path):
     assert (tmp_path / "lora.png").exists()
 
 
+@pytest.mark.slow
 def test_other_losses_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(lora.lm, "save_pretrained", _save_another(lora.lm.save_pretrained))
     config = lora.Config(cells=("few",), tasks=1, peer_tasks=1, steps=1, rank=2, out=tmp_path)

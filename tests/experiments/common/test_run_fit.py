@@ -133,6 +133,7 @@ def test_a_finished_run_may_be_given_more_steps_where_the_config_says_so(tmp_pat
         fit(Growing(out=tmp_path / "parts", steps=40, resume=True))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("toy_trainer.py")
     command = [sys.executable, str(script), "--out", str(tmp_path / "killed")]
@@ -351,6 +352,7 @@ def test_a_policy_that_passes_over_everything_ends_the_run(tmp_path, monkeypatch
         fit_own(ToyConfig(out=tmp_path / "a", steps=40), trainer)
 
 
+@pytest.mark.slow
 def test_the_last_good_state_becomes_a_checkpoint(tmp_path):
     config = ToyConfig(out=tmp_path / "a", steps=40)
     with pytest.raises(

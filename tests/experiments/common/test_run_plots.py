@@ -61,6 +61,7 @@ def test_episode_grid_marks_right_and_wrong(png, channels):
     assert pixels_of(png, RED) > 50
 
 
+@pytest.mark.slow
 def test_episode_grid_of_many(png):
     images = np.zeros((100, 28, 28, 1))
     labels = np.repeat(np.arange(20), 5)

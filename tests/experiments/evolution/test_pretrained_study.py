@@ -118,6 +118,7 @@ def sums_setup(checkpoint, **options):
     return set_up(run, config)
 
 
+@pytest.mark.slow
 def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
     setup = sums_setup(checkpoint)
     loop = train.loop_config(setup)

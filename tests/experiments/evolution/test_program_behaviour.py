@@ -32,6 +32,7 @@ def test_held_out_programs_use_every_operation():
     assert not missing
 
 
+@pytest.mark.slow
 def test_held_out_programs_differ_in_what_they_do_and_are_not_degenerate():
     held_out = lang.held_out_programs()
     marks = np.asarray(lang.fingerprints(held_out))
@@ -87,6 +88,7 @@ def test_a_held_out_program_is_recognised_written_otherwise_too_and_others_are_n
     assert lang.is_held_out(lang.held_out_programs()).all()
 
 
+@pytest.mark.slow
 def test_all_of_them_are_recognised_inside_a_program_that_was_traced_first():
     @jax.jit
     def kept(key):

@@ -36,6 +36,7 @@ def agree(programs, inputs):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_random_programs_do_what_plain_python_does(seed):
     program_key, input_key = jax.random.split(jax.random.key(seed))
@@ -99,6 +100,7 @@ def test_edges_by_hand(text, value, expected):
     assert reference.run(text, value) == expected
 
 
+@pytest.mark.slow
 def test_several_inputs_of_each_program_are_run_as_one_by_one():
     programs = draw_programs(jax.random.key(0), 6)
     inputs = draw_inputs(jax.random.key(1), 18)
@@ -138,6 +140,7 @@ def int32(shape):
     return arrays.arrays(np.int32, shape, elements=st.one_of(near, whole))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(int32((16, 4)), int32((16, 4)), int32(16), int32((16, 8)), int32(16), st.booleans())
 def test_any_integers_whatever_are_run(operations, arguments, lengths, digits, sizes, is_list):

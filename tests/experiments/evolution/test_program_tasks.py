@@ -52,6 +52,7 @@ def values(arrays_, row):
     return reference.values(own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHECKS)
 def test_prompts_and_answers_say_what_plain_python_computes(kind):
     tasks = tasks_of(kind)
@@ -109,6 +110,7 @@ def test_the_given_answers_are_right_and_others_rows_answers_are_as_the_interpre
         assert right.any()
 
 
+@pytest.mark.slow
 def test_induction_needs_the_held_back_examples_too():
     inputs = lang.values_of([[1], [2], [1, 2]])
     inputs = jax.tree.map(lambda leaf: leaf[None], inputs)
@@ -157,6 +159,7 @@ def tasks_once(kind):
     return ONCE[kind]
 
 
+@pytest.mark.slow
 def test_proposals_are_read_back_and_what_is_none_is_refused():
     programs = lang.draw_programs(jax.random.key(0), ROWS)
     inputs = lang.draw_inputs(jax.random.key(1), ROWS, shortest=0)

@@ -116,6 +116,7 @@ def test_the_table_grows_and_makes_nothing_twice(tmp_path, fake, capsys):
     assert (out / "table.png").stat().st_size < 100_000
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_their_intervals_joined(tmp_path, fake):
     out = tmp_path / "table"
     options = ["--methods", "maml", "--cells", "5w1s", "--seeds", "2", "--out", str(out)]

@@ -14,6 +14,7 @@ from experiments.fewshot import sinusoid as experiment
 from metajax.data import sinusoid_sampler
 
 
+@pytest.mark.slow
 def test_the_oracle_is_given_the_true_amplitude_and_phase():
     sample = sinusoid_sampler(k_shot=5, query=7)
     keys = jax.random.split(jax.random.key(0), 200)

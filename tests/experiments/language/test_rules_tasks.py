@@ -51,6 +51,7 @@ def test_an_arrangement_is_one_of_those_it_could_be(arrangement, writing):
     assert len(set.intersection(*found)) == 1, "one parameter explains all of the rule's examples"
 
 
+@pytest.mark.slow
 def test_a_caesar_cipher_shifts_by_one_number_and_a_substitution_by_a_table():
     shifts = {
         (b - a) % 7 for word, out in examples("keep+caesar") for a, b in zip(word, out, strict=True)

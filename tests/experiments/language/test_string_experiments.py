@@ -38,6 +38,7 @@ def test_tasks_are_as_many_of_each_family_in_turn_and_always_the_same():
     np.testing.assert_array_equal(tokens, again.query.tokens)
 
 
+@pytest.mark.slow
 def test_a_document_has_every_line_of_the_support_set_in_some_order():
     options = meta_lora.Config(letters=6, length=3, k_shot=4, query=2)
     lines = evaluation.draw_tasks(options, ["keep+caesar"], 2)
