@@ -132,13 +132,19 @@ def _any(counts: PyTree) -> jax.Array:
     return jnp.stack(jax.tree.leaves(counts)).any()
 
 
-def watch(policy: NonFinite, program: Callable, place: Callable[[PyTree], PyTree]) -> Callable:
+def watch(
+    policy: NonFinite,
+    program: Callable,
+    place: Callable[[PyTree], PyTree],
+    trainable: trees.Trainable = None,
+) -> Callable:
     """``program(state, ...) -> (state, metrics)`` that raises under the policy "raise".
 
     Args:
         policy: the policy; under any other, the program is returned as it is.
         program: made of what ``guard`` returned.
         place: puts arrays on the program's devices.
+        trainable: which leaves have a gradient.
 
     Raises:
         NonFiniteError: when run; it waits for the end of the program.
@@ -147,7 +153,7 @@ def watch(policy: NonFinite, program: Callable, place: Callable[[PyTree], PyTree
         return program
 
     def watched(state, *arguments):
-        names = _names(state)
+        names = _names(state, trainable)
         carried = Guarded(state, place(np.zeros(len(names), np.int32)))
         (state, found), metrics = program(carried, *arguments)
         found = np.asarray(found)
@@ -158,13 +164,14 @@ def watch(policy: NonFinite, program: Callable, place: Callable[[PyTree], PyTree
     return watched
 
 
-def _names(state: Any) -> list[str]:
+def _names(state: Any, trainable: trees.Trainable) -> list[str]:
     """The names of what ``Guarded.found`` counts."""
+    learned, _ = trees.partition(state.params, trainable)
     paths = [repr(path) for path in trees.leaf_paths(state.params)]
     inner = [repr(path) for path in trees.leaf_paths(state.optimizer_state)]
     return [
         "the loss",
-        *(f"the gradient of {path}" for path in paths),
+        *(f"the gradient of {path!r}" for path in trees.leaf_paths(learned)),
         *(f"the parameter {path} after the update" for path in paths),
         *(f"the optimizer's state {path} after the update" for path in inner),
     ]

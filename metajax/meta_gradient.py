@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
-from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, task_gradient, task_outcome
+from metajax.learners.base import Learner, task_outcome
 from metajax.parallel import TasksPerChunk
 from metajax.parallel import _chunks as chunks
 from metajax.types import Episode, Metrics, Params, PyTree
@@ -19,6 +18,7 @@ MetaGradient = Callable[[Params, Episode], tuple[Params, Metrics]]
 def meta_gradient(
     learner: Learner,
     *,
+    trainable: trees.Trainable = None,
     tasks_per_chunk: TasksPerChunk = None,
     memory_budget: int | None = None,
 ) -> MetaGradient:
@@ -30,6 +30,9 @@ def meta_gradient(
 
     Args:
         learner: the algorithm.
+        trainable: which leaves are differentiated; all parameters if None, so that running
+            statistics, counters and keys of Flax collections are not. See
+            ``metajax.trees.Trainable``.
         tasks_per_chunk: how many tasks are computed together, at least 1; it need not divide their
             number. If None, one on a CPU, where a task's working set then stays in cache, and all
             elsewhere. ``"auto"`` compiles a chunk, picks the largest that fits the cache on a CPU
@@ -40,11 +43,14 @@ def meta_gradient(
     Returns:
         ``gradient_fn(params, episodes) -> (gradient, metrics)``: ``episodes`` is an ``Episode``
         with a leading task axis ``[tasks, ...]``, with a key for each task if the learner is keyed;
-        ``metrics`` are the means over tasks of ``"loss"`` and of what the learner's loss reports.
+        ``gradient`` has the structure of ``params``, with None at the leaves that aren't
+        differentiated; ``metrics`` are the means over tasks of ``"loss"`` and of what the learner's
+        loss reports.
 
     Raises:
         ArgumentError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or,
-            when the function is called, if not even one task fits the budget.
+            when the function is called, if no leaf is differentiated or not even one task fits the
+            budget.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -56,38 +62,55 @@ def meta_gradient(
     """
     chunks.check(tasks_per_chunk, memory_budget)
 
-    outcome, one_gradient = task_outcome(learner), task_gradient(learner)
+    outcome = task_outcome(learner)
+
+    def own_gradient(learned, fixed, episode):
+        """By the learner's own rule; of the leaves that are differentiated."""
+        gradient, metrics = learner.gradient(trees.combine(learned, fixed), episode)
+        of_learned = lambda like, leaf: None if like is None else leaf
+        is_none = lambda leaf: leaf is None
+        return jax.tree.map(of_learned, learned, gradient, is_leaf=is_none), metrics
+
+    def one_gradient(learned, fixed, episode):
+        if learner.gradient is not None:
+            return own_gradient(learned, fixed, episode)
+        loss = lambda learned: outcome(trees.combine(learned, fixed), episode)
+        return jax.grad(loss, has_aux=True)(learned)
 
     def mean(tree: PyTree) -> Any:
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
 
-    def chunk_gradient(params, episodes):
+    def chunk_gradient(learned, fixed, episodes):
         """The means over a chunk of tasks: gradient and metrics."""
         if learner.gradient is not None:
-            return mean(jax.vmap(learner.gradient, in_axes=(None, 0))(params, episodes))
+            return mean(jax.vmap(own_gradient, in_axes=(None, None, 0))(learned, fixed, episodes))
 
-        def mean_outcome(params):
+        def mean_outcome(learned):
+            params = trees.combine(learned, fixed)
             loss, metrics = jax.vmap(outcome, in_axes=(None, 0))(params, episodes)
             return loss.mean(), mean(metrics)
 
-        return jax.grad(mean_outcome, has_aux=True)(params)
+        return jax.grad(mean_outcome, has_aux=True)(learned)
 
-    def resolve(params, episodes, n_tasks: int) -> int:
+    def resolve(learned, fixed, episodes, n_tasks: int) -> int:
         if tasks_per_chunk == "auto":
-            choice = chunks.choose(chunk_gradient, params, episodes, memory_budget=memory_budget)
+            of_chunk = lambda both, episodes: chunk_gradient(*both, episodes)
+            both = learned, fixed
+            choice = chunks.choose(of_chunk, both, episodes, memory_budget=memory_budget)
             return choice.tasks_per_chunk
         return chunks.at_once(tasks_per_chunk, n_tasks)
 
     def gradient_fn(params: Params, episodes: Episode) -> tuple[Params, Metrics]:
-        _check_floating(params)
+        _checks.arrays("params", params, some=True)
+        learned, fixed = trees.partition(params, trainable)
         n_tasks = chunks.count_tasks(episodes)
-        chunk = resolve(params, episodes, n_tasks)
+        chunk = resolve(learned, fixed, episodes, n_tasks)
         if n_tasks == 1:
             # Without a task axis, since XLA splits an operation between a CPU's cores along its
             # first axis.
-            return one_gradient(params, jax.tree.map(lambda leaf: leaf[0], episodes))
+            return one_gradient(learned, fixed, jax.tree.map(lambda leaf: leaf[0], episodes))
         if chunk == n_tasks:
-            return chunk_gradient(params, episodes)
+            return chunk_gradient(learned, fixed, episodes)
         n_chunks, remainder = divmod(n_tasks, chunk)
         # Jitted, to be traced once for both its shapes and the scan.
         body = jax.jit(one_gradient if chunk == 1 else chunk_gradient, inline=True)
@@ -95,10 +118,10 @@ def meta_gradient(
         if chunk > 1:
             head = jax.tree.map(lambda leaf: leaf.reshape(n_chunks, chunk, *leaf.shape[1:]), head)
 
-        shapes = jax.eval_shape(body, params, jax.tree.map(lambda leaf: leaf[0], head))
+        shapes = jax.eval_shape(body, learned, fixed, jax.tree.map(lambda leaf: leaf[0], head))
 
         def accumulate(total, episodes):
-            return jax.tree.map(jnp.add, total, body(params, episodes)), None
+            return jax.tree.map(jnp.add, total, body(learned, fixed, episodes)), None
 
         # Sums of many tasks are kept in float32 at least, whatever the parameters' type.
         zeros = jax.tree.map(
@@ -108,20 +131,10 @@ def meta_gradient(
         total = jax.tree.map(lambda leaf: leaf * (chunk / n_tasks), total)
         if remainder:
             tail = jax.tree.map(lambda leaf: leaf[n_chunks * chunk :], episodes)
-            rest = chunk_gradient(params, tail)
+            rest = chunk_gradient(learned, fixed, tail)
             total = jax.tree.map(lambda a, b: a + b * (remainder / n_tasks), total, rest)
         gradient, metrics = total
-        like = jax.tree.map(lambda leaf, p: leaf.astype(jnp.result_type(p)), gradient, params)
+        like = jax.tree.map(lambda leaf, p: leaf.astype(jnp.result_type(p)), gradient, learned)
         return like, metrics
 
     return gradient_fn
-
-
-def _check_floating(params: Params) -> None:
-    _checks.arrays("params", params, some=True)
-    for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
-        if not trees.is_floating(leaf):
-            raise ArgumentError(
-                f"params: leaf {path!r} is {jnp.result_type(leaf)}, which has no gradient; the "
-                "outer loop learns floating-point leaves only. Let the loss close over the others."
-            )

@@ -67,6 +67,7 @@ def meta_trainer(
     sample: Sampler,
     *,
     meta_batch: int,
+    trainable: trees.Trainable = None,
     tasks_per_chunk: TasksPerChunk = None,
     memory_budget: int | None = None,
     carry: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None,
@@ -89,6 +90,10 @@ def meta_trainer(
             ``jax.tree_util.Partial(draw, arrays)``, which calls of ``step`` and ``run`` may
             exchange.
         meta_batch: how many tasks an outer step takes.
+        trainable: which leaves of the meta-parameters are learned; see ``metajax.trees.Trainable``.
+            By default all parameters: of Flax collections not the running statistics, counters and
+            keys. The optimizer sees the others neither in gradients nor in parameters, so that it
+            doesn't decay them.
         tasks_per_chunk: how many of them are computed together; see ``metajax.meta_gradient``.
         memory_budget: see ``metajax.meta_gradient``.
         carry: ``carry(params, metrics) -> (params, metrics)``, applied after each update. It is for
@@ -155,7 +160,8 @@ def meta_trainer(
         # Steps donate their state: it must hold none of the caller's arrays, and no array twice.
         params, key = jax.tree.map(_copy, (params, typed_key(key)))
         params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
-        optimizer_state = sharding.placed_like(optimizer.init, params, mesh)
+        learned, _ = trees.partition(params, trainable)
+        optimizer_state = sharding.placed_like(optimizer.init, learned, mesh)
         state = TrainState(params, optimizer_state, key, jnp.zeros((), jnp.int32))
         return devices.replicate(_distinct(state), mesh)
 
@@ -166,14 +172,19 @@ def meta_trainer(
         keys = episode_keys(state.key, state.step, per_device, first)
         episodes = jax.vmap(lambda key: sampler.draw(arrays, key, keyed=now.keyed))(keys)
         gradient_fn = meta_gradient(
-            now, tasks_per_chunk=tasks_per_chunk, memory_budget=memory_budget
+            now,
+            trainable=trainable,
+            tasks_per_chunk=tasks_per_chunk,
+            memory_budget=memory_budget,
         )
         return gradient_fn(state.params, episodes)
 
     def update(state: TrainState, means: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
         gradient, metrics = means
-        updates, optimizer_state = _updates(optimizer, state, gradient, metrics)
-        params = optax.apply_updates(state.params, updates)
+        learned, fixed = trees.partition(state.params, trainable)
+        of_learned = state._replace(params=learned)
+        updates, optimizer_state = _updates(optimizer, of_learned, gradient, metrics)
+        params = trees.combine(optax.apply_updates(learned, updates), fixed)
         if carry is not None:
             params, metrics = carry(params, metrics)
         metrics = {**metrics, "grad_norm": optax.tree.norm(gradient)}
@@ -185,7 +196,9 @@ def meta_trainer(
     else:
         step, run = _one_program(*halves, mesh)
     place = functools.partial(devices.replicate, mesh=mesh)
-    step, run = (_non_finite.watch(non_finite, program, place) for program in (step, run))
+    step, run = (
+        _non_finite.watch(non_finite, program, place, trainable) for program in (step, run)
+    )
 
     def one_step(state: TrainState, *, sample: Sampler | None = None) -> tuple[TrainState, Metrics]:
         return step(_unused(state), sampler.arrays(state.key, sample))

@@ -21,11 +21,12 @@ __all__ = [
 ]
 
 Trainable = Callable[[str], bool] | PyTree | None
-"""Which leaves adapt.
+"""Which leaves adapt, or which the outer loop learns.
 
-``None`` for all floating-point leaves; of a dict of Flax collections, for those of ``"params"``
-alone. Or a predicate of the leaf's path, such as ``lambda path: path.startswith("params/head")``;
-or a pytree of bools that is a prefix of the parameters.
+``None`` for all floating-point leaves; of a dict of Flax collections, for those of ``"params"`` and
+``"lora"`` alone. Or a predicate of the leaf's path, such as
+``lambda path: path.startswith("params/head")``; or a pytree of bools that is a prefix of the
+parameters.
 """
 
 
@@ -60,6 +61,10 @@ def leaf_paths(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
+_PARAMETERS = ("params", "lora")
+"""The Flax collections that hold parameters; others hold statistics, counters and keys."""
+
+
 def _is_collections(tree: Any) -> bool:
     """Whether it is a dict of Flax collections: dicts, one of which is ``"params"``."""
     return (
@@ -70,16 +75,13 @@ def _is_collections(tree: Any) -> bool:
 
 
 def _floating_params(params: Params) -> list[bool]:
-    """Of each leaf, whether it adapts by default.
-
-    Running statistics and counters are floating-point leaves too, but not of ``"params"``.
-    """
+    """Of each leaf, whether it is chosen by default: running statistics, for example, aren't."""
 
     def of(node: Any) -> PyTree:
         if not _is_collections(node):
             return is_floating(node)
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: path[0].key == "params" and is_floating(leaf), node
+            lambda path, leaf: path[0].key in _PARAMETERS and is_floating(leaf), node
         )
 
     return jax.tree.leaves(jax.tree.map(of, params, is_leaf=_is_collections))

@@ -136,11 +136,17 @@ def test_carry_takes_what_has_no_gradient_along():
     np.testing.assert_allclose(state.params["seen"], expected["bias"], rtol=1e-5)
 
 
-def test_a_leaf_without_a_gradient_is_named():
+def test_a_leaf_without_a_derivative_is_left_alone_and_refused_by_name():
     episodes = jax.vmap(toy.make_sampler())(jax.random.split(jax.random.key(0), 2))
-    gradient_fn = metajax.meta_gradient(metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=1))
-    with pytest.raises(metajax.ArgumentError, match="leaf 'count' is int32"):
-        gradient_fn({**toy.init_params(), "count": jnp.array(1)}, episodes)
+    learner = metajax.maml(toy.loss_fn, optax.sgd(0.1), steps=1)
+    params = {**toy.init_params(), "count": jnp.array(3)}
+    gradient, _ = metajax.meta_gradient(learner)(params, episodes)
+    assert gradient.pop("count") is None
+    expected, _ = metajax.meta_gradient(learner)(toy.init_params(), episodes)
+    jax.tree.map(np.testing.assert_array_equal, gradient, expected)
+    by_name = metajax.meta_gradient(learner, trainable=lambda path: path == "count")
+    with pytest.raises(metajax.ArgumentError, match="trainable selects 'count', which is int32"):
+        by_name(params, episodes)
 
 
 def norm(params, target):
@@ -215,3 +221,51 @@ def test_the_outer_step_is_one_module_for_gpus_and_tpus():
     exported = jax.export.export(jax.jit(trainer.step), platforms=("cuda", "tpu"))(state)
     assert exported.platforms == ("cuda", "tpu")
     assert exported.mlir_module().count("func.func public @main") == 1
+
+
+def test_what_is_no_parameter_is_neither_learned_nor_decayed():
+    """Running statistics, a counter and a key in Flax collections, beside a parameter."""
+    variables = {
+        "params": {"w": jnp.array(2.0)},
+        "batch_stats": {"mean": jnp.array(3.0)},
+        "counters": {"calls": jnp.array(4)},
+        "rngs": {"noise": jax.random.key(5)},
+    }
+
+    def loss_fn(variables, batch):
+        return (variables["params"]["w"] * variables["batch_stats"]["mean"] - batch) ** 2
+
+    learner = metajax.maml(loss_fn, optax.sgd(0.01), steps=2)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.5))
+    for policy in (None, "raise"):
+        trainer = metajax.meta_trainer(
+            learner,
+            optimizer,
+            lambda key: metajax.Episode(jnp.array(1.0), jnp.array(1.0)),
+            meta_batch=2,
+            non_finite=policy,
+        )
+        state, _ = trainer.run(trainer.init(variables, jax.random.key(0)), 3)
+        found = state.params
+        assert abs(float(found["params"]["w"]) - 2.0) > 0.1
+        assert float(found["batch_stats"]["mean"]) == 3.0
+        assert int(found["counters"]["calls"]) == 4
+        assert jax.random.key_data(found["rngs"]["noise"]).tolist() == [0, 5]
+        assert not any(leaf.dtype.kind not in "iuf" for leaf in jax.tree.leaves(state[1]))
+
+    def by_name(path):
+        return path == "batch_stats/mean"
+
+    trainer = metajax.meta_trainer(
+        metajax.maml(loss_fn, optax.sgd(0.01), steps=1, trainable=by_name),
+        optax.sgd(0.1),
+        lambda key: metajax.Episode(jnp.array(1.0), jnp.array(1.0)),
+        meta_batch=1,
+        trainable=by_name,
+    )
+    state, _ = trainer.step(trainer.init(variables, jax.random.key(0)))
+    # With w = 2, x = 3, α = 0.01: x' = x − 4α(6 − 1); the derivative is 4(2x' − 1)(1 − 8α).
+    adapted = 3 - 0.04 * 5
+    slope = 4 * (2 * adapted - 1) * (1 - 0.08)
+    np.testing.assert_allclose(state.params["batch_stats"]["mean"], 3 - 0.1 * slope, rtol=1e-6)
+    assert float(state.params["params"]["w"]) == 2.0

@@ -204,11 +204,16 @@ def _plain(leaf: Any) -> Any:
 
 
 def _like(leaf: Any, value: np.ndarray) -> jax.Array:
-    """The value as the template's leaf is: a key where it is one, on the same devices."""
+    """The value as the template's leaf is: a key where it is one, on the same devices.
+
+    A leaf that isn't bound to its device, as a new key, stays so: a program on several takes it.
+    """
     array: Any = value
     if trees.is_key(leaf):
         array = jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
-    return parallel.put(array, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(array)
+    if isinstance(leaf, jax.Array) and leaf.committed:
+        return parallel.put(array, leaf.sharding)
+    return jnp.asarray(array)
 
 
 def _check_same_model(path: Path, stored: Mapping[str, np.ndarray], template: Any) -> None:

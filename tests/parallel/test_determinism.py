@@ -75,6 +75,7 @@ def test_more_cores_than_there_are_are_refused():
     assert os.sched_getaffinity(0) == there
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_settings_are_compared_in_processes_of_their_own(tmp_path, monkeypatch):
     absent = determinism_settings.Setting(flags="--xla_cpu_no_such_flag=true")

@@ -49,7 +49,7 @@ def examples_text(loop: ev.EvolveConfig, params: Any, levels: ev.Levels, samples
 def draw(
     run: common.Run, records: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draws ``study.png``: accuracy round by round, a line a kind, and the control's."""
+    """Draws ``rounds.png``: accuracy round by round, a line a kind, and the control's."""
     curves = []
     for name, lines in (("", records), (", control", control)):
         for kind in ASKED:
@@ -57,7 +57,7 @@ def draw(
                 mean, wide = ([100 * r[key] for r in lines] for key in (kind, f"{kind}_ci95"))
                 curves.append(plots.Curve(kind + name, np.array(mean), np.array(wide)))
     plots.inner_steps(
-        run.path / "study.png", curves, ylabel="accuracy on held-out programs in %", xlabel="round"
+        run.path / "rounds.png", curves, ylabel="accuracy on held-out programs in %", xlabel="round"
     )
 
 
@@ -70,7 +70,7 @@ def write(
     facts: Mapping[str, str],
     samples: str,
 ) -> str:
-    """Writes ``tasks.txt``, ``study.png``, ``result.json`` and ``table.md``; returns the table.
+    """Writes ``tasks.txt``, ``rounds.png``, ``result.json`` and ``table.md``; returns the table.
 
     Args:
         run: the run.

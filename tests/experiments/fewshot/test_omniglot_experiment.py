@@ -191,6 +191,7 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     assert (out / "table.md").read_text() == table
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fomaml", "reptile", "anil", "maml++", "imaml"])
 def test_other_learners_train_and_are_evaluated(
