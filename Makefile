@@ -24,7 +24,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -36,6 +36,8 @@ help: ## list the targets
 
 install: $(INSTALLED) ## set up .venv (every other target does it when needed)
 
+install-parity: $(PARITY_INSTALLED)
+
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.fewshot.demo $(OPTIONS)
 
@@ -45,11 +47,11 @@ test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests that are
 test-all: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run all of them (PARITY=1: beside PyTorch too)
 	$(PYTEST) $(ARGS)
 
-test-ci: $(INSTALLED) $(PARITY_INSTALLED) ## what continuous integration runs: all but the long ones, beside PyTorch too
-	$(PYTEST) -m 'not long' $(ARGS)
+test-ci: $(INSTALLED) $(PARITY_INSTALLED) ## what continuous integration runs: make test, beside PyTorch too, and the slow tests marked ci
+	$(PYTEST) -m 'not slow or ci' $(ARGS)
 
 test-shipped: $(INSTALLED) ## learners, gradient modes and kernels once more, with XLA's own optimisations
-	METAJAX_TEST_XLA=shipped $(PYTEST) -m 'not slow' tests/learners/test_contract.py tests/test_modes.py tests/models $(ARGS)
+	METAJAX_TEST_XLA=shipped $(PYTEST) -m 'not slow' tests/learners/test_contract.py tests/test_modes.py tests/models/kernels -k 'gradient or finite or kernels or modes' $(ARGS)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m ruff check .

@@ -42,6 +42,7 @@ def test_adaptation(run):
     assert printed.count(".") == 5
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_own_data_and_own_modules(run):
     names, printed = run(programs(README))

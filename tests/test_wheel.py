@@ -21,7 +21,6 @@ def run(*command, cwd):
     return done.stdout
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_wheel_alone_runs_the_programs_of_readme(tmp_path):
     pip = ("-m", "pip", "--disable-pip-version-check", "--quiet")

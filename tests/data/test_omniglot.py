@@ -96,7 +96,6 @@ def test_real_facts(real):
     assert len(first) == 1623
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @needs_folder
 @needs_prepared

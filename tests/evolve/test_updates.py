@@ -123,6 +123,7 @@ def test_what_is_not_trainable_stays():
     assert (new.params["bias"] != 0).any()
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_low_rank_factors_learn_beside_weights_that_stay():
     config = TransformerConfig.nope(

@@ -41,6 +41,7 @@ def small():
     return model_of(CONFIGS["llama"])
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_greedy_tokens_are_those_of_the_full_forward_pass_over_128(model):
     full, params = model

@@ -241,7 +241,6 @@ class TestAdapt:
         _, _, factors = built(b_std=0.1)
         assert gradient(factors)["blocks"]["attention"]["query"]["kernel"].a.any()
 
-    @pytest.mark.long
     @pytest.mark.slow
     def test_gradients_equal_those_through_merge(self, x64):
         # In float64: three steps and their derivatives amplify what float32 rounds away.

@@ -122,6 +122,7 @@ def episodes(n_tasks, shape=(28, 28, 1)):
     return metajax.Episode(batch(0), batch(1))
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 @pytest.mark.parametrize(

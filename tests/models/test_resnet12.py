@@ -9,7 +9,6 @@ import pytest
 from metajax.models import ResNet12
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_equals_flax_layers_on_the_same_parameters(x64):
     network = ResNet12(n_classes=3, features=(4, 16, 16, 20))

@@ -13,6 +13,7 @@ from metajax.data import ClassData, episode_sampler
 from metajax.models import Conv4
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_statistics_are_carried_in_the_state_and_read_at_test():
     rng = np.random.default_rng(0)

@@ -34,6 +34,7 @@ def twice(tmp_path_factory):
     return folders, said
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_sampling_training_and_evaluation_are_the_same_bits_in_two_processes(twice):
     folders, said = twice
@@ -75,7 +76,6 @@ def test_more_cores_than_there_are_are_refused():
     assert os.sched_getaffinity(0) == there
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_settings_are_compared_in_processes_of_their_own(tmp_path, monkeypatch):
     absent = determinism_settings.Setting(flags="--xla_cpu_no_such_flag=true")

@@ -53,6 +53,7 @@ def test_training_is_that_of_one_device():
     assert_close(*outcomes)
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_programs_that_sum_over_devices_compute_what_one_device_does():
     # What accelerators run. CPU devices that wait for one another need spare threads not to hang.

@@ -39,6 +39,7 @@ def outcome(tmp_path_factory):
     return folder, started
 
 
+@pytest.mark.ci
 def test_training_and_scores_are_those_of_one_device(outcome):
     folder, started = outcome
     expected = flat({"one": train(None)})

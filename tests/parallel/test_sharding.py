@@ -21,6 +21,7 @@ def specs(params):
     return [leaf.sharding.spec for leaf in jax.tree.leaves(params)]
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_on_many_devices_as_on_one():
     # CPU devices that wait for one another need threads to do so: more than this machine's cores.

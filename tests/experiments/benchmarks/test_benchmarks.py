@@ -47,7 +47,6 @@ def reference():
     return jax_programs.ordinary_program(TINY, WEIGHTS, ARRAYS)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_all_programs_compute_the_same(form, x64):
@@ -276,7 +275,6 @@ def test_a_slow_program_sits_out(monkeypatch):
     assert len(seconds["quick"]) >= 5
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_memory_is_measured_by_mode_steps_and_tasks(tmp_path):
     config = memory.Config(inner_steps=(2, 8), tasks=(2,), timed=1, features=2, out=tmp_path)
@@ -289,7 +287,6 @@ def test_memory_is_measured_by_mode_steps_and_tasks(tmp_path):
     assert (tmp_path / "memory.png").exists()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_modes_agree_on_a_transformer(tmp_path):
     config = transformer.Config(

@@ -27,7 +27,6 @@ def small(monkeypatch):
     monkeypatch.setattr(lora, "CELLS", cells)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_both_adapt_with_the_same_losses(tmp_path):
     config = lora.Config(

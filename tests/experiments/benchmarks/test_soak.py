@@ -8,6 +8,7 @@ from experiments import common
 from experiments.benchmarks import soak
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_few_kills_lose_nothing(tmp_path):
     config = soak.Config(kills=3, kills_per_run=3, seed=4, steps=60, out=tmp_path / "soak")

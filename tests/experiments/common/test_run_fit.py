@@ -133,6 +133,7 @@ def test_a_finished_run_may_be_given_more_steps_where_the_config_says_so(tmp_pat
         fit(Growing(out=tmp_path / "parts", steps=40, resume=True))
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_killed_run_goes_on_in_a_new_process_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("toy_trainer.py")

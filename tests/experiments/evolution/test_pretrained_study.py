@@ -40,7 +40,6 @@ def lines(out):
     ]
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, capsys, monkeypatch):
     make = functools.partial(random_checkpoint.make, layers=1)
@@ -89,7 +88,6 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
     assert (out / "adapters" / WEIGHTS).read_bytes() == weights
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("update", ["grpo", "maml"])
 def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, update):

@@ -40,7 +40,6 @@ def test_held_out_programs_differ_in_what_they_do_and_are_not_degenerate():
     assert not lang.is_degenerate(held_out).any()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_fingerprints_are_equal_exactly_where_outputs_are():
     programs = draw_programs(jax.random.key(0), 2048)

@@ -137,7 +137,6 @@ any_tokens = arrays.arrays(
 )
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(any_tokens)

@@ -73,7 +73,6 @@ def test_no_held_out_program_is_taught_and_none_longer_than_two_operations():
     assert set(programs.lengths.tolist()) == {1, 2}
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_no_held_out_program_is_proposed_not_even_joined():
     """Of these four, ``reverse | add 3`` and ``sort | reverse`` are held out, alone or joined."""
@@ -172,7 +171,6 @@ def test_of_a_proposal_all_is_learned_but_what_asks_for_it():
     assert valid.all()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_was_interrupted_in_its_second_round_goes_on_and_ends(tmp_path, monkeypatch):
     accuracies, calls = play.accuracies, []

@@ -45,6 +45,7 @@ def stopping(config, state, evolve=ev.evolve):
     raise Stopped
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_run_leaves_its_results_and_a_stopped_one_goes_on_bit_for_bit(tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"

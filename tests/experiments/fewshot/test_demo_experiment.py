@@ -8,7 +8,6 @@ from experiments import common
 from experiments.fewshot import demo
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_run(tmp_path, monkeypatch, capsys, small_data, small_network):
     monkeypatch.setattr(demo, "glyphs", small_data)

@@ -158,6 +158,7 @@ def test_the_normalisations_shift_is_trained_but_not_adapted(small_data):
     assert optax.tree.norm(gradient["norm_0"]) > 0
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, small_network):
     monkeypatch.setattr(experiment, "omniglot", small_data)
@@ -191,7 +192,6 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
     assert (out / "table.md").read_text() == table
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fomaml", "reptile", "anil", "maml++", "imaml"])
 def test_other_learners_train_and_are_evaluated(

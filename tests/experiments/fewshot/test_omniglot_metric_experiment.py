@@ -20,7 +20,6 @@ def small(monkeypatch, small_data):
     monkeypatch.setattr(experiment, "network_of", network)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["prototypical", "matching", "relation", "r2d2"])
 def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
@@ -40,7 +39,6 @@ def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
     np.testing.assert_allclose(loss(jnp.arange(4)), np.mean(alone), rtol=1e-4)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, small, capsys):
     out = tmp_path / "run"
@@ -65,7 +63,6 @@ def test_a_ridge_regression_has_nine_positions_features(small):
     assert features.shape == (2, 9 * 4)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_both_of_relation_s_networks_keep_statistics(small):
     network = experiment.network_of("relation", jax.random.key(0))

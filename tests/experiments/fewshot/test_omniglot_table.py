@@ -90,7 +90,6 @@ def fake(monkeypatch):
     return fake
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_table_grows_and_makes_nothing_twice(tmp_path, fake, capsys):
     out = tmp_path / "table"

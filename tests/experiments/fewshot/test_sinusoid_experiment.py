@@ -39,7 +39,6 @@ def test_pooled_training_does_not_adapt():
     assert float(metrics["loss"]) == pytest.approx((1 + 4 + 36) / 3)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, capsys):
     out = tmp_path / "run"

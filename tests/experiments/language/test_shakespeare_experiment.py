@@ -21,7 +21,6 @@ from metajax.models import Transformer
 SPEECH = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak.\n\n"
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_tiny_run_and_a_resume(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(20 * SPEECH)

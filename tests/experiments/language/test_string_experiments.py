@@ -96,7 +96,6 @@ def test_each_kind_of_tasks_gets_its_own_scores_of_the_one_program(monkeypatch):
         np.testing.assert_array_equal(found[kind]["b"].letters, alone.letters)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(meta_lora, "SGD_RATES", meta_lora.SGD_RATES[:1])
@@ -124,7 +123,6 @@ def test_test_time_training_and_its_base_in_meta_lora(tmp_path, capsys, monkeypa
     assert "meta-learned factors" in capsys.readouterr().out
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_meta_training_leaves_the_base_weights_alone(tmp_path):
     options = meta_lora.Config(

@@ -62,6 +62,7 @@ def test_derivatives_of_both_modes_and_orders(x64):
     check_grads(winograd.convolve, arguments(3, 4), order=3, modes=["fwd", "rev"], rtol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (3, 2)])
 def test_batches_of_either_argument(x64, axes):
