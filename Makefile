@@ -51,7 +51,7 @@ test-ci: $(INSTALLED) $(PARITY_INSTALLED) ## what continuous integration runs: m
 	$(PYTEST) -m 'not slow or ci' $(ARGS)
 
 test-shipped: $(INSTALLED) ## learners, gradient modes and kernels once more, with XLA's own optimisations
-	METAJAX_TEST_XLA=shipped $(PYTEST) -m 'not slow' tests/learners/test_contract.py tests/test_modes.py tests/models/kernels -k 'gradient or finite or kernels or modes' $(ARGS)
+	METAJAX_TEST_XLA=shipped $(PYTEST) -m 'not slow' tests/learners/test_contract.py tests/test_modes.py tests/models/kernels -k 'differences or kernels or modes' $(ARGS)
 
 lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m ruff check .
