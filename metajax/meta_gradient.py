@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
-from metajax.learners.base import Learner, task_outcome
+from metajax.learners.base import Learner, task_gradient, task_outcome
 from metajax.parallel import TasksPerChunk
 from metajax.parallel import _chunks as chunks
 from metajax.types import Episode, Metrics, Params, PyTree
@@ -62,20 +62,13 @@ def meta_gradient(
     """
     chunks.check(tasks_per_chunk, memory_budget)
 
-    outcome = task_outcome(learner)
+    outcome, gradient_of_task = task_outcome(learner), task_gradient(learner)
 
-    def own_gradient(learned, fixed, episode):
-        """By the learner's own rule; of the leaves that are differentiated."""
-        gradient, metrics = learner.gradient(trees.combine(learned, fixed), episode)
+    def one_gradient(learned, fixed, episode):
+        gradient, metrics = gradient_of_task(trees.combine(learned, fixed), episode)
         of_learned = lambda like, leaf: None if like is None else leaf
         is_none = lambda leaf: leaf is None
         return jax.tree.map(of_learned, learned, gradient, is_leaf=is_none), metrics
-
-    def one_gradient(learned, fixed, episode):
-        if learner.gradient is not None:
-            return own_gradient(learned, fixed, episode)
-        loss = lambda learned: outcome(trees.combine(learned, fixed), episode)
-        return jax.grad(loss, has_aux=True)(learned)
 
     def mean(tree: PyTree) -> Any:
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), tree)
@@ -83,7 +76,7 @@ def meta_gradient(
     def chunk_gradient(learned, fixed, episodes):
         """The means over a chunk of tasks: gradient and metrics."""
         if learner.gradient is not None:
-            return mean(jax.vmap(own_gradient, in_axes=(None, None, 0))(learned, fixed, episodes))
+            return mean(jax.vmap(one_gradient, in_axes=(None, None, 0))(learned, fixed, episodes))
 
         def mean_outcome(learned):
             params = trees.combine(learned, fixed)
@@ -94,7 +87,7 @@ def meta_gradient(
 
     def resolve(learned, fixed, episodes, n_tasks: int) -> int:
         if tasks_per_chunk == "auto":
-            of_chunk = lambda both, episodes: chunk_gradient(*both, episodes)
+            of_chunk = lambda both, episodes: chunk_gradient(both[0], both[1], episodes)
             both = learned, fixed
             choice = chunks.choose(of_chunk, both, episodes, memory_budget=memory_budget)
             return choice.tasks_per_chunk

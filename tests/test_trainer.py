@@ -11,6 +11,7 @@ import toy
 from compilations import no_compilation
 
 import metajax
+from metajax.learners import multi_step_loss, warm_start
 from metajax.models import Conv4
 
 
@@ -235,9 +236,15 @@ def test_what_is_no_parameter_is_neither_learned_nor_decayed():
     def loss_fn(variables, batch):
         return (variables["params"]["w"] * variables["batch_stats"]["mean"] - batch) ** 2
 
-    learner = metajax.maml(loss_fn, optax.sgd(0.01), steps=2)
+    maml = metajax.maml(loss_fn, optax.sgd(0.01), steps=2)
+    every_step = multi_step_loss(maml, weights=jnp.ones(2))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.5))
-    for policy in (None, "raise"):
+    for learner, policy in (
+        (maml, None),
+        (maml, "raise"),
+        (every_step, None),
+        (warm_start(maml, every_step, steps=1), None),
+    ):
         trainer = metajax.meta_trainer(
             learner,
             optimizer,

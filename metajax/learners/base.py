@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, keys
+from metajax import _checks, keys, trees
 from metajax.adapt import AdaptInfo
 from metajax.errors import ArgumentError
 from metajax.learners._checked import reported
@@ -118,7 +118,7 @@ def task_gradient(learner: Learner) -> Callable[[Params, Episode], tuple[Params,
     """``gradient(meta_params, episode) -> (gradient, metrics)`` of one task.
 
     It is the learner's own ``gradient``, or the derivative of its loss after adaptation, with the
-    loss among the metrics.
+    loss among the metrics. It is None at leaves without a derivative, such as counters and keys.
 
     Example:
         >>> import optax, metajax
@@ -128,7 +128,18 @@ def task_gradient(learner: Learner) -> Callable[[Params, Episode], tuple[Params,
     """
     if learner.gradient is not None:
         return learner.gradient
-    return jax.grad(task_outcome(learner), has_aux=True)
+    outcome = task_outcome(learner)
+    return lambda params, episode: _gradient(lambda params: outcome(params, episode), params)
+
+
+def _gradient(
+    function: Callable[[Params], tuple[jax.Array, Metrics]], params: Params
+) -> tuple[Params, Metrics]:
+    """The gradient of ``function(params) -> (value, metrics)``, and the metrics; None at leaves
+    without a derivative."""
+    smooth, rest = trees.partition(params, jax.tree.map(trees.is_floating, params))
+    of_smooth = lambda smooth: function(trees.combine(smooth, rest))
+    return jax.grad(of_smooth, has_aux=True)(smooth)
 
 
 def nothing_learned(adapted: Params, observe: Callable[[Params], Any] | None) -> AdaptInfo:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from metajax import _checks
 from metajax.errors import ArgumentError
-from metajax.learners.base import Learner, adapt_to, task_gradient
+from metajax.learners.base import Learner, _gradient, adapt_to, task_gradient
 
 
 def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
@@ -49,7 +49,7 @@ def multi_step_loss(learner: Learner, weights: jax.Array) -> Learner:
             last = jax.tree.map(lambda rows: rows[-1], {"loss": losses, **metrics})
             return jnp.vdot(weights.astype(losses.dtype), losses[1:]), last
 
-        return jax.grad(total, has_aux=True)(params)
+        return _gradient(total, params)
 
     return learner._replace(gradient=gradient)
 
