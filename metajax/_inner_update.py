@@ -1,5 +1,6 @@
 """The update of an inner step, and whether it can be differentiated."""
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, jaxprs_in_params
 
@@ -53,6 +55,7 @@ class Nudge(NamedTuple):
 
 
 NO_NUDGE = Nudge()
+_POWER = 0.3  # 4e-12 in float32, whose cube is no zero
 
 
 def update(
@@ -120,9 +123,6 @@ def check_differentiable(
         raise ArgumentError(flaw)
 
 
-_POWERS = ((0.4, 0.0), (0.0, 0.4), (0.4, 0.4), (0.2, 0.0), (0.2, 0.2))
-"""The nudges that are tried, least first."""
-
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, tuple[str | None, Nudge]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -158,8 +158,8 @@ def _probe(
     """Differentiates the update where an element of the gradient is zero, and where all are.
 
     One element: sqrt(v) in Adam's denominator has no finite derivative at v = 0, and a rectified
-    unit that is off makes just that gradient. All of them, and the parameters too: the norms by
-    which an optimizer clips have none there.
+    unit that is off makes just that gradient. All of them, beside parameters that are zero or not:
+    the norms by which an optimizer clips have none there.
     """
 
     def point(first: float, others: float) -> PyTree:
@@ -171,38 +171,57 @@ def _probe(
     def loss(params: Params) -> jax.Array:
         return sum((0.5 * jnp.sum(leaf**2) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
 
-    def total_update(params: Params, gradient: PyTree, nudge: Nudge) -> jax.Array:
+    def total_update(
+        params: Params, gradient: PyTree, value: jax.Array, *, nudge: Nudge = NO_NUDGE
+    ) -> jax.Array:
         state = optimizer.init(params)
-        value = loss(params)
-        if not by_gradient:
-            value = jax.lax.stop_gradient(value)
         found, _ = update(
             optimizer, gradient, state, params, value=value, value_fn=loss, nudge=nudge
         )
         return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(found)), jnp.zeros(()))
 
-    def finite(at: PyTree, nudge: Nudge = NO_NUDGE) -> bool:
-        program = _program(lambda params, gradient: total_update(params, gradient, nudge), at, at)
-        derivatives = jax.grad(program, argnums=(0, 1) if by_gradient else 0)(at, at)
-        return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(derivatives))
+    def derivatives(at: tuple[PyTree, PyTree], nudge: Nudge = NO_NUDGE) -> list[np.ndarray]:
+        arguments = *at, loss(at[0])
+        program = _program(functools.partial(total_update, nudge=nudge), *arguments)
+        found = jax.grad(program, argnums=(0, 1, 2) if by_gradient else 0)(*arguments)
+        return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(found)]
+
+    def finite(found: list[np.ndarray]) -> bool:
+        return all(np.isfinite(leaf).all() for leaf in found)
+
+    def helps(nudge: Nudge, at: tuple[PyTree, PyTree]) -> bool:
+        """Whether the derivative beside zero is finite, and the same a little further off."""
+        near = derivatives(at, nudge)
+        further = derivatives(at, Nudge(0.875 * nudge.gradient, 0.875 * nudge.params))
+        same = lambda a, b: np.allclose(a, b, rtol=1e-2, atol=1e-6)
+        return finite(near) and all(map(same, near, further))
 
     with jax.ensure_compile_time_eval():
-        one, zeros = point(0.0, 1.0), point(0.0, 0.0)
+        one, zeros, ones = point(0.0, 1.0), point(0.0, 0.0), point(1.0, 1.0)
+        value = loss(one)
     # What an unfit optimizer raises, it raises here. That of a line search may have a derivative,
     # but finite differences say another.
-    jaxpr = jax.make_jaxpr(lambda params, gradient: total_update(params, gradient, NO_NUDGE))
-    if "while" in _primitives(jaxpr(one, one).jaxpr):
+    whole = jax.make_jaxpr(total_update)(one, one, value)
+    if "while" in _primitives(whole.jaxpr):
         return _NO_DERIVATIVE, NO_NUDGE
+    # A step that depends on the loss, as Polyak's, has no limit where loss and gradient vanish.
+    by_loss = any(whole.jaxpr.invars[-1] in equation.invars for equation in whole.jaxpr.eqns)
     halves = any(dtype == jnp.float16 for _, dtype in types)
     infinite = _INFINITE_IN_HALF if halves else _INFINITE
+    nudge = NO_NUDGE
     with jax.ensure_compile_time_eval():
-        if by_gradient and not finite(one):
+        if by_gradient and not finite(derivatives((one, one))):
             return infinite, NO_NUDGE
-        # Some divide by the fourth power of a norm, and need more.
-        for nudge in (NO_NUDGE, *(Nudge(*powers) for powers in _POWERS)):
-            if finite(zeros, nudge):
-                return None, nudge
-    return infinite if by_gradient else None, NO_NUDGE
+        for at in ((zeros, zeros), (ones, zeros)):
+            if by_loss or finite(derivatives(at, nudge)):
+                continue
+            tried = (Nudge(_POWER, 0.0), Nudge(0.0, _POWER), Nudge(_POWER, _POWER))
+            found = next((each for each in tried if helps(each, at)), None)
+            if found is None and at[0] is ones and by_gradient:
+                return infinite, NO_NUDGE
+            found = found or NO_NUDGE  # of L-BFGS, a first step from zero parameters has none
+            nudge = Nudge(max(nudge.gradient, found.gradient), max(nudge.params, found.params))
+    return None, nudge
 
 
 def _program(function: Callable[..., Any], *args: PyTree) -> Callable[..., Any]:

@@ -221,6 +221,13 @@ def test_an_update_with_a_derivative_at_zero_is_left_as_it_is(optimizer):
         assert nudge == _inner_update.Nudge()
 
 
+@pytest.mark.parametrize("optimizer", [optax.lars(0.1), optax.lamb(0.1, eps_root=1e-8)])
+def test_a_trust_ratio_is_refused(optimizer):
+    """|θ| u / |u| has no derivative at u = 0: beside zero it is as large as one comes near."""
+    with pytest.raises(metajax.ArgumentError, match=r"optimizer: .*first_order"):
+        metajax.maml(loss_fn, optimizer, steps=2)
+
+
 def half(optimizer):
     loss = lambda params, b: jnp.sum(b * (params - 1) ** 2)
     b = jnp.zeros(2, jnp.float16)
