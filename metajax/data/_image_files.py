@@ -72,7 +72,9 @@ def subfolders(folder: Path) -> list[Path]:
         ArgumentError: if there are none, it is a file, or it holds a link that leads nowhere.
     """
     if not folder.is_dir():
-        raise ArgumentError(f"{folder} is a file, not a folder. Unpack it first if it is an archive.")
+        raise ArgumentError(
+            f"{folder} is a file, not a folder. Unpack it first if it is an archive."
+        )
     inside = visible(folder)
     for path in inside:
         if not path.exists():

@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import jax.numpy as jnp
@@ -44,7 +43,8 @@ def from_arrays(inputs: Any, labels: Any) -> ClassData:
         >>> data.examples.shape, dict(zip(data.names, data.counts.tolist()))
         ((6, 28, 28), {'cat': 3, 'dog': 2, 'owl': 1})
     """
-    inputs, labels = _example_array("inputs", inputs), _checks.numbers("labels", labels, "[examples]")
+    inputs = _example_array("inputs", inputs)
+    labels = _checks.numbers("labels", labels, "[examples]")
     if inputs.size == 0 or labels.shape != inputs.shape[:1]:
         raise ArgumentError(
             "inputs must be [examples, ...] and not empty, and labels [examples], got shapes "

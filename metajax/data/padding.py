@@ -113,10 +113,11 @@ def _episode(name: str, episode: Any) -> Episode:
     n_way = len(np.unique(support.targets))
     for part, targets in (("support", support.targets), ("query", query.targets)):
         if targets.min() < 0 or targets.max() >= n_way:
+            found = _checks.shown(np.unique(targets).tolist())
             raise ArgumentError(
                 f"{name}.{part}.targets must be from 0 to n − 1, where the support set has each of "
-                f"the n classes, got {_checks.shown(np.unique(targets).tolist())} and a support set "
-                f"of {n_way} classes. Number the classes of each task from 0."
+                f"the n classes, got {found} and {n_way} classes in the support set. Number the "
+                "classes of each task from 0."
             )
     return Episode(support, query, episode[2] if len(episode) == 3 else None)
 

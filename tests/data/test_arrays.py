@@ -54,8 +54,12 @@ def test_any_labels_become_classes_from_0_on(labels, names):
     assert data.counts.tolist() == [2, 2, 2]
     for i, name in enumerate(names):
         assert [str(labels[k]) for k in class_of(data, i)] == [name, name]
-    episode = episode_sampler(data, n_way=3, k_shot=1, query=1)(jax.random.key(0))
-    assert episode.support.targets.tolist() == episode.query.targets.tolist() == [0, 1, 2]
+
+
+def test_labels_from_1_on_give_episodes_with_labels_from_0_on():
+    data = from_arrays(np.arange(10), np.repeat([1, 2, 3, 4, 5], 2))
+    episode = jax.jit(episode_sampler(data, n_way=5, k_shot=1, query=1))(jax.random.key(0))
+    assert episode.support.targets.tolist() == episode.query.targets.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,9 @@ def nested(tmp_path):
 
 
 def test_a_folder_of_train_and_test_says_what_to_pass(nested):
-    message = r"test.cow is a folder, where an image of class 'test' .* pass one of them: from_folder"
+    message = (
+        r"test.cow is a folder, where an image of class 'test' .* pass one of them: from_folder"
+    )
     with pytest.raises(ArgumentError, match=message):
         from_folder(nested)
     assert from_folder(nested / "train", size=2).names == ("cat", "dog")
@@ -204,7 +210,7 @@ def test_classes_in_groups_of_classes(nested):
 
 
 def test_from_folder_needs_a_folder(folder):
-    with pytest.raises(DataNotFoundError, match="path=.*nowhere.* does not exist"):
+    with pytest.raises(DataNotFoundError, match=r"path=.*nowhere.* does not exist"):
         from_folder(folder / "nowhere")
     with zipfile.ZipFile(folder / "all.zip", "w") as archive:
         archive.writestr("a/0.png", b"")

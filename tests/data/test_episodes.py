@@ -322,7 +322,8 @@ def test_channels_first_are_warned_of(shape, dtype):
 
 
 @pytest.mark.parametrize(
-    "shape", [(6, 8, 8, 3), (6, 3, 3, 3), (6, 4, 4, 1), (6, 1, 8, 3), (6, 28, 28), (6, 3), (6, 2, 8, 8)]
+    "shape",
+    [(6, 8, 8, 3), (6, 3, 3, 3), (6, 4, 4, 1), (6, 1, 8, 3), (6, 28, 28), (6, 3), (6, 2, 8, 8)],
 )
 def test_other_shapes_are_not(shape):
     episode_sampler(from_arrays(np.zeros(shape), [0, 0, 0, 1, 1, 1]), n_way=2, k_shot=1, query=1)

@@ -206,11 +206,14 @@ def test_half_transparent_is_mixed_with_white(tmp_path):
     np.testing.assert_allclose(found, share * colour + (1 - share) * 255, atol=1)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
-def test_the_first_image_of_an_animation_on_white(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "animated"), [("GIF", True), ("WEBP", False), ("TIFF", False)])
+def test_other_formats_with_transparency_and_the_first_image_of_an_animation(
+    tmp_path, kind, animated
+):
     path = tmp_path / "image"
-    frames = [Image.fromarray(stroke([0, 0, 0, 0], [ink, 0, 0, 255])) for ink in (9, 250)]
-    frames[0].save(path, kind, save_all=True, append_images=frames[1:], lossless=True)
+    first, second = (Image.fromarray(stroke([0, 0, 0, 0], [ink, 0, 0, 255])) for ink in (9, 250))
+    options = {"save_all": True, "append_images": [second]} if animated else {"lossless": True}
+    first.save(path, kind, **options)
     pixels = read_image(path, 12, "RGB")
     assert pixels[:, :4].min() == 255
     assert pixels[:, 4:8].max() <= 9
@@ -236,9 +239,7 @@ def test_opaque_and_blank_images_are_not_changed(tmp_path):
 def test_other_kinds_of_colour(tmp_path):
     """CMYK, and a picture that is to be turned."""
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
-    np.testing.assert_allclose(
-        read_image(tmp_path / "a.jpg", 4, "RGB")[0, 0], [255, 0, 0], atol=4
-    )
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg", 4, "RGB")[0, 0], [255, 0, 0], atol=4)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     upright = np.zeros((8, 8, 3), np.uint8)

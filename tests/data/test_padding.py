@@ -49,6 +49,7 @@ def prototypical(way):
     return metajax.prototypical(lambda params, inputs: jnp.tanh(inputs @ params["w"]), n_way=way)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner_of", [maml, prototypical])
 def test_each_task_scores_as_it_does_alone(x64, learner_of):
     """The network of a task alone has as many outputs as the task has classes."""
@@ -98,6 +99,7 @@ def test_any_form_of_an_episode_and_its_key():
         pad_episodes([with_keys[0], other])
 
 
+@pytest.mark.slow
 def test_a_gradient_through_vmap_is_the_mean_of_the_tasks_own(x64):
     own = own_episodes()
     learner, params = maml(5), params_of(5)
@@ -122,19 +124,28 @@ GOOD = ((X, [0, 1, 1, 0]), (X, [0, 1, 1, 1]))
         ([], "at least one"),
         ([(X, [0, 1, 2, 2])], r"episodes\[0\]\.support must be a Batch or a pair"),
         ([GOOD, X], r"episodes\[1\] must be an Episode or a pair"),
-        ([GOOD, (GOOD[0], (X[:3], [0, 1, 1, 1]))], r"episodes\[1\]\.query must have inputs .*\(3, 2"),
+        (
+            [GOOD, (GOOD[0], (X[:3], [0, 1, 1, 1]))],
+            r"episodes\[1\]\.query must have inputs .*\(3, 2",
+        ),
         ([(GOOD[0], (X[:0], []))], r"episodes\[0\]\.query must have .* at least one"),
         ([((X[:0], []), GOOD[1])], r"episodes\[0\]\.support must have .* at least one"),
         ([((X, [1, 2, 1, 2]), (X, [1, 2, 1, 2]))], r"support\.targets must be from 0 .*\[1, 2\]"),
         ([((X, [0, 2, 0, 2]), (X, [0, 2, 0, 2]))], r"support\.targets must be .*\[0, 2\]"),
         ([((X, [0, -1, 0, 1]), GOOD[1])], r"support\.targets must be .*\[-1, 0, 1\]"),
-        ([(GOOD[0], (X, [0, 1, 2, 1]))], r"query\.targets must be .*\[0, 1, 2\] and .* 2 classes"),
+        ([(GOOD[0], (X, [0, 1, 2, 1]))], r"query\.targets must be .*\[0, 1, 2\] and 2 classes"),
         ([(GOOD[0], (X, [0, 1, -1, 1]))], r"query\.targets must be .*\[-1, 0, 1\]"),
         ([((X, [0.0, 1.0, 0.0, 1.0]), GOOD[1])], r"support\.targets must be integers .*\[0\.0, 1"),
         ([(GOOD[0], (X, ["0", "1", "0", "1"]))], r"query\.targets must be integers .*'0', '1'"),
         ([((X, np.eye(4)[:, :2]), GOOD[1])], r"as many targets .*\(4, 2\) and \(4, 2\)"),
-        ([GOOD, (GOOD[0], (np.ones((4, 3)), [0] * 4))], r"float64\[2\].*float64\[3\].*\[1\]\.query"),
-        ([GOOD, ((X.astype(np.uint8), [0, 1, 0, 1]), GOOD[1])], r"uint8\[2\] in episodes\[1\]\.sup"),
+        (
+            [GOOD, (GOOD[0], (np.ones((4, 3)), [0] * 4))],
+            r"float64\[2\].*float64\[3\].*\[1\]\.query",
+        ),
+        (
+            [GOOD, ((X.astype(np.uint8), [0, 1, 0, 1]), GOOD[1])],
+            r"uint8\[2\] in episodes\[1\]\.sup",
+        ),
         ([(([X[0], X[0, :1]], [0, 1]), GOOD[1])], r"\.inputs must be examples of one shape"),
     ],
 )
@@ -146,9 +157,11 @@ def test_what_is_wrong_is_named_with_its_task(bad, message):
 def test_the_room_must_be_enough():
     for name, needed in (("n_way", 2), ("support", 4), ("query", 4)):
         pad_episodes([GOOD], **{name: needed})
-        with pytest.raises(ArgumentError, match=rf"{name} is {needed - 1}, but episodes\[0\] needs"):
+        with pytest.raises(
+            ArgumentError, match=rf"{name} is {needed - 1}, but episodes\[0\] needs"
+        ):
             pad_episodes([GOOD], **{name: needed - 1})
-    with pytest.raises(ArgumentError, match="n_way must be a positive integer, got 2.5"):
+    with pytest.raises(ArgumentError, match=r"n_way must be a positive integer, got 2\.5"):
         pad_episodes([GOOD], n_way=2.5)  # pyright: ignore[reportArgumentType]
 
 
