@@ -240,7 +240,10 @@ def _grouped(labels: np.ndarray, n_classes: int, draw: _Draw) -> _Ragged:
 
 def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     """The examples on the device, with a channel axis, and the counts on the host."""
-    examples, counts = jnp.asarray(data.examples), np.asarray(data.counts)
+    examples, counts = data.examples, np.asarray(data.counts)
+    if examples.dtype == np.uint8 and examples.ndim == 3:
+        examples = examples[..., None]
+    examples = jnp.asarray(examples)
     if examples.ndim < 1 or 0 in examples.shape:
         raise ArgumentError(
             f"data.examples must be [examples, ...] and not empty, got shape {examples.shape}."
@@ -267,8 +270,6 @@ def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
         raise ArgumentError(
             "data.examples has NaN or infinite values. Remove or repair those examples."
         )
-    if examples.dtype == jnp.uint8 and examples.ndim == 3:
-        examples = examples[..., None]
     return examples, counts.astype(np.int64)
 
 

@@ -1,7 +1,7 @@
 """A user's own episodes of different sizes, padded to one size."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from metajax import _checks
 from metajax.data.arrays import _example_array
 from metajax.data.episodes import _warn_if_channels_first
 from metajax.errors import ArgumentError, ArgumentTypeError
-from metajax.types import Batch, Episode, MaskedBatch
+from metajax.types import Episode, MaskedBatch
 
 
 def pad_episodes(
@@ -66,19 +66,26 @@ def pad_episodes(
     ways = np.array([1 + task.support.targets.max() for task in tasks])
     n_way = _room("n_way", n_way, ways)
     classes = np.arange(n_way) < ways[:, None]
-    keyed = [task.key is not None for task in tasks]
-    if any(keyed) and not all(keyed):
+    keys = [task.key for task in tasks if task.key is not None]
+    if len(keys) not in (0, len(tasks)):
         raise ArgumentError(
-            f"all episodes must have a key, or none, but episodes[{keyed.index(False)}] has none."
+            f"all episodes must have a key, or none, but {len(keys)} of {len(tasks)} have one."
         )
     return Episode(
         _padded("support", [task.support for task in tasks], support, classes),
         _padded("query", [task.query for task in tasks], query, classes),
-        jnp.stack([task.key for task in tasks]) if all(keyed) else None,
+        jnp.stack(keys) if keys else None,
     )
 
 
-def _padded(name: str, sets: list[Batch], room: int | None, classes: np.ndarray) -> MaskedBatch:
+class _Set(NamedTuple):
+    """One set of a task, on the host; its targets are int64."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+def _padded(name: str, sets: list[_Set], room: int | None, classes: np.ndarray) -> MaskedBatch:
     sizes = np.array([len(each.targets) for each in sets])
     places = np.arange(_room(name, room, sizes))
     rows = [places % size for size in sizes]
@@ -122,7 +129,7 @@ def _episode(name: str, episode: Any) -> Episode:
     return Episode(support, query, episode[2] if len(episode) == 3 else None)
 
 
-def _set(name: str, batch: Any) -> Batch:
+def _set(name: str, batch: Any) -> _Set:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ArgumentTypeError(
             f"{name} must be a Batch or a pair (inputs, targets), got {_checks.shown(batch)}."
@@ -138,7 +145,7 @@ def _set(name: str, batch: Any) -> Batch:
         raise ArgumentError(
             f"{name}.targets must be integers from 0 on, got {_checks.shown(batch[1])}."
         )
-    return Batch(inputs, targets.astype(np.int64))
+    return _Set(inputs, targets.astype(np.int64))
 
 
 def _check_kinds(tasks: list[Episode]) -> None:

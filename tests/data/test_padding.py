@@ -95,7 +95,7 @@ def test_any_form_of_an_episode_and_its_key():
     keys = jax.random.split(jax.random.key(0), 2)
     with_keys = [metajax.Episode(*batches, keys[0]), metajax.Episode(*other, keys[1])]
     assert (pad_episodes(with_keys).key == keys).all()
-    with pytest.raises(ArgumentError, match=r"have a key, or none, but episodes\[1\] has none"):
+    with pytest.raises(ArgumentError, match=r"have a key, or none, but 1 of 2 have one"):
         pad_episodes([with_keys[0], other])
 
 
