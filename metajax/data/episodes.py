@@ -241,9 +241,6 @@ def _grouped(labels: np.ndarray, n_classes: int, draw: _Draw) -> _Ragged:
 def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     """The examples on the device, with a channel axis, and the counts on the host."""
     examples, counts = data.examples, np.asarray(data.counts)
-    if examples.dtype == np.uint8 and examples.ndim == 3:
-        examples = examples[..., None]
-    examples = jnp.asarray(examples)
     if examples.ndim < 1 or 0 in examples.shape:
         raise ArgumentError(
             f"data.examples must be [examples, ...] and not empty, got shape {examples.shape}."
@@ -266,6 +263,9 @@ def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
             f"data.names must be one for each of the {len(counts)} classes, or none, got "
             f"{len(data.names)}."
         )
+    if examples.dtype == np.uint8 and examples.ndim == 3:
+        examples = examples[..., None]
+    examples = jnp.asarray(examples)
     if jnp.issubdtype(examples.dtype, jnp.inexact) and not bool(jnp.isfinite(examples).all()):
         raise ArgumentError(
             "data.examples has NaN or infinite values. Remove or repair those examples."
