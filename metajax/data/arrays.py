@@ -140,7 +140,7 @@ def _example_array(name: str, value: Any) -> np.ndarray:
 
 def _shape(value: Any) -> tuple[int, ...] | str:
     try:
-        return np.shape(value)
+        return tuple(np.shape(value))  # PyTorch's shape is of a class of its own
     except (ValueError, TypeError):
         return "rows of different lengths"
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from metajax._checks import one_of, positive_int
+from metajax._checks import instance, one_of, positive_int
 from metajax.errors import ArgumentError
 from metajax.types import Batch, Episode, Sampler
 
@@ -240,7 +240,10 @@ def _grouped(labels: np.ndarray, n_classes: int, draw: _Draw) -> _Ragged:
 
 def _checked(data: ClassData) -> tuple[jax.Array, np.ndarray]:
     """The examples on the device, with a channel axis, and the counts on the host."""
-    examples, counts = data.examples, np.asarray(data.counts)
+    instance("data", data, ClassData, "a ClassData, as metajax.data.from_arrays returns it")
+    array = jax.Array | np.ndarray
+    examples = instance("data.examples", data.examples, array, "an array [examples, ...]")
+    counts = np.asarray(data.counts)
     if examples.ndim < 1 or 0 in examples.shape:
         raise ArgumentError(
             f"data.examples must be [examples, ...] and not empty, got shape {examples.shape}."

@@ -119,6 +119,16 @@ def test_from_folder_reads_classes_by_name_and_images_by_name(folder):
     np.testing.assert_array_equal(data.examples[:, 2, 2], expected)
 
 
+def test_images_of_any_size_are_resized(folder):
+    """To the mean of the colours, which here are those of two halves."""
+    image = Image.new("RGB", (30, 8), "black")
+    image.paste("white", (15, 0, 30, 8))
+    image.save(folder / "a" / "2.png")
+    data = from_folder(folder, size=2)
+    assert data.examples.shape == (6, 2, 2, 3)
+    np.testing.assert_allclose(data.examples[2, :, :, 0], [[0, 255]] * 2, atol=30)
+
+
 def test_from_folder_in_grey(folder):
     data = from_folder(folder, size=5, mode="L")
     assert data.examples.shape == (5, 5, 5, 1)

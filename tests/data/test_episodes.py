@@ -259,7 +259,12 @@ def test_values_that_are_not_finite_are_refused(bad):
         (ClassData(np.zeros([6, 4, 4], np.uint8), np.array([3, 0, 3])), "at least 1, got 0"),
         (ClassData(np.zeros([6, 4, 4], np.uint8), np.array([4, -1, 3])), "at least 1, got -1"),
         (ClassData(np.zeros([0, 4, 4], np.uint8), np.full(0, 2)), "empty"),
-        (ClassData(np.uint8(3), np.full(3, 2)), r"examples must be \[examples"),
+        ((np.zeros([6, 4, 4]), np.full(3, 2)), "data must be a ClassData, .*, got tuple"),
+        (
+            ClassData({"a": np.zeros([6, 4, 4])}, np.full(3, 2)),
+            "examples must be an array.*got dict",
+        ),
+        (ClassData(np.array(3, np.uint8), np.full(3, 2)), r"examples must be \[examples"),
         (ClassData(np.zeros([6, 4, 4], np.uint8), np.full(3, 2), ("a",)), "names must be one for"),
     ],
 )
