@@ -159,7 +159,8 @@ def evaluate_episodes(
         learner: as for ``evaluator``; a keyed one needs ``episodes.key``, a key for each task.
         params: the meta-parameters.
         episodes: an ``Episode`` with a leading task axis ``[tasks, ...]``; at least 2 of them.
-            Episodes of different sizes fit in one array as ``MaskedBatch``.
+            Episodes of different sizes fit in one array as ``MaskedBatch``, by
+            ``metajax.data.pad_episodes``.
         curve: as for ``evaluator``.
         tasks_per_chunk: as for ``evaluator``.
         mesh: as for ``evaluator``; its devices must be able to share the tasks equally.

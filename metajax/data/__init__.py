@@ -14,6 +14,7 @@ from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, from_folder, select_classes, split_classes
 from metajax.data.augment import random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
+from metajax.data.padding import pad_episodes
 from metajax.data.sinusoid import sinusoid_sampler
 from metajax.data.variable import variable_episode_sampler
 
@@ -31,6 +32,7 @@ __all__ = [
     "mini_imagenet",
     "omniglot",
     "omniglot_alphabets",
+    "pad_episodes",
     "random_shifts",
     "select_classes",
     "sinusoid_sampler",

@@ -27,10 +27,12 @@ class Cached(NamedTuple):
     Attributes:
         images: uint8 array.
         fingerprint: digest of the files that the images were made from.
+        names: of the classes, a letter each; empty where the code has them.
     """
 
     images: np.ndarray
     fingerprint: str
+    names: str = ""
 
 
 def cache_folder() -> Path:
@@ -62,13 +64,14 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
             _check_sizes(content, math.prod(shape))
             images, fingerprint = content["images"], str(content["fingerprint"])
             checksum = str(content["checksum"])
+            names = str(content["names"]) if "names" in content else ""
     except Exception as error:  # on damaged files, NumPy and zipfile raise of a dozen types
         raise _refusal(path, f"it cannot be read ({error})") from error
     if images.shape != shape or images.dtype != np.uint8:
         raise _refusal(path, f"it holds {images.dtype} {images.shape}, not uint8 {shape}")
     if _checksum(images) != checksum:
         raise _refusal(path, "its images do not have the checksum written with them")
-    return Cached(images, fingerprint)
+    return Cached(images, fingerprint, names)
 
 
 def write(path: Path, cached: Cached, name: str) -> None:
@@ -81,6 +84,7 @@ def write(path: Path, cached: Cached, name: str) -> None:
                 images=cached.images,
                 fingerprint=np.array(cached.fingerprint),
                 checksum=np.array(_checksum(cached.images)),
+                names=np.array(cached.names),
             )
     except OSError as error:
         warnings.warn(

@@ -6,7 +6,7 @@ import numpy as np
 
 from metajax._checks import one_of
 from metajax.data import _cache, _tfds
-from metajax.data.episodes import ClassData
+from metajax.data.episodes import ClassData, _equal_classes
 from metajax.errors import ArgumentError
 
 Split = Literal["train", "validation", "test"]
@@ -50,7 +50,7 @@ def cifar_fs(split: Split = "train") -> ClassData:
         split: ``"train"`` (64 classes), ``"validation"`` (16) or ``"test"`` (20).
 
     Returns:
-        ``ClassData`` with examples ``[classes, 600, 32, 32, 3]`` in uint8; classes by name.
+        ``ClassData`` with examples ``[classes * 600, 32, 32, 3]`` in uint8, and the classes' names.
 
     Raises:
         metajax.data.DataNotFoundError: if CIFAR-100 is at none of these places.
@@ -59,7 +59,7 @@ def cifar_fs(split: Split = "train") -> ClassData:
 
     Example:
         >>> cifar_fs("test").examples.shape  # doctest: +SKIP
-        (20, 600, 32, 32, 3)
+        (12000, 32, 32, 3)
 
     Source: Bertinetto et al. 2019, "Meta-learning with differentiable closed-form solvers"
     (arXiv 1805.08136), section 4.2.
@@ -67,7 +67,7 @@ def cifar_fs(split: Split = "train") -> ClassData:
     one_of("split", split, get_args(Split))
     names = sorted(name for part in CLASSES.values() for name in part)
     images = _images(names)[[names.index(name) for name in CLASSES[split]]]
-    return ClassData(images, np.full(len(images), images.shape[1], np.int32))
+    return _equal_classes(images, CLASSES[split])
 
 
 def _images(names: list[str]) -> np.ndarray:

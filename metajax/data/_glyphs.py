@@ -13,7 +13,7 @@ from metajax._checks import one_of
 from metajax._extras import import_extra
 from metajax.data import _cache
 from metajax.data import _glyph_render as render
-from metajax.data.episodes import ClassData
+from metajax.data.episodes import ClassData, _equal_classes
 
 Split = Literal["train", "validation", "test"]
 
@@ -187,7 +187,8 @@ def glyphs(split: Split = "train") -> ClassData:
         split: ``"train"``, ``"validation"`` or ``"test"``.
 
     Returns:
-        ``ClassData`` with examples ``[classes, 20, 28, 28]``, uint8, ink = 255 on 0.
+        ``ClassData`` with examples ``[classes * 20, 28, 28]``, uint8, ink = 255 on 0. A class has
+        the character that is drawn as its name.
 
     Raises:
         ArgumentError: if ``split`` is none of these.
@@ -196,8 +197,8 @@ def glyphs(split: Split = "train") -> ClassData:
 
     Example:
         >>> data = glyphs("validation")
-        >>> data.examples.shape
-        (120, 20, 28, 28)
+        >>> data.examples.shape, len(data.names)
+        ((2400, 28, 28), 120)
     """
     one_of("split", split, get_args(Split))
     shape = (CLASSES[split], IMAGES_PER_CLASS, render.SIZE, render.SIZE)
@@ -206,15 +207,19 @@ def glyphs(split: Split = "train") -> ClassData:
     if cached is None or not _is_current(cached):
         chosen = [glyph for glyph in glyph_classes() if glyph.split == split]
         images = np.stack([class_images(glyph.characters[0], glyph.faces) for glyph in chosen])
-        cached = _cache.Cached(images, _drawn_with())
+        names = "".join(glyph.characters[0] for glyph in chosen)
+        cached = _cache.Cached(images, _drawn_with(), names)
         _cache.write(path, cached, "The glyphs")
-    return ClassData(cached.images, np.full(len(cached.images), IMAGES_PER_CLASS, np.int32))
+    return _equal_classes(cached.images, tuple(cached.names))
 
 
 def _is_current(cached: _cache.Cached) -> bool:
-    """Whether the libraries that are here would draw the same images; they are if none is here."""
+    """Whether the libraries that are here would draw the same images; they are if none is here.
+
+    Earlier versions cached no names.
+    """
     try:
-        return cached.fingerprint == _drawn_with()
+        return cached.fingerprint == _drawn_with() and bool(cached.names)
     except importlib.metadata.PackageNotFoundError:
         return True
 

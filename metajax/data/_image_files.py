@@ -1,5 +1,6 @@
 """Image files, and folders and archives of them; damaged files and bombs are refused."""
 
+import itertools
 import stat
 import warnings
 import zipfile
@@ -26,34 +27,73 @@ FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JP
 """The formats that are read. Of the others that Pillow knows, one calls a program and some write
 files."""
 
+SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx")
+"""What Windows and macOS put into folders, in small letters."""
+
 Mode = Literal["RGB", "L"]
 Result = TypeVar("Result")
 
 
-def read_classes(folders: Sequence[Path], size: int, mode: Mode) -> tuple[np.ndarray, list[int]]:
+def read_classes(
+    folders: Sequence[Path], size: int, mode: Mode, *, remedy: str = "Move it elsewhere."
+) -> tuple[np.ndarray, np.ndarray]:
     """The images of several folders, each of which is a class.
 
     Returns:
-        uint8 ``[images, size, size, channels]``, and the number of the folder of each.
+        uint8 ``[images, size, size, channels]``, and how many each folder has, int32 ``[folders]``.
 
     Raises:
-        ArgumentError: if a folder is empty, or one of its files is refused by ``read_image``.
+        ArgumentError: if a folder is empty, holds a folder (``remedy`` ends the message), or one of
+            its files is refused by ``read_image``.
     """
-    images, labels = [], []
-    for label, folder in enumerate(folders):
-        files = visible(folder)
-        if not files:
+    files = [visible(folder) for folder in folders]
+    for folder, inside in zip(folders, files, strict=True):
+        if not inside:
             raise ArgumentError(
                 f"{folder} is empty. Put the images of the class there, or remove it."
             )
-        images += [read_image(file, size, mode) for file in files]
-        labels += [label] * len(files)
-    return np.stack(images), labels
+        for file in inside:
+            if file.is_dir():
+                raise ArgumentError(
+                    f"{file} is a folder, where an image of class {folder.name!r} was expected. "
+                    f"{remedy}"
+                )
+    counts = np.array([len(inside) for inside in files], np.int32)
+    images = np.empty((counts.sum(), size, size, Image.getmodebands(mode)), np.uint8)
+    for image, file in zip(images, itertools.chain.from_iterable(files), strict=True):
+        image[:] = read_image(file, size, mode)
+    return images, counts
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names.
+
+    Raises:
+        ArgumentError: if there are none, it is a file, or it holds a link that leads nowhere.
+    """
+    if not folder.is_dir():
+        raise ArgumentError(
+            f"{folder} is a file, not a folder. Unpack it first if it is an archive."
+        )
+    inside = visible(folder)
+    for path in inside:
+        if not path.exists():
+            raise ArgumentError(f"{path} is a link that leads nowhere. Mend or remove it.")
+    found = [path for path in inside if path.is_dir()]
+    if not found:
+        raise ArgumentError(
+            f"{folder} has no subfolders. It must have one for each class, with its images in it."
+        )
+    return found
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds, in the order of its names, without names that begin with a dot."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    """What a folder holds, in the order of its names, but for hidden files and those of systems."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.name.lower() not in SYSTEM
+    )
 
 
 def read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
@@ -67,13 +107,29 @@ def read_image(file: Path, size: int, mode: Mode) -> np.ndarray:
         if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to white
             return None
         # To 8-bit channels first: an image with a palette or one bit is resized without greys.
-        return ImageOps.exif_transpose(image).convert(mode)
+        return on_white(ImageOps.exif_transpose(image)).convert(mode)
 
     converted = decoded(file, converted_of, name=str(file), remedy="Repair or remove it.")
     if converted is None:
         raise ArgumentError(f"{file} has more than 8 bits a channel. Convert it to 8 bits.")
     resized = np.asarray(converted.resize((size, size), Image.Resampling.LANCZOS))
     return resized.reshape(size, size, -1)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The image on white paper where it is transparent.
+
+    Raises:
+        ValueError: if it is white there, so that nothing would be left of it.
+    """
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    least, most = layer.getchannel("A").getextrema()
+    if least != most and flat.convert("L").getextrema() == (255, 255):
+        raise ValueError("it is white on transparent, of which nothing is left on white")
+    return flat
 
 
 def decoded(

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 from metajax._checks import one_of, positive_int
 from metajax.data import _image_files
 from metajax.data._tfds import DataNotFoundError
-from metajax.data.arrays import from_arrays
 from metajax.data.episodes import ClassData
 from metajax.errors import ArgumentError
 
@@ -57,8 +56,8 @@ def mini_imagenet(
         size: height and width that images are resized to, in pixels.
 
     Returns:
-        ``ClassData`` with examples ``[classes, 600, size, size, 3]`` in uint8 (or as many as there
-        are), classes in the order of their identifiers.
+        ``ClassData`` with examples ``[classes * 600, size, size, 3]`` in uint8 (or as many as there
+        are), classes in the order of their identifiers, which are their names.
 
     Raises:
         metajax.data.DataNotFoundError: if a class of the split is not there; it lists which.
@@ -67,7 +66,7 @@ def mini_imagenet(
 
     Example:
         >>> mini_imagenet("my_imagenet", "test").examples.shape  # doctest: +SKIP
-        (20, 600, 84, 84, 3)
+        (12000, 84, 84, 3)
 
     Source: Ravi and Larochelle 2017, "Optimization as a Model for Few-Shot Learning".
     """
@@ -85,7 +84,8 @@ def mini_imagenet(
         if len(places) > 1:
             raise ArgumentError(f"class {name} is there twice: {' and '.join(map(str, places))}.")
     folders = [places[0] for places in found.values()]
-    return from_arrays(*_image_files.read_classes(folders, positive_int("size", size), "RGB"))
+    images, counts = _image_files.read_classes(folders, positive_int("size", size), "RGB")
+    return ClassData(images, counts, CLASSES[split])
 
 
 def _places(root: Path, name: str) -> list[Path]:

@@ -13,7 +13,7 @@ from metajax._checks import one_of
 from metajax.data import _cache, _image_files, _omniglot_sources, _tfds
 from metajax.data._omniglot_sources import Drawings
 from metajax.data.arrays import _fixed_order
-from metajax.data.episodes import ClassData
+from metajax.data.episodes import ClassData, _equal_classes
 from metajax.errors import ArgumentError
 
 Split = Literal["train", "validation", "test", "all"]
@@ -126,7 +126,8 @@ def omniglot(
         folder: where Lake's files are.
 
     Returns:
-        ``ClassData`` with examples ``[classes, 20, 28, 28]`` in uint8.
+        ``ClassData`` with examples ``[classes * 20, 28, 28]`` in uint8, and names such as
+        ``"Greek/character05"``.
 
     Raises:
         DataNotFoundError: if there are no drawings; it says where they were looked for.
@@ -136,7 +137,7 @@ def omniglot(
     Example:
         >>> data = omniglot("train")  # doctest: +SKIP
         >>> data.examples.shape  # doctest: +SKIP
-        (1100, 20, 28, 28)
+        (22000, 28, 28)
 
     References:
         Lake et al., "Human-level concept learning through probabilistic program induction",
@@ -145,8 +146,8 @@ def omniglot(
         Vinyals et al., "Matching Networks for One Shot Learning", 2016, arXiv:1606.04080.
     """
     classes = split_classes_of(split, protocol=protocol)
-    images = _images(folder)
-    return ClassData(images[classes], np.full(len(classes), DRAWINGS, np.int32))
+    names = [f"{alphabet}/character{number:02d}" for alphabet, number in CHARACTERS]
+    return _equal_classes(_images(folder)[classes], tuple(names[c] for c in classes))
 
 
 def omniglot_alphabets(split: Split = "train", *, protocol: Protocol = "maml") -> np.ndarray:

@@ -4,15 +4,16 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
+from metajax import _checks
 from metajax._checks import one_of, positive_int
 from metajax.data import _image_files
-from metajax.data.episodes import ClassData
+from metajax.data._tfds import DataNotFoundError
+from metajax.data.episodes import ClassData, _warn_if_channels_first
 from metajax.errors import ArgumentError
 
 
@@ -25,27 +26,32 @@ def from_arrays(inputs: Any, labels: Any) -> ClassData:
         labels: ``[examples]``: integers, strings, or anything else that can be sorted.
 
     Returns:
-        ``ClassData``; its classes are the distinct labels in ascending order. Classes smaller
-        than the largest are padded with zeros, which are never drawn.
+        ``ClassData``; its classes are the distinct labels in ascending order, which are also their
+        names.
 
     Raises:
-        ArgumentError: if there are no examples, there isn't one label for each, or inputs or labels
-            are NaN or infinite.
+        ArgumentError: if there are no examples, they differ in shape or aren't numbers, there isn't
+            one label for each, or inputs or labels are NaN or infinite.
+
+    Warns:
+        UserWarning: if images seem to have their channels first.
 
     Example:
         >>> import numpy as np
         >>> images = np.zeros([6, 28, 28], np.uint8)
         >>> data = from_arrays(images, ["cat", "dog", "cat", "owl", "dog", "cat"])
-        >>> data.examples.shape, data.counts.tolist()
-        ((3, 3, 28, 28), [3, 2, 1])
+        >>> data.examples.shape, dict(zip(data.names, data.counts.tolist()))
+        ((6, 28, 28), {'cat': 3, 'dog': 2, 'owl': 1})
     """
-    inputs, labels = np.asarray(inputs), np.asarray(labels)
+    inputs = _example_array("inputs", inputs)
+    labels = _checks.numbers("labels", labels, "[examples]")
     if inputs.size == 0 or labels.shape != inputs.shape[:1]:
         raise ArgumentError(
             "inputs must be [examples, ...] and not empty, and labels [examples], got shapes "
             f"{inputs.shape} and {labels.shape}."
         )
-    if jnp.issubdtype(inputs.dtype, jnp.floating):
+    _warn_if_channels_first("inputs", inputs)
+    if jnp.issubdtype(inputs.dtype, jnp.inexact):
         finite = np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1)
         if not finite.all():
             raise ArgumentError(
@@ -54,51 +60,89 @@ def from_arrays(inputs: Any, labels: Any) -> ClassData:
             )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         raise ArgumentError("labels has NaN or infinite values. Remove those examples.")
-    names, classes = np.unique(labels, return_inverse=True)
-    counts = np.bincount(classes).astype(np.int32)
+    try:
+        names, classes = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        raise ArgumentError(f"labels must be of one kind that can be sorted: {error}.") from error
     order = np.argsort(classes, kind="stable")
-    # Position within its class: the rank among all, less that of the class's first.
-    position = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    examples = np.zeros([len(names), counts.max(), *inputs.shape[1:]], inputs.dtype)
-    examples[classes[order], position] = inputs[order]
-    return ClassData(examples, counts)
+    return ClassData(inputs[order], np.bincount(classes).astype(np.int32), tuple(map(str, names)))
 
 
 def from_folder(
-    path: str | os.PathLike[str], *, size: int = 84, mode: _image_files.Mode = "RGB"
+    path: str | os.PathLike[str],
+    *,
+    size: int = 84,
+    mode: _image_files.Mode = "RGB",
+    depth: int = 1,
 ) -> ClassData:
     """Reads a folder that has a subfolder of images for each class.
 
-    Every image is resized to a square, whatever its proportions. Files and folders whose names
-    begin with a dot are passed over.
+    Every image is turned upright as its EXIF data say, put on white where it is transparent, and
+    resized to a square, whatever its size and proportions. Of an animation the first image counts.
+    Passed over are names that begin with a dot, the files that Windows and macOS leave in folders,
+    and files beside the classes' folders.
 
     Args:
         path: the folder; its subfolders, in the order of their names, are the classes.
         size: height and width of the images, in pixels.
         mode: ``"RGB"`` for colour (3 channels) or ``"L"`` for grey (1 channel).
+        depth: how many levels below ``path`` the classes' folders lie: 2 for
+            ``path/alphabet/character``. A folder with ``train`` and ``test`` in it is no such case:
+            pass each by its own path.
 
     Returns:
-        ``ClassData`` with examples ``[classes, max_per_class, size, size, channels]`` in uint8. The
-        values are the files' (dark on light is not inverted).
+        ``ClassData`` with examples ``[examples, size, size, channels]`` in uint8, and the folders'
+        names (``"alphabet/character"``). The values are the files' (dark on light is not inverted).
 
     Raises:
-        ArgumentError: if the folder has no subfolders, one of them is empty, or a file is not an
-            image with 8 bits a channel, in a common format and of at most 2**26 pixels; the message
-            names the file.
+        metajax.data.DataNotFoundError: if there is nothing at ``path``.
+        ArgumentError: if it is no folder, has no subfolders, or one of them is empty or has folders
+            in it; or if a file is not an image with 8 bits a channel, in a common format and of at
+            most 2**26 pixels, or is white on transparent. The message names the file.
 
     Example:
         >>> data = from_folder("my_images", size=84)  # doctest: +SKIP
+        >>> data.names  # doctest: +SKIP
+        ('cat', 'dog', 'owl')
     """
     positive_int("size", size)
     one_of("mode", mode, get_args(_image_files.Mode))
-    folders = [
-        folder for folder in _image_files.visible(Path(path).expanduser()) if folder.is_dir()
-    ]
-    if not folders:
+    root = _checks.path_of("path", path)
+    if not root.exists():
+        raise DataNotFoundError(f"path={str(path)!r} does not exist.")
+    folders = [root]
+    for _ in range(positive_int("depth", depth)):
+        folders = [inner for folder in folders for inner in _image_files.subfolders(folder)]
+    names = tuple(folder.relative_to(root).as_posix() for folder in folders)
+    remedy = (
+        "If the folders of this level are parts of the data (train, test), pass one of them: "
+        f"from_folder({str(folders[0])!r}). If they are groups of classes (alphabets), pass "
+        f"depth={depth + 1}."
+    )
+    return ClassData(*_image_files.read_classes(folders, size, mode, remedy=remedy), names)
+
+
+def _example_array(name: str, value: Any) -> np.ndarray:
+    """Examples as a NumPy array, or an ArgumentError if they differ in shape or aren't numbers."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        shapes = [_shape(each) for each in value]
+        found = [f"{shape} (number {shapes.index(shape)})" for shape in dict.fromkeys(shapes)]
         raise ArgumentError(
-            f"path={str(path)!r} has no subfolders. It must have one for each class."
-        )
-    return from_arrays(*_image_files.read_classes(folders, size, mode))
+            f"{name} must be examples of one shape, got {', '.join(found[:3])}"
+            f"{' and others' if len(found) > 3 else ''}. Resize them; from_folder(size=) does."
+        ) from error
+    if not _checks.is_array(array):
+        raise ArgumentError(f"{name} must be an array of numbers, got {_checks.shown(value)}.")
+    return array
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    try:
+        return tuple(np.shape(value))  # PyTorch's shape is of a class of its own
+    except (ValueError, TypeError):
+        return "rows of different lengths"
 
 
 def select_classes(data: ClassData, classes: Any) -> ClassData:
@@ -125,8 +169,10 @@ def select_classes(data: ClassData, classes: Any) -> ClassData:
             f"classes must select at least one of the {total} classes, each once and counted from "
             f"0, got {classes}."
         )
-    counts = data.counts[indices]
-    return ClassData(data.examples[indices][:, : int(counts.max())], counts)
+    counts, starts = np.asarray(data.counts)[indices], data.starts[indices]
+    rows = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)])
+    names = tuple(data.names[i] for i in indices) if data.names else ()
+    return ClassData(data.examples[rows], counts, names)
 
 
 def split_classes(

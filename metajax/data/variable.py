@@ -51,7 +51,7 @@ def variable_episode_sampler(
             maximum.
 
     Example:
-        >>> data = ClassData(jnp.zeros([20, 6, 8, 8], jnp.uint8), jnp.full([20], 6))
+        >>> data = ClassData(jnp.zeros([120, 8, 8], jnp.uint8), jnp.full([20], 6))
         >>> sample = variable_episode_sampler(data, max_way=5, max_shot=3, query=2)
         >>> episode = sample(jax.random.key(1))
         >>> episode.support.inputs.shape, int(episode.support.classes.sum())

@@ -84,11 +84,12 @@ def test_all_images_of_the_split_s_classes(mocked):
     with mocked(as_data_source_fn=source):
         for split, classes in (("train", 64), ("validation", 16), ("test", 20)):
             data = cifar_fs(split)
-            assert data.examples.shape == (classes, PER_CLASS, 32, 32, 3)
+            assert data.examples.shape == (classes * PER_CLASS, 32, 32, 3)
             assert data.counts.tolist() == [600] * classes
-            labels = data.examples[:, :, 0, 0, 0]
+            assert data.names == CLASSES[split]
+            labels = data.examples[:, 0, 0, 0].reshape(classes, PER_CLASS)
             assert (labels == np.array([NAMES.index(n) for n in CLASSES[split]])[:, None]).all()
-            high, low = data.examples[0, :, 0, 0, 1:].astype(int).T
+            high, low = data.examples[:PER_CLASS, 0, 0, 1:].astype(int).T
             np.testing.assert_array_equal(256 * high + low, np.arange(PER_CLASS))
     assert asked == [("cifar100", "train"), ("cifar100", "test")]  # then it was in the cache
 

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import itertools
 
 import chex
@@ -7,17 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.data import ClassData, episode_sampler, sinusoid_sampler
+from metajax.data import (
+    ClassData,
+    episode_sampler,
+    from_arrays,
+    select_classes,
+    sinusoid_sampler,
+)
 
 
-def coded(classes=12, per_class=6, height=4, dtype=np.uint8):
+def grouped(examples, counts=None, names=()):
+    """Of each class of ``[classes, per_class, ...]``, the first of ``counts``."""
+    counts = np.asarray([examples.shape[1]] * len(examples) if counts is None else counts)
+    parts = [part[:count] for part, count in zip(examples, counts, strict=True)]
+    return ClassData(np.concatenate(parts), counts, names)
+
+
+def coded(classes=12, per_class=6, height=4, dtype=np.uint8, counts=None):
     """Images that say where they come from: every pixel's value is its class and number."""
     codes = np.arange(classes)[:, None] * per_class + np.arange(per_class)
     assert codes.max() < 256
     examples = np.broadcast_to(
         codes[..., None, None, None], (classes, per_class, height, height, 1)
     )
-    return ClassData(examples.astype(dtype), np.full(classes, per_class, np.int32))
+    return grouped(examples.astype(dtype), counts)
 
 
 def draw(sample, episodes, seed=0):
@@ -74,9 +88,9 @@ def test_takes_every_class_and_every_image_when_asked_for_all():
     np.testing.assert_array_equal(np.sort(codes), np.tile(np.arange(12), (50, 1)))
 
 
-def test_padding_is_never_drawn_and_every_real_image_is():
+def test_every_image_of_a_class_of_any_size_is_drawn_as_often():
     counts = np.array([2, 5, 3, 6], np.int32)
-    data = coded(4, 6)._replace(counts=counts)
+    data = coded(4, 6, counts=counts)
     episodes = draw(episode_sampler(data, n_way=2, k_shot=1, query=1), 2000)
     codes = np.concatenate([codes_of(episodes.support), codes_of(episodes.query)], axis=None)
     real = {c * 6 + i for c in range(4) for i in range(counts[c])}
@@ -125,9 +139,7 @@ def test_images_are_drawn_independently_of_the_class():
 def asymmetric(classes=6, per_class=3, side=5, channels=1):
     rng = np.random.Generator(np.random.PCG64(3))
     shape = (classes, per_class, side, side, channels)
-    return ClassData(
-        rng.integers(0, 256, shape, dtype=np.uint8), np.full(classes, per_class, np.int32)
-    )
+    return grouped(rng.integers(0, 256, shape, dtype=np.uint8))
 
 
 def identify(image, data):
@@ -135,8 +147,9 @@ def identify(image, data):
     image = np.rint(np.asarray(image) * 255)
     found = [
         (c, i, k)
-        for c, i, k in itertools.product(*map(range, (*data.examples.shape[:2], 4)))
-        if np.array_equal(image, np.rot90(data.examples[c, i], k))
+        for c, count in enumerate(data.counts)
+        for i, k in itertools.product(range(count), range(4))
+        if np.array_equal(image, np.rot90(data.examples[data.starts[c] + i], k))
     ]
     assert len(found) == 1
     return found[0]
@@ -179,18 +192,18 @@ def test_rotations_as_classes_are_classes_of_their_own():
 
 def test_data_that_are_not_images_pass_unchanged():
     values = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
-    data = ClassData(values, np.full(4, 3))
+    data = grouped(values)
     episode = draw(episode_sampler(data, n_way=4, k_shot=1, query=2), 1)
     drawn = np.concatenate([episode.support.inputs[0], episode.query.inputs[0]])
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, values.reshape(12, 2)))
-    tokens = ClassData(values.astype(np.int32), np.full(4, 3))
+    tokens = grouped(values.astype(np.int32))
     episode = draw(episode_sampler(tokens, n_way=2, k_shot=1, query=1), 1)
     assert episode.support.inputs.dtype == jnp.int32
     assert episode.support.inputs.shape == (1, 2, 2)
 
 
 def test_grey_images_get_a_channel_axis():
-    data = ClassData(np.zeros([3, 2, 5, 5], np.uint8), np.full(3, 2))
+    data = ClassData(np.zeros([6, 5, 5], np.uint8), np.full(3, 2))
     episode = draw(episode_sampler(data, n_way=2, k_shot=1, query=1), 1)
     assert episode.support.inputs.shape == (1, 2, 5, 5, 1)
 
@@ -229,7 +242,7 @@ def test_four_times_the_classes_with_rotations_as_classes():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(bad):
     data = coded(dtype=np.float32)
-    data.examples[3, 2, 1, 1, 0] = bad
+    data.examples[20, 1, 1, 0] = bad
     with pytest.raises(ValueError, match="NaN or infinite"):
         episode_sampler(data, **GOOD)
 
@@ -237,19 +250,88 @@ def test_values_that_are_not_finite_are_refused(bad):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (ClassData(np.zeros([3, 2, 4, 6], np.uint8), np.full(3, 2)), "square"),
-        (ClassData(np.zeros([3, 2, 7], np.float32), np.full(3, 2)), "square"),
-        (ClassData(np.zeros([3, 2, 4, 4], np.uint8), np.full(2, 2)), "counts"),
-        (ClassData(np.zeros([3, 2, 4, 4], np.uint8), np.full(3, 2.0)), "counts"),
-        (ClassData(np.zeros([3, 2, 4, 4], np.uint8), np.full(3, 5)), "max_per_class"),
-        (ClassData(np.zeros([3, 2, 4, 4], np.uint8), np.full(3, 0)), "between 1"),
-        (ClassData(np.zeros([0, 2, 4, 4], np.uint8), np.full(0, 2)), "empty"),
-        (ClassData(np.zeros([3], np.uint8), np.full(3, 2)), "max_per_class, ..."),
+        (ClassData(np.zeros([6, 4, 6], np.uint8), np.full(3, 2)), "square"),
+        (ClassData(np.zeros([6, 7], np.float32), np.full(3, 2)), "square"),
+        (ClassData(np.zeros([6, 4, 4], np.uint8), np.full(2, 2)), r"sum 4 and .* \(6, 4, 4\)"),
+        (ClassData(np.zeros([3, 2, 4, 4], np.uint8), np.full(3, 2)), "one class after another"),
+        (ClassData(np.zeros([6, 4, 4], np.uint8), np.full(3, 2.0)), "counts must be integers"),
+        (ClassData(np.zeros([6, 4, 4], np.uint8), np.full((3, 1), 2)), "counts must be integers"),
+        (ClassData(np.zeros([6, 4, 4], np.uint8), np.array([3, 0, 3])), "at least 1, got 0"),
+        (ClassData(np.zeros([6, 4, 4], np.uint8), np.array([4, -1, 3])), "at least 1, got -1"),
+        (ClassData(np.zeros([0, 4, 4], np.uint8), np.full(0, 2)), "empty"),
+        ((np.zeros([6, 4, 4]), np.full(3, 2)), "data must be a ClassData, .*, got tuple"),
+        (
+            ClassData({"a": np.zeros([6, 4, 4])}, np.full(3, 2)),
+            "examples must be an array.*got dict",
+        ),
+        (ClassData(np.array(3, np.uint8), np.full(3, 2)), r"examples must be \[examples"),
+        (ClassData(np.zeros([6, 4, 4], np.uint8), np.full(3, 2), ("a",)), "names must be one for"),
     ],
 )
 def test_bad_data_fail_when_the_sampler_is_built(data, message):
     with pytest.raises(ValueError, match=message):
         episode_sampler(data, **GOOD, rotations="per_class")
+
+
+def test_a_class_with_too_few_examples_is_named():
+    data = ClassData(np.zeros([10, 3]), np.array([4, 2, 3, 1]), ("cat", "dog", "owl", "rat"))
+    with pytest.raises(ValueError, match=r"class 3 \('rat'\) has only 1 examples, and 2 of the 4"):
+        episode_sampler(data, n_way=2, k_shot=1, query=2)
+    kept = select_classes(data, data.counts >= 3)
+    assert kept.names == ("cat", "owl")
+    episode_sampler(kept, n_way=2, k_shot=1, query=2)
+
+
+def test_a_long_tail_takes_the_memory_of_its_examples():
+    """One class of 3,000 images and 499 of 4."""
+    counts = np.array([3000] + [4] * 499)
+    images = np.arange(counts.sum() * 49, dtype=np.int64).astype(np.uint8).reshape(-1, 7, 7)
+    data = from_arrays(images, np.repeat(np.arange(500), counts))
+    assert data.examples.nbytes == images.nbytes
+    groups = np.repeat([0, 1], [490, 10])
+    sample = episode_sampler(data, n_way=5, k_shot=1, query=3, groups=groups)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(sample))
+    assert held <= images.nbytes + 500 * 20
+    assert jax.jit(sample)(jax.random.key(0)).query.inputs.shape == (15, 7, 7, 1)
+
+
+def test_the_classes_drawn_can_be_told_by_name():
+    """The numbers of the classes in place of the images, with the same key."""
+    data = coded(6, 4)
+    data = dataclasses.replace(data, names=tuple("abcdef"))
+    numbers = dataclasses.replace(data, examples=np.repeat(np.arange(6), data.counts))
+    options = {"n_way": 3, "k_shot": 1, "query": 2, "rotations": "none"}
+    images = codes_of(draw(episode_sampler(data, **options), 20).support) // 4
+    drawn = draw(episode_sampler(numbers, **options), 20).support.inputs
+    np.testing.assert_array_equal(images, drawn)
+
+
+def test_names_are_no_leaves():
+    data = dataclasses.replace(coded(2, 3), names=("a", "b"))
+    moved = jax.tree.map(jnp.asarray, data)
+    assert moved.names == ("a", "b")
+    assert len(jax.tree.leaves(moved)) == 2
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 8, 9), (6, 1, 5, 5), (6, 4, 84, 84)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_channels_first_are_warned_of(shape, dtype):
+    images, labels = np.zeros(shape, dtype), np.repeat([0, 1], 3)
+    message = r"\(6, ., .*\) seems to be images with their channels first.*moveaxis"
+    with pytest.warns(UserWarning, match=message) as caught:
+        from_arrays(images, labels)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=message) as caught:
+        episode_sampler(ClassData(images, np.array([3, 3])), n_way=2, k_shot=1, query=1)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(6, 8, 8, 3), (6, 3, 3, 3), (6, 4, 4, 1), (6, 1, 8, 3), (6, 28, 28), (6, 3), (6, 2, 8, 8)],
+)
+def test_other_shapes_are_not(shape):
+    episode_sampler(from_arrays(np.zeros(shape), [0, 0, 0, 1, 1, 1]), n_way=2, k_shot=1, query=1)
 
 
 def test_sinusoid_points_lie_on_one_curve_of_the_published_range():

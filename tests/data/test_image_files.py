@@ -148,3 +148,108 @@ def test_the_common_formats_are_read(tmp_path, kind):
     path = tmp_path / f"image.{kind.lower()}"
     Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(path, kind)
     assert abs(int(read_image(path, 4, "RGB").mean()) - 200) <= 2
+
+
+def stroke(paper, ink, size=12):
+    """A bar of ink, whose values are tuples or numbers as the mode has them."""
+    pixels = np.empty((size, size, len(paper)), np.uint8)
+    pixels[:] = paper
+    pixels[:, 4:8] = ink
+    return pixels.squeeze()
+
+
+def palette(transparent):
+    """The bar with colour 1 on colour 0, which is transparent: as a number, or by its alpha."""
+    image = Image.fromarray(stroke([0], [1])).convert("P")
+    image.putpalette([0, 0, 0, 30, 30, 30])
+    return image, {"transparency": transparent}
+
+
+TRANSPARENT = {
+    "RGBA": lambda: (Image.fromarray(stroke([0, 0, 0, 0], [0, 0, 0, 255])), {}),
+    "LA": lambda: (Image.fromarray(stroke([0, 0], [0, 255])), {}),
+    "RGBA, all but black": lambda: (Image.fromarray(stroke([90, 0, 9, 0], [3, 3, 3, 255])), {}),
+    "palette, a number": lambda: palette(0),
+    "palette, alpha": lambda: palette(bytes([0, 255])),
+    "L with a transparent value": lambda: (
+        Image.fromarray(stroke([7], [0])), {"transparency": 7}
+    ),
+    "RGB with a transparent value": lambda: (
+        Image.fromarray(stroke([7, 8, 9], [0, 0, 0])), {"transparency": (7, 8, 9)}
+    ),
+    "1 bit with a transparent value": lambda: (
+        Image.fromarray(stroke([255], [0])).convert("1"), {"transparency": 1}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_what_is_transparent_lies_on_white(tmp_path, name, mode):
+    path = tmp_path / "image.png"
+    image, options = TRANSPARENT[name]()
+    image.save(path, **options)
+    pixels = read_image(path, 12, mode)
+    assert pixels[:, :4].min() == 255
+    assert pixels[:, 8:].min() == 255
+    assert pixels[:, 4:8].max() <= 30
+
+
+def test_half_transparent_is_mixed_with_white(tmp_path):
+    """One term of Porter and Duff's "over": alpha · colour + (1 − alpha) · 255."""
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    colour, alpha = (each.ravel() for each in np.meshgrid(levels, levels))
+    pixels = np.stack([colour, colour, colour, alpha], axis=-1).reshape(len(levels), -1, 4)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    found = read_image(tmp_path / "image.png", len(levels), "RGB")[..., 0].ravel()
+    share = alpha / 255
+    np.testing.assert_allclose(found, share * colour + (1 - share) * 255, atol=1)
+
+
+@pytest.mark.parametrize(("kind", "animated"), [("GIF", True), ("WEBP", False), ("TIFF", False)])
+def test_other_formats_with_transparency_and_the_first_image_of_an_animation(
+    tmp_path, kind, animated
+):
+    path = tmp_path / "image"
+    first, second = (Image.fromarray(stroke([0, 0, 0, 0], [ink, 0, 0, 255])) for ink in (9, 250))
+    options = {"save_all": True, "append_images": [second]} if animated else {"lossless": True}
+    first.save(path, kind, **options)
+    pixels = read_image(path, 12, "RGB")
+    assert pixels[:, :4].min() == 255
+    assert pixels[:, 4:8].max() <= 9
+
+
+@pytest.mark.parametrize("pixels", [stroke([255, 0], [255, 255]), stroke([0, 0], [255, 200])])
+def test_white_on_transparent_is_refused(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    with pytest.raises(ArgumentError, match=r"image\.png cannot .*white on transparent"):
+        read_image(tmp_path / "image.png", 12, "L")
+
+
+def test_opaque_and_blank_images_are_not_changed(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    opaque = np.concatenate([noise, np.full((12, 12, 1), 255, np.uint8)], axis=-1)
+    Image.fromarray(opaque).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "image.png", 12, "RGB"), noise)
+    for alpha in (0, 255):
+        Image.new("LA", (12, 12), (255, alpha)).save(tmp_path / "blank.png")
+        assert read_image(tmp_path / "blank.png", 12, "L").min() == 255
+
+
+def test_other_kinds_of_colour(tmp_path):
+    """CMYK, and a picture that is to be turned."""
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    np.testing.assert_allclose(read_image(tmp_path / "a.jpg", 4, "RGB")[0, 0], [255, 0, 0], atol=4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4] = 255
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
+    turned.save(tmp_path / "b.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png", 8, "RGB"), upright)
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(ArgumentError, match=r"empty\.png cannot be read as an image"):
+        read_image(tmp_path / "empty.png", 8, "L")

@@ -24,7 +24,14 @@ def data(seed=0):
     """Images, whose pixels are random; some classes have fewer than others."""
     rng = np.random.Generator(np.random.PCG64(seed))
     counts = rng.integers(4, 7, 12).astype(np.int32)
-    return ClassData(rng.integers(0, 256, (12, 6, 5, 5, 1), dtype=np.uint8), counts)
+    images = rng.integers(0, 256, (12, 6, 5, 5, 1), dtype=np.uint8)
+    return ClassData(np.concatenate([i[:n] for i, n in zip(images, counts, strict=True)]), counts)
+
+
+def other():
+    """As many images, in classes of other sizes."""
+    first = data()
+    return ClassData(first.examples[::-1], first.counts[::-1])
 
 
 SAMPLERS = {
@@ -46,21 +53,21 @@ def test_its_leaves_are_the_data(name):
     if name == "sinusoid":
         assert leaves == []
         return
-    for leaf, array in zip(leaves, own, strict=False):
+    for leaf, array in zip(leaves, (own.examples, own.starts, own.counts), strict=False):
         np.testing.assert_array_equal(leaf, array)
-    # Beside them, the members of each group and their number.
-    assert len(leaves) == (4 if name in ("turns", "groups") else 2)
+    # Beside them, the members of the groups, and where each begins and ends.
+    assert len(leaves) == (6 if name in ("turns", "groups") else 3)
 
 
 @every_sampler
 def test_a_program_takes_another_data_set(name):
-    first, other = SAMPLERS[name](data()), SAMPLERS[name](data(1))
+    first, second = SAMPLERS[name](data()), SAMPLERS[name](other())
     traced, key = [], jax.random.key(3)
     draw = jax.jit(lambda sample, key: (traced.append(1), sample(key))[1])
     draw(first, key)
-    swapped = jax.tree.structure(first).unflatten(map(jnp.asarray, jax.tree.leaves(other)))
-    for sample in (other, swapped):
-        jax.tree.map(np.testing.assert_array_equal, draw(sample, key), jax.jit(other)(key))
+    swapped = jax.tree.structure(first).unflatten(map(jnp.asarray, jax.tree.leaves(second)))
+    for sample in (second, swapped):
+        jax.tree.map(np.testing.assert_array_equal, draw(sample, key), jax.jit(second)(key))
     assert len(traced) == 1
 
 

@@ -22,7 +22,7 @@ CLASSES, PER_CLASS = 12, 8
 def data():
     """Every example is its class times 100 plus its place."""
     values = 100 * np.arange(CLASSES)[:, None] + np.arange(PER_CLASS)
-    return ClassData(values[..., None].astype(np.float32), np.full(CLASSES, PER_CLASS))
+    return ClassData(values.reshape(-1, 1).astype(np.float32), np.full(CLASSES, PER_CLASS))
 
 
 def draws(sample, n=200):
@@ -120,7 +120,7 @@ def test_an_alphabet_too_small_for_the_ways(rotations):
     numbers, sizes = np.unique(alphabets, return_counts=True)
     smallest, largest_way = numbers[sizes.argmin()], sizes.min()
     turns = 4 if rotations == "as_classes" else 1
-    drawings = ClassData(np.zeros((len(alphabets), 2, 2, 2), np.uint8), np.full(len(alphabets), 2))
+    drawings = ClassData(np.zeros((2 * len(alphabets), 2, 2), np.uint8), np.full(len(alphabets), 2))
 
     def sampler(n_way):
         return episode_sampler(

@@ -23,7 +23,8 @@ def small_data():
         random = np.random.default_rng(len(split))
         patterns = random.integers(0, 200, (20, 1, 28, 28))
         noise = random.integers(0, 55, (20, 20, 28, 28))
-        return ClassData((patterns + noise).astype(np.uint8), np.full(20, 20, np.int32))
+        images = (patterns + noise).astype(np.uint8).reshape(-1, 28, 28)
+        return ClassData(images, np.full(20, 20, np.int32))
 
     return load
 

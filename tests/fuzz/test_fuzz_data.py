@@ -38,7 +38,7 @@ def test_any_image(kind, sandbox):
         file.write_bytes(content)
         with contained(sandbox):
             found = data.from_folder(folder.parent, size=4)
-            assert found.examples.shape == (1, 1, 4, 4, 3)
+            assert found.examples.shape == (1, 4, 4, 3)
 
     any_content()
 

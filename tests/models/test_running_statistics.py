@@ -19,7 +19,7 @@ def test_statistics_are_carried_in_the_state_and_read_at_test():
     rng = np.random.default_rng(0)
     prototypes = rng.integers(0, 256, size=(12, 1, 16, 16))
     images = np.clip(prototypes + rng.integers(-20, 20, size=(12, 6, 16, 16)), 0, 255)
-    data = ClassData(images.astype(np.uint8), np.full(12, 6))
+    data = ClassData(images.reshape(-1, 16, 16).astype(np.uint8), np.full(12, 6))
     sample = episode_sampler(data, n_way=3, k_shot=1, query=3)
     module = Conv4(3, features=8, norm="running")
     params, apply = metajax.from_linen(module, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
