@@ -38,6 +38,7 @@ from metajax.learners import (
     relation,
     reptile,
 )
+from metajax.masks import masked
 from metajax.meta_gradient import meta_gradient
 from metajax.modes import (
     GradientMode,
@@ -99,6 +100,7 @@ __all__ = [
     "losses",
     "maml",
     "maml_plus_plus",
+    "masked",
     "matching",
     "meta_curvature",
     "meta_gradient",

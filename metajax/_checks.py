@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from metajax.errors import ArgumentError, ArgumentTypeError
+from metajax.types import MaskedBatch
 
 _SHOWN = 200  # characters of a value in a message
 
@@ -248,3 +250,27 @@ def value_and_aux(output: Any, *, name: str) -> tuple[jax.Array, Any]:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ArgumentError(f"{name} must return a real floating-point scalar, got {value.dtype}.")
     return value, aux
+
+
+def known_labels(batch: Any, *, ndim: int = 1) -> np.ma.MaskedArray | None:
+    """Class indices ``[..., examples]`` whose values are known, without padding; None where the
+    batch has none, or they are being traced.
+
+    Example:
+        >>> known_labels((jnp.ones((2, 3)), jnp.array([0, 4]))).max()
+        np.int32(4)
+    """
+    if isinstance(batch, MaskedBatch):
+        targets, mask = batch.targets, batch.mask
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+        targets, mask = batch[1], None
+    else:
+        return None
+    for array in (targets, mask):
+        if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
+            return None
+    if jnp.ndim(targets) != ndim or not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
+        return None
+    labels = np.asarray(targets)
+    padding = False if mask is None else ~np.asarray(mask).astype(bool)
+    return np.ma.masked_array(labels, padding) if labels.size else None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metajax import _checks, keys, trees
-from metajax._inner_update import check_differentiable, update
+from metajax._inner_update import check_differentiable, nudge_for, update
 from metajax.modes import GradientMode, default_mode
 from metajax.types import LossFn, Params, PyTree
 
@@ -94,6 +94,7 @@ def adapt(
     adapted, frozen = trees.partition(params, trainable)
     if mode.differentiates_update:
         check_differentiable(optimizer, adapted, mode)
+    nudge = nudge_for(optimizer, adapted, mode)
     keyed_loss = keys.is_keyed(loss_fn)
     if not (keyed_loss or keys.is_keyed(select)):
         key = None
@@ -125,10 +126,15 @@ def adapt(
             adapted,
             value=loss if mode.differentiates_update else jax.lax.stop_gradient(loss),
             value_fn=lambda candidate: inner_loss(candidate, frozen, batch)[0],
+            nudge=nudge,
         )
         adapted = optax.apply_updates(adapted, updates)
         return (adapted, optimizer_state), (loss, aux, before)
 
+    if select is None and _checks.known_labels(support) is not None:
+        # Traced with labels whose values it knows, a loss can refuse them.
+        batch = (support, key) if keyed_loss else support
+        jax.eval_shape(lambda adapted: inner_loss(adapted, frozen, batch), adapted)
     carry = (adapted, optimizer.init(adapted))
     (adapted, _), (loss, aux, before) = mode.loop(step, carry, steps)
     history = jax.tree.map(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from metajax import _checks
 from metajax._samplers import HoistedSampler, episode_keys, typed_key
 from metajax.errors import ArgumentError
-from metajax.learners._checked import reported
+from metajax.learners._checked import check_labels, reported
 from metajax.learners.base import Learner, adapt_to
 from metajax.parallel import _chunks as chunks
 from metajax.parallel import _devices as devices
@@ -170,7 +170,8 @@ def evaluate_episodes(
 
     Raises:
         ArgumentError: if there are fewer than 2 episodes, their leaves differ in number, the
-            devices can't share them equally, or ``tasks_per_chunk`` isn't a positive integer.
+            devices can't share them equally, ``tasks_per_chunk`` isn't a positive integer, or a
+            label isn't the index of a class that the learner's loss knows.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -184,6 +185,7 @@ def evaluate_episodes(
     _check_number(count)
     devices.equal_share("episodes", count, mesh)
     _check_chunk(tasks_per_chunk)
+    check_labels(functools.partial(_outcomes, learner, False, params), episodes)
 
     def values(params, episodes):
         one_episode = functools.partial(_outcomes, learner, curve, params)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from metajax import keys, trees
+from metajax import _marks, trees
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.types import Params, PyTree
 
@@ -45,7 +45,8 @@ def from_linen(
         calls the module; with ``mutable``, here or in the call, it returns
         ``(outputs, changed collections)``, as Linen does. With ``rngs`` it is
         ``apply(params, *inputs, key)``: stream i gets ``jax.random.fold_in(key, i)``. A call
-        without a key gives the module no stream.
+        without a key gives the module no stream. Where the module's class has ``masked = True``,
+        ``apply`` takes ``mask=``; see ``metajax.masked``.
 
     Raises:
         ArgumentError: if the module needs a random stream, or changes a collection, that isn't
@@ -76,7 +77,7 @@ def from_linen(
 
     found = variables["params"] if alone else dict(variables)
     _try_once(apply, found, inputs, key if rngs else None)
-    return found, keys.keyed(apply) if rngs else apply
+    return found, _marks.marked(apply, keyed=bool(rngs), masked=_marks.has(type(module), "masked"))
 
 
 def _take_key(args: tuple, rngs: Sequence[str]) -> tuple[tuple, jax.Array | None]:
@@ -243,7 +244,7 @@ def from_nnx(
     start = found["params"] if alone else found
     if inputs:
         _try_once(apply, start, inputs, jax.random.key(0) if rngs else None)
-    return start, keys.keyed(apply) if rngs else apply
+    return start, _marks.marked(apply, keyed=bool(rngs), masked=_marks.has(type(module), "masked"))
 
 
 def _same(a: PyTree, b: PyTree) -> bool:

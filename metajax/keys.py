@@ -4,27 +4,18 @@ The keys of one task come from the task's key: inner step i has ``fold_in(key, i
 ``select`` draws for this step and the query loss have keys of their own.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from metajax import _marks, masks
 from metajax.errors import ArgumentError
 from metajax.types import Episode
 
 __all__ = ["is_keyed", "keyed", "query_key"]
 
 _QUERY, _SELECT, _PROTOTYPES = 2**31 - 1, 2**31 - 2, 2**31 - 3  # no inner step has such a number
-
-
-@dataclasses.dataclass(frozen=True)
-class _Keyed:
-    function: Callable[..., Any]
-    keyed = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
 
 
 def keyed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,7 +42,7 @@ def keyed(function: Callable[..., Any]) -> Callable[..., Any]:
         >>> bool(jnp.allclose(adapted, 1 - noise))
         True
     """
-    return _Keyed(function)
+    return _marks.marked(function, keyed=True)
 
 
 def is_keyed(function: Any) -> bool:
@@ -63,7 +54,7 @@ def is_keyed(function: Any) -> bool:
         >>> is_keyed(keyed(lambda params, batch, key: 0.0)), is_keyed(None)
         (True, False)
     """
-    return bool(getattr(function, "keyed", False))
+    return _marks.has(function, "keyed")
 
 
 def query_key(episode: Episode) -> jax.Array | None:
@@ -91,17 +82,20 @@ def _prototype_key(key: jax.Array | None) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, _PROTOTYPES)
 
 
-def _call(name: str, function: Callable[..., Any], key: jax.Array | None, *args: Any) -> Any:
-    """Calls a function, with the key if it is keyed; an ArgumentError if there is none."""
+def _call(
+    name: str,
+    function: Callable[..., Any],
+    key: jax.Array | None,
+    *args: Any,
+    mask: jax.Array | None = None,
+) -> Any:
+    """Calls a function, with the key if it is keyed, and with the mask of its examples if it takes
+    one; an ArgumentError if there is no key."""
+    options = masks._option(function, mask)
     if not is_keyed(function):
-        return function(*args)
+        return function(*args, **options)
     if key is None:
         raise ArgumentError(
             f"{name} is keyed, so it needs a random key: pass key=, or an Episode with a key."
         )
-    return function(*args, key)
-
-
-def _keyed_as(function: Any, wrapper: Callable[..., Any]) -> Callable[..., Any]:
-    """The wrapper, marked if the function is."""
-    return keyed(wrapper) if is_keyed(function) else wrapper
+    return function(*args, key, **options)

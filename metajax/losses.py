@@ -1,20 +1,24 @@
 """Losses of one task's batch, built from a model's apply function."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from metajax import _checks, keys
+from metajax import _checks, keys, masks
 from metajax.errors import ArgumentError, ArgumentTypeError
-from metajax.types import Batch, Episode, MaskedBatch, Metrics, Params, PyTree
+from metajax.types import Episode, MaskedBatch, Metrics, Params, PyTree
 
 __all__ = [
     "Apply",
     "as_masked",
+    "check_labels",
     "classification_outcome",
     "cross_entropy",
     "cross_entropy_given_support",
@@ -24,7 +28,7 @@ __all__ = [
 
 Apply = Callable[..., Any]
 """``apply(params, inputs) -> outputs``, as ``from_linen`` and ``from_nnx`` return it; or, marked by
-``metajax.keyed``, ``apply(params, inputs, key)``."""
+``metajax.keyed``, ``apply(params, inputs, key)``; by ``metajax.masked``, it takes ``mask=``."""
 
 
 def as_masked(batch: PyTree) -> MaskedBatch:
@@ -84,6 +88,46 @@ def _check_logits(logits: jax.Array, targets: jax.Array) -> None:
         raise ArgumentError(f"targets must be integer class indices, got {targets.dtype}.")
 
 
+def check_labels(
+    name: str,
+    targets: Any,
+    n_way: int,
+    mask: Any = None,
+) -> jax.Array | None:
+    """Raises an ArgumentError if a target whose value is known isn't one of ``n_way`` classes.
+
+    What is being traced, by ``jit`` or ``vmap``, isn't known yet.
+
+    Args:
+        name: what the error calls the targets.
+        targets: integers ``[..., examples]``.
+        n_way: how many classes there are.
+        mask: ``[..., examples]``, True for the examples that count.
+
+    Returns:
+        None where the targets are known. Where they are traced, ``[..., examples]`` of 1, and NaN
+        for those that are no class and count: what a loss is multiplied by.
+
+    Example:
+        >>> check_labels("targets", jnp.array([0, 4]), 5)
+        >>> check_labels("targets", jnp.array([1, 5]), 5)
+        Traceback (most recent call last):
+        ...
+        metajax.errors.ArgumentError: targets must be class indices from 0 to 4, got 5.
+    """
+    if any(isinstance(each, jax.core.Tracer) for each in (targets, mask)):
+        wrong = (targets < 0) | (targets >= n_way)
+        return jnp.where(wrong if mask is None else wrong & mask.astype(bool), jnp.nan, 1.0)
+    labels = np.asarray(targets)
+    real = np.ones(labels.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    wrong = real & ((labels < 0) | (labels >= n_way))
+    if wrong.any():
+        raise ArgumentError(
+            f"{name} must be class indices from 0 to {n_way - 1}, got {labels[wrong][0]}."
+        )
+    return None
+
+
 def classification_outcome(
     logits: jax.Array,
     targets: jax.Array,
@@ -95,8 +139,12 @@ def classification_outcome(
     With a mask ``[examples]`` the means are over the examples where it is true; with ``classes``
     ``[classes]``, only those where it is true take part.
 
+    A target must be the index of a class, from 0 on. What isn't, -1 among others, is refused where
+    the targets are known when the program is traced. Where they are traced too, it makes loss and
+    gradient NaN, and counts as wrong. Padding may have any target.
+
     Raises:
-        ArgumentError: shapes or types that don't fit each other.
+        ArgumentError: shapes or types that don't fit each other, or a target that is no class.
 
     Example:
         >>> loss, metrics = classification_outcome(jnp.zeros((2, 4)), jnp.array([0, 3]))
@@ -104,6 +152,7 @@ def classification_outcome(
         (1.3863, 0.5)
     """
     _check_logits(logits, targets)
+    sound = check_labels("targets", targets, logits.shape[1], mask)
     if classes is not None:
         if classes.shape != logits.shape[1:]:
             raise ArgumentError(
@@ -113,6 +162,8 @@ def classification_outcome(
         logits = jnp.where(classes.astype(bool), logits, lowest(logits.dtype))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     correct = logits.argmax(axis=-1) == targets
+    if sound is not None:
+        losses = losses * sound.astype(losses.dtype)
     if mask is None:
         return losses.mean(), {"accuracy": jnp.mean(correct)}
     real = mask.astype(bool)
@@ -139,14 +190,17 @@ class _BatchLoss:
     def keyed(self) -> bool:
         return keys.is_keyed(self.apply)
 
-    def _outputs(self, params: Params, inputs: Any, key: tuple) -> tuple[Any, Any]:
-        output = self.apply(params, inputs, *key, **self.kwargs)
+    def _outputs(
+        self, params: Params, inputs: Any, key: tuple, mask: jax.Array | None = None
+    ) -> tuple[Any, Any]:
+        options = {**self.kwargs, **masks._option(self.apply, mask)}
+        output = self.apply(params, inputs, *key, **options)
         changed = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
         return output if changed else (output, {})
 
     def __call__(self, params: Params, batch: PyTree, *key: jax.Array) -> Any:
         masked = as_masked(batch)
-        outputs, changed = self._outputs(params, masked.inputs, key)
+        outputs, changed = self._outputs(params, masked.inputs, key, masked.mask)
         loss, metrics = self.score(outputs, masked)
         metrics = {**metrics, **changed}
         return (loss, metrics) if metrics else loss
@@ -155,7 +209,7 @@ class _BatchLoss:
         return self._outputs(params, inputs, key)[0]
 
 
-def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tuple]:
+def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, PyTree], tuple]:
     """Mean softmax cross-entropy, with the accuracy beside it.
 
     Args:
@@ -171,7 +225,8 @@ def cross_entropy(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], tupl
         ``predict``.
 
     Raises:
-        ArgumentError: at trace time, if the shapes or the targets' type don't fit.
+        ArgumentError: at trace time, if the shapes or the targets' type don't fit, or targets whose
+            values are known then aren't class indices; see ``classification_outcome``.
 
     Example:
         >>> loss_fn = cross_entropy(lambda params, inputs: inputs @ params)
@@ -197,18 +252,24 @@ class _LossGivenSupport:
         return keys.is_keyed(self.apply)
 
     def __call__(self, params: Params, episode: Episode, *key: jax.Array) -> tuple:
-        inputs, targets, mask, classes = as_masked(episode.query)
-        logits = self.predict_given_support(params, episode.support, inputs, *key)
-        return classification_outcome(logits, targets, mask, classes)
+        query = as_masked(episode.query)
+        logits = self._logits(params, as_masked(episode.support), query, key)
+        return classification_outcome(logits, query.targets, query.mask, query.classes)
 
     def predict_given_support(
         self, params: Params, support: PyTree, inputs: jax.Array, *key: jax.Array
     ) -> jax.Array:
-        support_inputs, *_ = as_masked(support)
-        _checks.one_shape(support_inputs, inputs)
-        n_support = support_inputs.shape[0]
-        both = jnp.concatenate([support_inputs, inputs])
-        return self.apply(params, both, *key, reference=n_support)[n_support:]
+        unlabelled = MaskedBatch(inputs, jnp.zeros(len(inputs), jnp.int32))
+        return self._logits(params, as_masked(support), unlabelled, key)
+
+    def _logits(
+        self, params: Params, support: MaskedBatch, query: MaskedBatch, key: tuple
+    ) -> jax.Array:
+        _checks.one_shape(support.inputs, query.inputs)
+        n_support = len(support.inputs)
+        both = jnp.concatenate([support.inputs, query.inputs])
+        mask = masks._option(self.apply, masks._joined(support, query))
+        return self.apply(params, both, *key, reference=n_support, **mask)[n_support:]
 
 
 def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tuple]:
@@ -240,8 +301,8 @@ def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tup
     return _LossGivenSupport(apply)
 
 
-def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch], jax.Array]:
-    """Mean squared error over examples and outputs.
+def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, PyTree], jax.Array]:
+    """Mean squared error over examples and outputs; of a ``MaskedBatch``, over those not padded.
 
     Args:
         apply: ``apply(params, inputs, **kwargs)`` returns outputs of the targets' shape; as for
@@ -249,7 +310,8 @@ def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch],
         **kwargs: passed on to ``apply``.
 
     Returns:
-        ``loss_fn(params, batch) -> loss`` for a ``Batch`` (or a pair) of inputs and targets.
+        ``loss_fn(params, batch) -> loss`` for a ``Batch`` (or a pair) of inputs and targets, or a
+        ``MaskedBatch``.
 
     Raises:
         ArgumentError: at trace time, if outputs and targets differ in shape.
@@ -266,8 +328,11 @@ def mean_squared_error(apply: Apply, **kwargs: Any) -> Callable[[Params, Batch],
                 "mean_squared_error needs outputs of the targets' shape "
                 f"{batch.targets.shape}, got {outputs.shape}."
             )
-        if batch.mask is not None:
-            raise ArgumentError("mean_squared_error takes no MaskedBatch: it would count padding.")
-        return jnp.mean((outputs - batch.targets) ** 2), {}
+        squares = (outputs - batch.targets) ** 2
+        if batch.mask is None:
+            return squares.mean(), {}
+        real = batch.mask.astype(bool).reshape(-1, *(1,) * (squares.ndim - 1))
+        count = jnp.maximum(real.sum(), 1) * math.prod(squares.shape[1:])
+        return jnp.where(real, squares, 0).sum() / count.astype(squares.dtype), {}
 
     return _BatchLoss(apply, kwargs, score)

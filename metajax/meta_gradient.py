@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
+from metajax.learners._checked import check_labels
 from metajax.learners.base import Learner, task_gradient, task_outcome
 from metajax.parallel import TasksPerChunk
 from metajax.parallel import _chunks as chunks
@@ -49,8 +50,8 @@ def meta_gradient(
 
     Raises:
         ArgumentError: if ``tasks_per_chunk`` or ``memory_budget`` isn't a positive integer, or,
-            when the function is called, if no leaf is differentiated or not even one task fits the
-            budget.
+            when the function is called, if no leaf is differentiated, not even one task fits the
+            budget, or a label whose value is known is no class.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -97,6 +98,8 @@ def meta_gradient(
         _checks.arrays("params", params, some=True)
         learned, fixed = trees.partition(params, trainable)
         n_tasks = chunks.count_tasks(episodes)
+        of_task = outcome if learner.gradient is None else gradient_of_task
+        check_labels(lambda episode: of_task(params, episode), episodes)
         chunk = resolve(learned, fixed, episodes, n_tasks)
         if n_tasks == 1:
             # Without a task axis, since XLA splits an operation between a CPU's cores along its

@@ -11,6 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 import metajax
+from metajax import _inner_update
 
 MODES = [
     metajax.unrolled(),
@@ -121,3 +122,130 @@ def test_a_dropped_optimizer_is_freed():
     del optimizer
     gc.collect()
     assert seen() is None
+
+
+CLIPPED = {
+    "global norm": optax.clip_by_global_norm(1.0),
+    "block RMS": optax.clip_by_block_rms(1.0),
+    "adaptive": optax.adaptive_grad_clip(0.5),
+    "adaptive, then global": optax.chain(
+        optax.adaptive_grad_clip(0.5), optax.clip_by_global_norm(1.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", [*MODES, metajax.first_order()], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("clip", CLIPPED.values(), ids=CLIPPED)
+def test_clipping_where_the_inner_gradient_and_the_parameters_are_zero(clip, mode):
+    """θ = 0, loss Σ b (θ − 1)² with b = 0, rate 0.1: φ = 0.2 b, and d/db of Σ (φ − 1)² is −0.4."""
+    optimizer = optax.chain(clip, optax.sgd(0.1))
+    loss = lambda params, b: (
+        jnp.sum(b * (params["w"] - 1) ** 2) + jnp.sum(b * (params["b"] - 1) ** 2)
+    )
+
+    def outer(params, b):
+        adapted, _ = metajax.adapt(loss, params, b, optimizer=optimizer, steps=1, mode=mode)
+        return jnp.sum((adapted["w"] - 1) ** 2) + jnp.sum((adapted["b"] - 1) ** 2), adapted
+
+    zeros = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
+    gradients, adapted = jax.grad(outer, argnums=(0, 1), has_aux=True)(zeros, jnp.zeros(3))
+    expected = 0.0 if mode.name == "first_order" else 3 * -0.4
+    np.testing.assert_allclose(gradients[1], expected, atol=1e-6)
+    for name in zeros:
+        np.testing.assert_array_equal(adapted[name], 0)
+        np.testing.assert_allclose(gradients[0][name], -2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_clipping_beside_zeros_against_finite_differences(x64, steps):
+    """A bias of zero, a unit whose gradient is zero, and another that is clipped."""
+    optimizer = optax.chain(
+        optax.adaptive_grad_clip(0.1), optax.clip_by_global_norm(0.5), optax.sgd(0.3)
+    )
+    params = {"w": jnp.array([[0.5, 0.0], [-1.0, 0.0]]), "b": jnp.zeros(2)}
+    inputs = jnp.array([[1.0, 2.0], [0.5, -1.0]])
+    loss = lambda params, scale: jnp.sum((scale * (inputs @ params["w"] + params["b"] - 3)) ** 2)
+
+    def outer(scale):
+        adapted, _ = metajax.adapt(loss, params, scale, optimizer=optimizer, steps=steps)
+        return jnp.sum(jnp.sin(adapted["w"])) + jnp.sum(jnp.cos(adapted["b"]))
+
+    check_grads(outer, (jnp.array([1.0, 0.0]),), 1, modes=["rev"], eps=1e-7, atol=1e-5, rtol=1e-5)
+
+
+def test_an_update_divided_by_its_norm(x64):
+    """u = g / (|g| + ε): its derivative at zero is 1 / ε."""
+    optimizer = optax.chain(optax.normalize_by_update_norm(eps=1e-3), optax.sgd(0.1))
+    loss = lambda params, b: jnp.sum(b * (params - 1) ** 2)
+
+    def outer(b):
+        adapted, _ = metajax.adapt(loss, jnp.zeros(2), b, optimizer=optimizer, steps=1)
+        return jnp.sum((adapted - 1) ** 2)
+
+    np.testing.assert_allclose(jax.grad(outer)(jnp.zeros(2)), -0.4 / 1e-3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.2])
+def test_clipping_before_a_learned_rate(rate):
+    """The rate is traced, which the probe takes for 1."""
+    loss = lambda params, b: jnp.sum(b * (params - 1) ** 2)
+
+    @jax.jit
+    def outer(b, rate):
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))
+        adapted, _ = metajax.adapt(loss, jnp.zeros(2), b, optimizer=optimizer, steps=1)
+        return jnp.sum((adapted - 1) ** 2)
+
+    by_b, by_rate = jax.grad(outer, argnums=(0, 1))(jnp.zeros(2), jnp.array(rate))
+    np.testing.assert_allclose(by_b, -4 * rate, rtol=1e-6)
+    np.testing.assert_allclose(by_rate, 0, atol=1e-6)
+
+
+def test_the_value_of_a_clipped_update_is_exact():
+    """Where the gradient is zero, nothing moves: not even by the sign of a tiny number."""
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sign_sgd(0.1))
+    loss = lambda params, b: jnp.sum(b * params)
+    adapted, _ = metajax.adapt(
+        loss, jnp.ones(2), jnp.array([0.0, 2.0]), optimizer=optimizer, steps=1
+    )
+    np.testing.assert_array_equal(adapted, jnp.array([1.0, 0.9]))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optax.sgd(0.1, momentum=0.9), optax.adam(0.1, eps_root=1e-8), optax.add_decayed_weights(0.1)],
+)
+def test_an_update_with_a_derivative_at_zero_is_left_as_it_is(optimizer):
+    for mode in (*MODES, metajax.first_order()):
+        nudge = _inner_update.nudge_for(optimizer, {"w": jnp.zeros((2, 2))}, mode)
+        assert nudge == _inner_update.Nudge()
+
+
+@pytest.mark.parametrize("optimizer", [optax.lars(0.1), optax.lamb(0.1, eps_root=1e-8)])
+def test_a_trust_ratio_is_refused(optimizer):
+    """|θ| u / |u| has no derivative at u = 0: beside zero it is as large as one comes near."""
+    with pytest.raises(metajax.ArgumentError, match=r"optimizer: .*first_order"):
+        metajax.maml(loss_fn, optimizer, steps=2)
+
+
+def half(optimizer):
+    loss = lambda params, b: jnp.sum(b * (params - 1) ** 2)
+    b = jnp.zeros(2, jnp.float16)
+
+    def outer(b):
+        adapted, _ = metajax.adapt(loss, jnp.zeros(2, b.dtype), b, optimizer=optimizer, steps=1)
+        return jnp.sum((adapted - 1) ** 2)
+
+    return jax.grad(outer)(b)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optax.adam(0.1, eps_root=1e-8), optax.clip_by_global_norm(1.0)], ids=["a", "c"]
+)
+def test_what_has_no_derivative_in_float16_is_refused(optimizer):
+    with pytest.raises(metajax.ArgumentError, match=r"optimizer: .*float16.*eps_root=1e-4"):
+        half(optimizer)
+
+
+def test_adam_in_float16_with_a_larger_eps_root():
+    assert bool(jnp.isfinite(half(optax.adam(0.1, eps=1e-4, eps_root=1e-4))).all())

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ORDER = (
-    *("types", "errors", "_extras", "_checks", "keys", "trees", "files", "losses", "modes"),
+    *("types", "errors", "_extras", "_checks", "_marks", "masks", "keys", "trees", "files"),
+    *("losses", "modes"),
     *("_inner_update", "adapt", "interop", "learners", "parallel", "_samplers", "_non_finite"),
     *("meta_gradient", "trainer", "evaluate"),
     *("models", "data", "lm", "evolve", "check"),

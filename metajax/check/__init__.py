@@ -95,6 +95,7 @@ def check_learner(
     - ``gradient``: the meta-gradient isn't zero; names the leaves where it is exactly that.
     - ``jit``, ``vmap``, ``chunks``: compiled, for several tasks at once, and for any
       ``tasks_per_chunk``, the numbers are the same.
+    - ``padding``: what a ``MaskedBatch`` has beside its examples doesn't count.
     - ``float32``: types are kept. ``bfloat16``: it works, or what doesn't; this never fails.
     - ``retrace``: a second meta-step traces nothing.
     - ``determinism``: called twice, the same bits.

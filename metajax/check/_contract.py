@@ -235,6 +235,7 @@ CHECKS: dict[str, Callable[[Subject], Seen]] = {
     "jit": invariances.jit,
     "vmap": invariances.vmap,
     "chunks": invariances.chunks,
+    "padding": invariances.padding,
     "float32": invariances.float32,
     "bfloat16": invariances.bfloat16,
     "retrace": invariances.retrace,

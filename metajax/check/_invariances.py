@@ -9,11 +9,11 @@ import numpy as np
 import optax
 
 from metajax import trees
-from metajax.check._perturb import alike, parting
+from metajax.check._perturb import alike, leaf_changed, parting
 from metajax.check._subject import N_TASKS, Seen, Subject
 from metajax.learners.base import adapt_to
 from metajax.meta_gradient import meta_gradient
-from metajax.types import Episode, Params, PyTree
+from metajax.types import Episode, MaskedBatch, Params, PyTree
 
 
 def jit(subject: Subject) -> Seen:
@@ -45,6 +45,34 @@ def chunks(subject: Subject) -> Seen:
     if apart:
         return False, f"tasks_per_chunk=1 and 2 give other meta-gradients: {apart}"
     return True, "tasks_per_chunk=1 and 2 give one meta-gradient"
+
+
+def padding(subject: Subject) -> Seen:
+    for task in subject.tasks:
+        other = task._replace(
+            support=_other_padding(task.support), query=_other_padding(task.query)
+        )
+        if alike(other, task):
+            continue
+        of = lambda episode: subject.compiled(subject.near, episode)[1]
+        apart = parting(of(task), of(other), 1e-4)
+        if apart:
+            return False, (
+                f"with other padding the loss is another ({apart}): a statistic of the batch, such "
+                "as batch normalisation's, counts padded examples. metajax.masked marks a network "
+                "that takes their mask"
+            )
+        return True, "other padding, the same loss"
+    return None, "no batch has padding"
+
+
+def _other_padding(batch: PyTree) -> PyTree:
+    """The batch with other inputs where its mask is False."""
+    if not isinstance(batch, MaskedBatch) or batch.mask is None:
+        return batch
+    mask = batch.mask.astype(bool).reshape(-1, *(1,) * (batch.inputs.ndim - 1))
+    other = leaf_changed(batch.inputs, jax.random.key(0), 1.0)
+    return batch._replace(inputs=jnp.where(mask, batch.inputs, other))
 
 
 def _in_type(subject: Subject, dtype: Any) -> tuple[Callable, tuple[Params, Episode]]:

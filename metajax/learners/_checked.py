@@ -1,6 +1,6 @@
 """Checks of learners and episodes, for the functions that take any of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -29,3 +29,22 @@ def checked_episode(name: str, episode: Any) -> Episode:
         )
     _checks.arrays(name, (episode.support, episode.query))
     return episode
+
+
+def check_labels(outcome: Callable[[Episode], Any], episodes: Episode) -> None:
+    """Traces ``outcome`` of the episodes with the lowest and the highest labels.
+
+    The loss then knows them, and refuses those that are no classes.
+
+    Args:
+        outcome: adapts to one episode and scores it.
+        episodes: ``[tasks, ...]``. Where they are being traced themselves, nothing is done.
+    """
+    tasks: set[int] = set()
+    for batch in (episodes.support, episodes.query):
+        labels = _checks.known_labels(batch, ndim=2)
+        if labels is not None:
+            tasks |= {int(labels.min(axis=1).argmin()), int(labels.max(axis=1).argmax())}
+    for task in sorted(tasks):
+        episode = jax.tree.map(lambda leaf, task=task: leaf[task], episodes)
+        jax.eval_shape(lambda episode=episode: outcome(episode))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import keys
+from metajax import _marks
 from metajax.learners.base import Learner
 from metajax.learners.maml import maml
 from metajax.modes import GradientMode
@@ -79,7 +79,7 @@ def cavia(
         """The function of params and context as one of a ``CAVIAParams``."""
         if function is None:
             return None
-        return keys._keyed_as(
+        return _marks.like(
             function, lambda adapted, *rest: function(adapted.params, adapted.context, *rest)
         )
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from metajax import _checks, keys
+from metajax import _checks, _marks, keys
 from metajax.adapt import adapt
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss, PredictFn, episode_loss
@@ -93,16 +93,14 @@ def _predictor(
         if predict is not None:
             return _with_key(predict, key, adapted, inputs)
         if given_support is not None:
-            return _with_key(
-                keys._keyed_as(outer_loss, given_support), key, adapted, support, inputs
-            )
+            return _with_key(_marks.like(outer_loss, given_support), key, adapted, support, inputs)
         network = getattr(loss_fn, "predict", None)
         if network is None:
             raise ArgumentError(
                 "this learner can't predict, since its loss_fn doesn't say what the network is: "
                 "pass predict=, as predict(params, inputs), or a loss of metajax.losses."
             )
-        return _with_key(keys._keyed_as(loss_fn, network), key, adapted, inputs)
+        return _with_key(_marks.like(loss_fn, network), key, adapted, inputs)
 
     return predict_fn
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import keys, trees
+from metajax import _marks, trees
 from metajax.errors import ArgumentError
 from metajax.learners._learned_rates import learner_of_rates
 from metajax.learners.base import Learner, OuterLoss
@@ -168,7 +168,7 @@ def maml_plus_plus(
         adapts = trees.selected(params.params, trainable)
         moving = jax.tree.map(lambda adapts, many: adapts or many, adapts, versions)
         learner = build(
-            keys._keyed_as(loss_fn, lambda params, *rest: loss_fn(current(params), *rest)),
+            _marks.like(loss_fn, lambda params, *rest: loss_fn(current(params), *rest)),
             lambda log_rates: _next_versions(descent(log_rates), versions),
             moving,
         )

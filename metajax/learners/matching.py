@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks
+from metajax import _checks, masks
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner
 from metajax.learners.metric import Embed, cosine_similarities, metric_learner
@@ -14,7 +14,7 @@ from metajax.types import Params
 
 FullContext = Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """``full_context(params, support_features, query_features)`` returns both, each embedded again in
-the light of the support set."""
+the light of the support set. Marked by ``metajax.masked``, it takes the support set's mask."""
 
 
 def matching(
@@ -60,7 +60,9 @@ def matching(
         examples = len(features), len(query)
         if full_context is not None:
             name = "full_context"
-            both = full_context(params, features, query)
+            both = full_context(
+                params, features, query, **masks._option(full_context, support.mask)
+            )
             if not isinstance(both, tuple) or len(both) != 2:
                 raise ArgumentTypeError(
                     "full_context must return a pair of features, of support and query, got "

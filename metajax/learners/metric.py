@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, keys, losses
+from metajax import _checks, keys, losses, masks
 from metajax.errors import ArgumentError, ArgumentTypeError
 from metajax.learners.base import Learner, nothing_learned
-from metajax.types import Episode, Metrics, Params, PyTree
+from metajax.types import Episode, MaskedBatch, Metrics, Params, PyTree
 
 Embed = Callable[..., Any]
 """``embed(params, inputs) -> features [examples, ...]``, or a pair of them and a dict of changed
 Flax collections (running statistics), which are reported for ``carry_statistics``. Marked by
-``metajax.keyed``, ``embed(params, inputs, key)``."""
+``metajax.keyed``, ``embed(params, inputs, key)``; by ``metajax.masked``, it takes ``mask=``."""
 
 
 class Remembered(NamedTuple):
@@ -37,12 +37,14 @@ class Support(NamedTuple):
         targets: int32 ``[examples]``.
         weights: 1 for an example, 0 for padding, ``[examples]`` of the features' type.
         members: one-hot targets times weights, ``[examples, n_way]``.
+        mask: ``[examples]``, True for an example; None if all are.
     """
 
     features: jax.Array
     targets: jax.Array
     weights: jax.Array
     members: jax.Array
+    mask: jax.Array | None
 
     @classmethod
     def of(cls, features: jax.Array, support: PyTree, n_way: int) -> "Support":
@@ -56,7 +58,7 @@ class Support(NamedTuple):
         weights = jnp.ones(len(targets)) if mask is None else mask
         weights = weights.astype(features.dtype)
         one_hot = jax.nn.one_hot(targets, n_way, dtype=features.dtype)
-        return cls(features, targets, weights, one_hot * weights[:, None])
+        return cls(features, targets, weights, one_hot * weights[:, None], mask)
 
     @property
     def counts(self) -> jax.Array:
@@ -66,7 +68,8 @@ class Support(NamedTuple):
 
 Score = Callable[[Params, Support, jax.Array], Any]
 """``score(meta_params, support, query_features)`` returns logits ``[queries, n_way]``, or a pair of
-them and a dict of changed collections, as ``Embed``."""
+them and a dict of changed collections, as ``Embed``. Marked by ``metajax.masked``, it takes the
+queries' mask."""
 
 Outcome = Callable[..., tuple[jax.Array, Metrics]]
 """``outcome(logits, targets, mask, classes) -> (loss, metrics)``, as
@@ -119,27 +122,33 @@ def metric_learner(
         adapted = Remembered(params, support)
         return adapted, nothing_learned(adapted, observe)
 
-    def compare(adapted: Remembered, query_inputs: jax.Array, key: jax.Array | None):
+    def compare(adapted: Remembered, query: MaskedBatch, key: jax.Array | None):
         """The logits of queries, whether each class has examples, and changed collections."""
-        inputs, *_ = losses.as_masked(adapted.support)
-        _checks.one_shape(inputs, query_inputs)
-        both = jnp.concatenate([inputs, query_inputs])
-        output = keys._call("embed", embed, key, network(adapted.params), both)
+        known = losses.as_masked(adapted.support)
+        _checks.one_shape(known.inputs, query.inputs)
+        both, mask = jnp.concatenate([known.inputs, query.inputs]), masks._joined(known, query)
+        output = keys._call("embed", embed, key, network(adapted.params), both, mask=mask)
         features, changed = _features(output, len(both))
-        halves = _rows(features, 0, len(inputs)), _rows(features, len(inputs), len(both))
-        support = Support.of(halves[0], adapted.support, n_way)
-        logits, changed_too = _with_changes("score", score(adapted.params, support, halves[1]))
+        shots = len(known.inputs)
+        halves = _rows(features, 0, shots), _rows(features, shots, len(both))
+        support = Support.of(halves[0], known, n_way)
+        compared = score(adapted.params, support, halves[1], **masks._option(score, query.mask))
+        logits, changed_too = _with_changes("score", compared)
+        sound = losses.check_labels("support targets", support.targets, n_way, support.mask)
+        if sound is not None:
+            logits = logits * sound.prod().astype(logits.dtype)
         return logits, support.counts > 0, _merged(changed, changed_too)
 
     def loss(adapted: Remembered, episode: Episode) -> tuple[jax.Array, Metrics]:
-        query_inputs, targets, mask, _ = losses.as_masked(episode.query)
-        logits, classes, changed = compare(adapted, query_inputs, keys.query_key(episode))
-        value, metrics = outcome(logits, targets, mask, classes)
+        query = losses.as_masked(episode.query)
+        logits, classes, changed = compare(adapted, query, keys.query_key(episode))
+        value, metrics = outcome(logits, query.targets, query.mask, classes)
         return value, {**metrics, **changed}
 
     def predict(adapted: Remembered, support: PyTree, inputs: Any, *, key=None) -> jax.Array:
         del support  # it is remembered
-        logits, classes, _ = compare(adapted, inputs, key)
+        query = MaskedBatch(inputs, jnp.zeros(len(inputs), jnp.int32))
+        logits, classes, _ = compare(adapted, query, key)
         return jnp.where(classes, logits, losses.lowest(logits.dtype))
 
     return Learner(init, adapt, loss, predict=predict, keyed=keys.is_keyed(embed))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax import _checks, keys, losses
+from metajax import _checks, _marks, keys, losses
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner, OuterLoss
 from metajax.learners.maml import maml
@@ -65,8 +65,8 @@ def proto_maml(
     """
     _checks.at_least("n_way", n_way, 2)
 
-    def apply(params, inputs, *key):
-        head, features = params["head"], embed(params["body"], inputs, *key)
+    def apply(params, inputs, *key, **mask):
+        head, features = params["head"], embed(params["body"], inputs, *key, **mask)
         if features.ndim != 2 or features.shape[1] != len(head["kernel"]):
             raise ArgumentError(
                 f"embed must return features [examples, {len(head['kernel'])}], as wide as the "
@@ -75,8 +75,9 @@ def proto_maml(
         return features @ head["kernel"] + head["bias"]
 
     def prototype_head(params, support, key) -> dict[str, jax.Array]:
-        inputs = losses.as_masked(support).inputs
-        features = keys._call("embed", embed, keys._prototype_key(key), params, inputs)
+        inputs, _, mask, _ = losses.as_masked(support)
+        key = keys._prototype_key(key)
+        features = keys._call("embed", embed, key, params, inputs, mask=mask)
         _checks.one_width("embed", features, features)
         examples = Support.of(features, support, n_way)
         prototypes = class_means(examples)
@@ -86,7 +87,7 @@ def proto_maml(
         return {"bias": bias, "kernel": 2 * prototypes.T}
 
     learner = maml(
-        losses.cross_entropy(keys._keyed_as(embed, apply)),
+        losses.cross_entropy(_marks.like(embed, apply)),
         optimizer,
         steps=steps,
         mode=mode,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, losses
+from metajax import _checks, _marks, losses, masks
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
 from metajax.learners.metric import Embed, _with_changes, metric_learner
@@ -14,7 +14,8 @@ from metajax.types import Metrics, Params
 
 Relate = Callable[[Params, jax.Array], Any]
 """``relate(params, pairs [n, ..., 2 · channels])`` returns relations ``[n]`` between 0 and 1, or a
-pair of them and a dict of changed collections, as ``Embed``."""
+pair of them and a dict of changed collections, as ``Embed``. Marked by ``metajax.masked``, it takes
+``mask=`` of the pairs, False where the query or the class is padding."""
 
 
 def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
@@ -54,13 +55,16 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
     """
     _checks.at_least("n_way", n_way, 2)
 
-    def score(params, support, query):
+    def score(params, support, query, mask=None):
         sums = jnp.tensordot(support.members, support.features, axes=(0, 0))
         shape = (len(query), n_way, *query.shape[1:])
         pairs = jnp.concatenate(
             [jnp.broadcast_to(sums[None], shape), jnp.broadcast_to(query[:, None], shape)], axis=-1
         )
-        output = relate(params, pairs.reshape(-1, *pairs.shape[2:]))
+        if mask is not None:
+            mask = (mask[:, None] & (support.counts > 0)).reshape(-1)
+        options = masks._option(relate, mask)
+        output = relate(params, pairs.reshape(-1, *pairs.shape[2:]), **options)
         relations, changed = _with_changes("relate", output)
         if relations.shape != (len(query) * n_way,):
             raise ArgumentError(
@@ -79,4 +83,4 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
         _, metrics = losses.classification_outcome(relations, targets, mask, classes)
         return loss, metrics
 
-    return metric_learner(embed, score, n_way=n_way, outcome=outcome)
+    return metric_learner(embed, _marks.like(relate, score), n_way=n_way, outcome=outcome)

@@ -13,7 +13,7 @@ from metajax.learners.base import Learner, OuterLoss, adapt_to
 from metajax.learners.gradient import gradient_learner
 from metajax.modes import first_order
 from metajax.trees import Trainable, is_floating
-from metajax.types import LossFn, PyTree
+from metajax.types import LossFn, MaskedBatch, PyTree
 
 
 def reptile(
@@ -66,14 +66,17 @@ def reptile(
         raise ArgumentError("batch_size and select are two ways to choose batches: pass one.")
 
     def minibatch(support, index):
-        rows = _checks.leading_axis("the support set", support, "example")
+        classes = support.classes if isinstance(support, MaskedBatch) else None
+        examples = support if classes is None else support._replace(classes=None)
+        rows = _checks.leading_axis("the support set", examples, "example")
         if rows < size:
             raise ArgumentError(
                 f"batch_size={size} is more than the support set's {rows} examples."
             )
         order = jax.random.permutation(jax.random.key(0), rows)
         taken = order[(index * size + jnp.arange(size)) % rows]
-        return jax.tree.map(lambda leaf: leaf[taken], support)
+        batch = jax.tree.map(lambda leaf: leaf[taken], examples)
+        return batch if classes is None else batch._replace(classes=classes)
 
     learner = gradient_learner(
         loss_fn,

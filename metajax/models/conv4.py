@@ -57,9 +57,16 @@ class Conv4(nn.Module):
     convolution: Algorithm = "auto"
     head_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
+    masked = True
+
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, *, reference: int | None = None, train: bool = True
+        self,
+        inputs: jax.Array,
+        *,
+        reference: int | None = None,
+        train: bool = True,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Logits ``[examples, n_classes]``, or features ``[examples, d]`` without a head, with
         ``form="maps"`` ``[examples, height / 4, width / 4, features]``.
@@ -68,6 +75,7 @@ class Conv4(nn.Module):
             inputs: images ``[examples, height, width, channels]``.
             reference: how many of the first examples give the statistics (``norm="support"``).
             train: whether ``norm="running"`` takes the batch's statistics.
+            mask: ``[examples]``, False for padding, which the batch's statistics leave out.
         """
         _checks.one_of("form", self.form, get_args(Form))
         strided = self.form == "stride"
@@ -98,6 +106,7 @@ class Conv4(nn.Module):
                 x,
                 reference=reference,
                 train=train,
+                mask=mask,
                 offset=conv.get_variable("params", "bias") if removes_bias else None,
                 pool=max_pool if block < pooled else None,
             )

@@ -1,10 +1,13 @@
 """Full-context embeddings of Matching Networks."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from metajax.errors import ArgumentError
+from metajax.losses import lowest
 
 
 class FullContext(nn.Module):
@@ -31,24 +34,41 @@ class FullContext(nn.Module):
     features: int
     steps: int = 5
 
+    masked = True
+
     @nn.compact
-    def __call__(self, support: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The embeddings of ``support [n, d]`` and ``query [m, d]``, of the same shapes."""
+    def __call__(
+        self, support: jax.Array, query: jax.Array, *, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The embeddings of ``support [n, d]`` and ``query [m, d]``, of the same shapes.
+
+        With ``mask [n]``, what is False there is padding: neither read nor attended to.
+        """
         for name, given in (("support", support), ("query", query)):
             if given.ndim != 2 or given.shape[1] != self.features:
                 raise ArgumentError(
                     f"{name} must be features [examples, {self.features}], got shape {given.shape}."
                 )
-        read = lambda name, **how: nn.RNN(nn.LSTMCell(self.features), name=name, **how)
-        there = read("forward")(support[None])[0]
-        back = read("backward", reverse=True, keep_order=True)(support[None])[0]
+        sequence, lengths, place = support, None, slice(None)
+        if mask is not None:  # an RNN expects padding at the end
+            order = jnp.argsort(~mask, stable=True)
+            sequence, lengths, place = support[order], mask.sum()[None], jnp.argsort(order)
+
+        def read(name: str, **how: Any) -> jax.Array:
+            layer = nn.RNN(nn.LSTMCell(self.features), name=name, **how)
+            return layer(sequence[None], seq_lengths=lengths)[0][place]
+
+        there, back = read("forward"), read("backward", reverse=True, keep_order=True)
         embedded = support + there + back
 
         cell = nn.LSTMCell(self.features, name="attending")
         hidden = query
         memory = jnp.zeros_like(query)
         for _ in range(self.steps):
-            attended = jax.nn.softmax(hidden @ embedded.T, axis=-1) @ embedded
+            scores = hidden @ embedded.T
+            if mask is not None:
+                scores = jnp.where(mask, scores, lowest(scores.dtype))
+            attended = jax.nn.softmax(scores, axis=-1) @ embedded
             # The cell's input is the query; the mean is added to its hidden state.
             (memory, output), _ = cell((memory, hidden + attended), query)
             hidden = output + query

@@ -54,6 +54,7 @@ class Normalization(nn.Module):
         *,
         reference: int | None = None,
         train: bool = True,
+        mask: jax.Array | None = None,
         offset: jax.Array | None = None,
         pool: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
@@ -65,6 +66,7 @@ class Normalization(nn.Module):
                 of them if None.
             train: with ``"running"``, whether the statistics are the batch's (and update the
                 averages, where ``batch_stats`` is mutable) or the averages.
+            mask: ``[examples]``, False for padding, which the batch's statistics leave out.
             offset: ``[channels]``, a bias that wasn't added to the inputs because the batch's mean
                 would remove it again; the running mean includes it.
             pool: a maximum over positions, taken of the output. It is computed before scale and
@@ -93,9 +95,10 @@ class Normalization(nn.Module):
                 )
         channels = inputs.shape[-1]
         if self.policy == "running":
-            mean, variance = self._running_statistics(inputs, train, offset)
+            mean, variance = self._running_statistics(inputs, mask, train, offset)
         else:
-            mean, variance = _moments(inputs[:reference])
+            known = None if mask is None else mask[:reference]
+            mean, variance = _moments(inputs[:reference], known)
         scale: Any = jax.lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
             scale = scale * self.param("scale", nn.initializers.ones_init(), (channels,))
@@ -111,13 +114,13 @@ class Normalization(nn.Module):
             outputs = outputs + self.param("bias", nn.initializers.zeros_init(), (channels,))
         return outputs.astype(dtype)
 
-    def _running_statistics(self, inputs, train, offset):
+    def _running_statistics(self, inputs, mask, train, offset):
         channels = inputs.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if not train:
             return running_mean.value, running_variance.value
-        mean, variance = _moments(inputs)
+        mean, variance = _moments(inputs, mask)
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             keep = self.momentum
             whole_mean = mean if offset is None else mean + offset
@@ -126,30 +129,36 @@ class Normalization(nn.Module):
         return mean, variance
 
 
-def _moments(inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of every channel, in float32 at least."""
+def _moments(inputs: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of every channel over the real examples, in float32 at least."""
     inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
-    return _mean(inputs), _variance(inputs)
+    weights = None
+    if mask is not None:
+        real = mask.astype(inputs.dtype).reshape(-1, *(1,) * (inputs.ndim - 1))
+        weights = real / jnp.maximum(real.mean(), jnp.finfo(inputs.dtype).tiny)
+    return _mean(inputs, weights), _variance(inputs, weights)
 
 
-def _mean(inputs: jax.Array) -> jax.Array:
-    return inputs.mean(tuple(range(inputs.ndim - 1)))
+def _mean(inputs: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The mean of every channel; ``weights [examples, 1, ...]`` are 1 on average."""
+    weighted = inputs if weights is None else inputs * weights
+    return weighted.mean(tuple(range(inputs.ndim - 1)))
 
 
 @jax.custom_jvp
-def _variance(inputs: jax.Array) -> jax.Array:
+def _variance(inputs: jax.Array, weights: jax.Array | None) -> jax.Array:
     """The variance of every channel.
 
     Its derivative with respect to the mean is the sum of the deviations, which is zero. Automatic
     differentiation would compute that sum at every order: for second derivatives a dozen times a
     layer.
     """
-    deviations = inputs - _mean(inputs)
-    return _mean(deviations * deviations)
+    deviations = inputs - _mean(inputs, weights)
+    return _mean(deviations * deviations, weights)
 
 
 @_variance.defjvp
 def _variance_jvp(primals, tangents):
-    (inputs,), (tangent,) = primals, tangents
-    deviations = inputs - _mean(inputs)
-    return _variance(inputs), 2 * _mean(deviations * tangent)
+    (inputs, weights), (tangent, _) = primals, tangents
+    deviations = inputs - _mean(inputs, weights)
+    return _variance(inputs, weights), 2 * _mean(deviations * tangent, weights)

@@ -30,18 +30,23 @@ class RelationHead(nn.Module):
     hidden: int = 8
     norm: Norm = "batch"
 
+    masked = True
+
     @nn.compact
-    def __call__(self, pairs: jax.Array, *, train: bool = True) -> jax.Array:
+    def __call__(
+        self, pairs: jax.Array, *, train: bool = True, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Relations ``[n]`` in (0, 1) of pairs ``[n, height, width, channels]``.
 
         Args:
             pairs: the two feature maps, side by side along the channels.
             train: whether ``norm="running"`` takes the batch's statistics.
+            mask: ``[n]``, False for pairs with padding, which the batch's statistics leave out.
         """
         x = pairs
         for block in range(2):
             x = Conv(self.features, name=f"conv_{block}")(x)
-            x = Normalization(self.norm, name=f"norm_{block}")(x, train=train)
+            x = Normalization(self.norm, name=f"norm_{block}")(x, train=train, mask=mask)
             x = max_pool(nn.relu(x)) if min(x.shape[1:3]) > 1 else nn.relu(x)
         x = nn.relu(nn.Dense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
         return nn.sigmoid(nn.Dense(1, name="relation")(x))[:, 0]

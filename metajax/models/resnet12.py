@@ -42,9 +42,16 @@ class ResNet12(nn.Module):
     pool: bool = True
     convolution: Algorithm = "auto"
 
+    masked = True
+
     @nn.compact
     def __call__(
-        self, inputs: jax.Array, *, reference: int | None = None, train: bool = True
+        self,
+        inputs: jax.Array,
+        *,
+        reference: int | None = None,
+        train: bool = True,
+        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Logits ``[examples, n_classes]``, or features ``[examples, d]`` without a head.
 
@@ -52,11 +59,12 @@ class ResNet12(nn.Module):
             inputs: images ``[examples, height, width, channels]``.
             reference: how many of the first examples give the statistics (``norm="support"``).
             train: whether ``norm="running"`` takes the batch's statistics.
+            mask: ``[examples]``, False for padding, which the batch's statistics leave out.
         """
         x = inputs
         for block, width in enumerate(self.features):
             x = _Block(width, self.norm, self.convolution, name=f"block_{block}")(
-                x, reference=reference, train=train
+                x, reference=reference, train=train, mask=mask
             )
         x = x.mean(axis=(1, 2)) if self.pool else x.reshape(x.shape[0], -1)
         if self.n_classes is None:
@@ -71,7 +79,9 @@ class _Block(nn.Module):
     convolution: Algorithm
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, *, reference: int | None, train: bool) -> jax.Array:
+    def __call__(
+        self, inputs: jax.Array, *, reference: int | None, train: bool, mask: jax.Array | None
+    ) -> jax.Array:
         def convolved(x, name, size):
             x = Conv(
                 self.features,
@@ -82,7 +92,7 @@ class _Block(nn.Module):
                 name=f"conv_{name}",
             )(x)
             normalise = Normalization(self.norm, epsilon=1e-5, name=f"norm_{name}")
-            return normalise(x, reference=reference, train=train)
+            return normalise(x, reference=reference, train=train, mask=mask)
 
         x = inputs
         for layer in range(3):

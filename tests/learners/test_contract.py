@@ -101,7 +101,7 @@ each = [pytest.param(n, marks=pytest.mark.slow if n in VARIANTS else []) for n i
 
 GROUPS = {
     "differences": {"predict", "finite differences"},
-    "chunks": {"finite", "gradient", "float32", "chunks", "retrace"},
+    "chunks": {"finite", "gradient", "float32", "chunks", "padding", "retrace"},
     "batching": {"jit", "vmap", "bfloat16", "determinism"},
     "data": {
         *("labels", "support", "support targets", "query", "query targets"),
