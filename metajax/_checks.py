@@ -187,13 +187,16 @@ def levels(name: str, value: Any) -> np.ndarray:
 
 
 def float_dtype(name: str, value: Any) -> Any:
-    """A floating-point dtype, or an ArgumentError that names it."""
+    """A floating-point dtype of 16 bits or more, or an ArgumentError that names it."""
     try:
         dtype = jnp.dtype(value)
     except TypeError:
         raise ArgumentError(f"{name} must be a dtype, got {shown(value)}.") from None
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ArgumentError(f"{name} must be a floating-point dtype, got {dtype}.")
+    # Narrower ones need scales, which nothing here has.
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+        raise ArgumentError(
+            f"{name} must be a floating-point dtype of 16 bits or more, got {dtype}."
+        )
     return dtype
 
 

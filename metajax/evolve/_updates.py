@@ -56,8 +56,17 @@ def scaled(
 
 
 def initial_params(state: TrainState) -> Params:
-    """The parameters that a ``scaled`` optimizer with ``keep_initial`` was initialised with."""
+    """The parameters that a ``scaled`` optimizer with ``keep_initial`` was initialised with.
+
+    Raises:
+        ArgumentError: the state is of an update that doesn't keep them.
+    """
     kept = optax.tree_utils.tree_get(state.optimizer_state, "initial_params")
+    if kept is None:
+        raise ArgumentError(
+            "state.optimizer_state has no initial_params: init it by this update, not by one of "
+            "kl=0 or start='current'."
+        )
     masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
     return jax.tree.map(
         lambda first, now: now if masked(first) else first, kept, state.params, is_leaf=masked

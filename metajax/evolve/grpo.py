@@ -71,7 +71,7 @@ def grpo(
         apply: ``apply(params, tokens)`` returns logits.
         optimizer: any Optax transformation.
         steps: updates a round.
-        temperature: that of the solver.
+        temperature: that of the solver; ``evolve`` refuses a ``model_solver`` of another.
         batch: texts in an update.
         micro_batches: number of parts of an update that are computed one after another.
         kl: β, at least 0.
@@ -147,7 +147,8 @@ def grpo(
         state, metrics = train(state, (scored, weights), scale)
         return state, metrics, round(steps * batch * np.average(lengths, weights=weights))
 
-    return Update("GRPO", lambda params, key: train_state(optimizer, params, key), update)
+    init = lambda params, key: train_state(optimizer, params, key)
+    return Update("GRPO", init, update, float(temperature))
 
 
 def _scored(

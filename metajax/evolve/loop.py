@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import _checks
+from metajax.errors import ArgumentError
 from metajax.evolve._contracts import check_completions, check_tasks, check_verdict
 from metajax.evolve.completions import chosen_completions, is_correct
 from metajax.evolve.data import labelled_examples
@@ -38,11 +39,18 @@ def evolve(
 
     Raises:
         ArgumentError: tasks, completions or a verdict of wrong shapes, or weights that aren't in
-            [0, 1]. A round is checked before anything is learned from it.
+            [0, 1]. A round is checked before anything is learned from it. Or the update is a policy
+            gradient at another temperature than ``model_solver``'s.
 
     Source: the loop, Lee et al. 2025 (arXiv 2502.01612); the gate is ours.
     """
     _checks.positive_int("patience", patience)
+    drawn_at = getattr(config.solve, "temperature", None)
+    if None not in (drawn_at, config.update.temperature) and drawn_at != config.update.temperature:
+        raise ArgumentError(
+            f"temperature of update must be that of solve, {drawn_at}, got "
+            f"{config.update.temperature}."
+        )
     capacity = len(state.replay.weights)
     while int(state.round) < capacity and int(state.refusals) < patience:
         state, report = _round(config, state)

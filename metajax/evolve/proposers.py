@@ -109,7 +109,7 @@ def model_proposer(
             mesh=mesh,
             masks=[masks[level] for level in wanted.tolist()],
             max_new_tokens=steps,
-            sampling=SamplingParams(temperature),
+            sampling=SamplingParams(temperature, stop_tokens=()),  # the level says where it ends
         )
         lengths = np.array([problem.prompt_length(level) for level in wanted])
         texts = np.pad(tokens[:, 0], ((0, 0), (1, 0)), constant_values=begin)

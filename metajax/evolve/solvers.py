@@ -1,5 +1,6 @@
 """Answers of a language model to tasks."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,17 @@ from metajax.types import Params
 _MULTIPLE = 16
 """Completions are padded to a multiple of so many tokens, so that what reads them isn't compiled
 for every level."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _ModelSolver:
+    """A solver that tells its temperature, which a policy gradient must share."""
+
+    solve: Solver
+    temperature: float | None
+
+    def __call__(self, params: Params, key: jax.Array, tasks: Tasks, /) -> Completions:
+        return self.solve(params, key, tasks)
 
 
 def model_solver(
@@ -92,4 +104,4 @@ def model_solver(
         last = np.take_along_axis(tokens, counts[..., None] - 1, axis=-1)[..., 0]
         return Completions(tokens, log_probs, counts, last == end)
 
-    return solve
+    return _ModelSolver(solve, temperature)

@@ -11,7 +11,7 @@ import numpy as np
 from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.evolve.types import Answers, Problem, Tasks
-from metajax.lm.tokenizers import Tokenizer
+from metajax.lm.tokenizers import HFTokenizer, Tokenizer
 
 _ALLOWED_FROM = 1000
 """How many prompts ``allowed`` looks at."""
@@ -120,6 +120,12 @@ class _Texts:
     end: int
     vocab_size: int
 
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a part of a text, without begin and end token."""
+        if isinstance(self.tokenizer, HFTokenizer):
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text)
+
     def prompt_length(self, level: int) -> int:
         return self.longest(level)[0] + (self.begin is not None)
 
@@ -143,7 +149,7 @@ class _Texts:
                 f"write must give a prompt of the level, got {text!r} for level {level}, of which "
                 f"read says {found!r}."
             )
-        tokens = self.tokenizer.encode(text)
+        tokens = self.encode(text)
         kept = self.tokenizer.decode(tokens)
         if kept != text or not tokens:
             raise ArgumentError(
@@ -165,9 +171,9 @@ class _Texts:
 
     def _answered(self, prompt: str, level: int) -> list[int]:
         text = self.answer(prompt)
-        before, both = self.tokenizer.encode(prompt), self.tokenizer.encode(prompt + text)
+        before, both = self.encode(prompt), self.encode(prompt + text)
         apart = both[: len(before)] == before
-        tokens = both[len(before) :] if apart else self.tokenizer.encode(text)
+        tokens = both[len(before) :] if apart else self.encode(text)
         if self.end in tokens:
             raise ArgumentError(f"answer must not have the end token in it, got {text!r}.")
         self._must_fit("an answer", text, len(tokens), level, self.longest(level)[1])
@@ -198,7 +204,7 @@ class _Texts:
         text = self.tokenizer.decode(tokens)
         level = self.level_of(text)
         # A text is a task in the tokenizer's own spelling alone, so that it counts once.
-        if level is None or self.tokenizer.encode(text) != tokens:
+        if level is None or self.encode(text) != tokens:
             return None
         if level < 1:
             raise ArgumentError(

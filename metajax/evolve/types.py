@@ -168,11 +168,13 @@ class Update(NamedTuple):
         update: ``update(state, data, key, scale) -> (state, metrics, tokens)``. The old state stays
             valid, so that the loop can go back to it; ``scale`` multiplies the step size;
             ``tokens`` is how many were trained on.
+        temperature: that at which the solver must draw, where the update depends on it.
     """
 
     name: str
     init: Callable[[Params, jax.Array], TrainState]
     update: Callable[..., tuple[TrainState, Metrics, int]]
+    temperature: float | None = None
 
 
 class Problem(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax.lm._sampling import SamplingParams, choose, row_keys
+from metajax.lm._sampling import SamplingParams, choose, row_keys, seen_tokens
 from metajax.models import KVCache, Transformer, TransformerConfig
 from metajax.models._attention import positions_in_segments
 from metajax.parallel import _devices as devices
@@ -90,23 +90,24 @@ def _generate(
 ):
     """``generate`` for one device's prompts, with a key for each row."""
     logits, cache, position = prefill(variables, tokens, segment_ids, config, room)
+    seen = seen_tokens(tokens, segment_ids, config.vocab_size, sampling)
     if samples > 1:
         repeat = functools.partial(jnp.repeat, repeats=samples, axis=0)
-        logits, position = repeat(logits), repeat(position)
+        logits, position, seen = jax.tree.map(repeat, (logits, position, seen))
         cache = jax.tree.map(repeat, cache._replace(filled=None))._replace(filled=cache.filled)
         if allowed is not None and allowed.shape[1] > 1:
             allowed = jnp.repeat(allowed, samples, axis=1)
     rows = logits.shape[0]
     stops = jnp.array(sampling.stop_tokens, jnp.int32)
 
-    def record(state, step, logits):
+    def record(state, step, logits, seen):
         done, tokens, log_probs, lengths = state
         mask = None if allowed is None else allowed[step]
-        token, log_prob = choose(logits, keys, step, mask, sampling)
+        token, log_prob, seen = choose(logits, keys, step, mask, seen, sampling)
         tokens = tokens.at[:, step].set(jnp.where(done, 0, token))
         log_probs = log_probs.at[:, step].set(jnp.where(done, 0, log_prob))
         lengths = lengths + ~done
-        return token, (done | jnp.isin(token, stops), tokens, log_probs, lengths)
+        return token, seen, (done | jnp.isin(token, stops), tokens, log_probs, lengths)
 
     empty = (
         jnp.zeros(rows, bool),
@@ -114,18 +115,18 @@ def _generate(
         jnp.zeros((rows, room), jnp.float32),
         jnp.zeros(rows, jnp.int32),
     )
-    token, state = record(empty, 0, logits)
+    token, seen, state = record(empty, 0, logits, seen)
 
     def goes_on(carry):
-        step, _, _, (done, *_) = carry
+        step, *_, (done, *_) = carry
         return (step < max_new_tokens) & ~done.all()
 
     def body(carry):
-        step, token, cache, state = carry
+        step, token, cache, seen, state = carry
         logits, cache = decode(variables, token, position + step - 1, cache, config)
-        token, state = record(state, step, logits)
-        return step + 1, token, cache, state
+        token, seen, state = record(state, step, logits, seen)
+        return step + 1, token, cache, seen, state
 
-    start = (jnp.ones((), jnp.int32), token, cache, state)
+    start = (jnp.ones((), jnp.int32), token, cache, seen, state)
     *_, (_, tokens, log_probs, lengths) = jax.lax.while_loop(goes_on, body, start)
     return tokens, log_probs, lengths

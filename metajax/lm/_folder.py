@@ -34,6 +34,12 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
+TOKENS = Kind(
+    "an integer or a list of integers",
+    lambda value: all(
+        _is_number(token, int) for token in (value if isinstance(value, list) else [value])
+    ),
+)
 TEXTS = Kind(
     "a list of texts",
     lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
@@ -133,7 +139,7 @@ def resolve(folder: str | Path) -> Path:
         )
     hub = import_extra("huggingface_hub", extra="lm")
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja"]
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # whatever the hub's client and its transport raise
         first = (str(error).strip().splitlines() or [""])[0]

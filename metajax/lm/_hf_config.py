@@ -5,7 +5,16 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from metajax.errors import ArgumentError
-from metajax.lm._folder import FLAG, INTEGER, LIST, NUMBER, OBJECT, CheckpointError, JsonFile
+from metajax.lm._folder import (
+    FLAG,
+    INTEGER,
+    LIST,
+    NUMBER,
+    OBJECT,
+    TOKENS,
+    CheckpointError,
+    JsonFile,
+)
 from metajax.models import Rotary, TransformerConfig
 
 Architecture = Literal["gpt2", "llama", "qwen2", "qwen3"]
@@ -101,7 +110,7 @@ def from_hf(file: JsonFile) -> TransformerConfig:
         >>> from_hf(JsonFile(fields, "config.json")).mlp_width
         16
     """
-    architecture = file.one_of("model_type", CLASSES)
+    architecture = file.one_of("model_type", (*CLASSES, "mistral"))
     quantization = file.get("quantization_config", OBJECT)
     if quantization is not None:
         method = quantization.get("quant_method", "unknown")
@@ -116,11 +125,37 @@ def from_hf(file: JsonFile) -> TransformerConfig:
 
 def _common(file: JsonFile, table: Any) -> dict[str, Any]:
     name = "torch_dtype" if file.fields.get("dtype") is None else "dtype"  # version 4, version 5
-    dtype = file.one_of(name, ("float32", "bfloat16", "float16"), "float32")
-    return {"dtype": jnp.dtype(dtype)} | {
+    dtype = file.one_of(name, ("float32", "bfloat16", "float16", "float64"), "float32")
+    fields = {
         ours: file.need(theirs, kind) if default is _NEEDED else file.get(theirs, kind, default)
         for ours, theirs, kind, default in table
     }
+    stops = stop_tokens(file, fields["vocab_size"])
+    return {"dtype": jnp.dtype(dtype), "stop_tokens": stops, **fields}
+
+
+def stop_tokens(file: JsonFile, vocab_size: int) -> tuple[int, ...]:
+    """The end tokens that config.json or generation_config.json names.
+
+    Those that the model can't write, such as defaults of a larger vocabulary, are left out.
+
+    Example:
+        >>> stop_tokens(JsonFile({"eos_token_id": [2, 50256]}, "config.json"), 64)
+        (2,)
+    """
+    tokens = file.get("eos_token_id", TOKENS, [])
+    tokens = tokens if isinstance(tokens, list) else [tokens]
+    return tuple(token for token in tokens if 0 <= token < vocab_size)
+
+
+def eos_field(tokens: tuple[int, ...]) -> int | list[int] | None:
+    """The same tokens as Hugging Face writes them.
+
+    Example:
+        >>> eos_field((2,)), eos_field((2, 5)), eos_field(())
+        (2, [2, 5], None)
+    """
+    return list(tokens) if len(tokens) > 1 else next(iter(tokens), None)
 
 
 def _gpt2(file: JsonFile) -> dict[str, Any]:
@@ -131,16 +166,11 @@ def _gpt2(file: JsonFile) -> dict[str, Any]:
     return {**_common(file, _GPT2_FIELDS), "activation": _ACTIVATIONS[activation]}
 
 
-def _llama(file: JsonFile, architecture: Architecture) -> dict[str, Any]:
-    """Of Llama and Qwen."""
+def _llama(file: JsonFile, architecture: str) -> dict[str, Any]:
+    """Of Llama, Qwen and Mistral, which is Llama by another name where it has no window."""
     file.one_of("hidden_act", ("silu",), "silu")
-    file.one_of("use_sliding_window", (False,), False)
-    if architecture == "llama":
-        file.one_of("sliding_window", (None,))
-    for layer_type in file.get("layer_types", LIST, []):
-        if layer_type != "full_attention":
-            raise file.unsupported("layer_types", layer_type, "'full_attention' is")
     fields = _common(file, _LLAMA_FIELDS)
+    _check_windows(file, architecture, fields["n_layers"], fields["max_length"])
     if architecture == "qwen3":
         fields["head_dim"] = fields["head_dim"] or 128
     biased = architecture != "qwen2" and file.get("attention_bias", FLAG, False)
@@ -152,6 +182,33 @@ def _llama(file: JsonFile, architecture: Architecture) -> dict[str, Any]:
         "output_bias": biased,
         "mlp_bias": architecture == "llama" and file.get("mlp_bias", FLAG, False),
     }
+
+
+def _check_windows(file: JsonFile, architecture: str, layers: int, longest: int) -> None:
+    """Raises a CheckpointError if a layer doesn't see all earlier tokens.
+
+    A window of ``max_position_embeddings`` or more hides none.
+    """
+    first, window = 0, None
+    if architecture == "llama":  # which has none; what else its file means by them isn't known
+        file.one_of("use_sliding_window", (False,), False)
+        file.one_of("sliding_window", (None,))
+    elif architecture == "mistral" or file.get("use_sliding_window", FLAG, False):
+        # null is none; where it is missing, transformers takes a default.
+        named = "sliding_window" in file.fields
+        window = file.get("sliding_window", INTEGER, None if named else 4096)
+        if architecture != "mistral":
+            first = file.get("max_window_layers", INTEGER, 28)
+    hides = window is not None and window < longest
+    types = None if architecture == "mistral" else file.get("layer_types", LIST)
+    if types is None and hides and first < layers:
+        raise file.unsupported(
+            "sliding_window", window, f"max_position_embeddings={longest} or more is"
+        )
+    for layer_type in types or []:
+        full = layer_type == "full_attention"
+        if not full and (layer_type != "sliding_attention" or window is None or hides):
+            raise file.unsupported("layer_types", layer_type, "'full_attention' is")
 
 
 def _rotary(file: JsonFile) -> Rotary:
@@ -195,7 +252,7 @@ def to_hf(config: TransformerConfig, dtype: Any) -> dict[str, Any]:
         "torch_dtype": dtype,
         # Without these, transformers would add tokens of its own vocabulary.
         "bos_token_id": None,
-        "eos_token_id": None,
+        "eos_token_id": eos_field(config.stop_tokens),
         **{theirs: getattr(config, ours) for ours, theirs, *_ in table},
     }
     if architecture == "gpt2":

@@ -20,14 +20,15 @@ class SamplingParams:
     Without a temperature each token is the likeliest.
 
     Raises:
-        ArgumentError: a temperature or ``top_p`` isn't above 0, ``top_p`` is above 1, ``top_k``
-            below 1, or one of these two comes without a temperature.
+        ArgumentError: a temperature, ``top_p`` or ``repetition_penalty`` isn't above 0, ``top_p``
+            is above 1, ``top_k`` below 1, or one of these two comes without a temperature.
 
     Example:
         >>> SamplingParams(temperature=0.8, top_p=0.9, stop_tokens=[2]).stop_tokens
         (2,)
 
-    Source: Holtzman et al. 2020 (arXiv 1904.09751) for ``top_p``.
+    Source: Holtzman et al. 2020 (arXiv 1904.09751) for ``top_p``; Keskar et al. 2019
+    (arXiv 1909.05858) for ``repetition_penalty``.
     """
 
     temperature: float | None = None
@@ -37,11 +38,16 @@ class SamplingParams:
     top_p: float | None = None
     """Only the likeliest tokens may be drawn whose probabilities, after ``top_k``, first add up to
     this; all if None."""
-    stop_tokens: tuple[int, ...] = ()
-    """Tokens that end a text."""
+    stop_tokens: tuple[int, ...] | None = None
+    """Tokens that end a text; those of the model's configuration if None, no token if empty."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that prompt or answer has already are divided by it where they are positive,
+    and multiplied by it where they aren't, before the temperature: above 1, they come less."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop_tokens", tuple(map(int, self.stop_tokens)))
+        if self.stop_tokens is not None:
+            object.__setattr__(self, "stop_tokens", tuple(map(int, self.stop_tokens)))
+        _checks.positive_float("repetition_penalty", self.repetition_penalty)
         if self.temperature is not None:
             _checks.positive_float("temperature", self.temperature)
         elif self.top_k is not None or self.top_p is not None:
@@ -85,11 +91,25 @@ def row_keys(key: jax.Array, rows: int) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
 
 
+def seen_tokens(
+    tokens: Any, is_text: Any, vocabulary: int, sampling: SamplingParams
+) -> jax.Array | None:
+    """Which tokens the rows ``[rows, length]`` have, ``[rows, vocab]``; None without a penalty."""
+    if sampling.repetition_penalty == 1:
+        return None
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros((len(tokens), vocabulary), jnp.int32).at[rows, tokens].add(is_text) > 0
+
+
 @functools.partial(jax.jit, static_argnames="sampling")
-def choose(logits, keys, step, allowed, sampling: SamplingParams) -> tuple[jax.Array, jax.Array]:
-    """A token of each row of ``logits [rows, vocab]``, and its log-probability."""
+def choose(logits, keys, step, allowed, seen, sampling: SamplingParams):
+    """A token for each row of ``logits [rows, vocab]``, its log-probability, ``seen`` with it."""
     log_probs = jax.nn.log_softmax(logits)
-    scores = logits if allowed is None else jnp.where(allowed, logits, lowest(logits.dtype))
+    scores = logits
+    if seen is not None:
+        penalty = sampling.repetition_penalty
+        scores = jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+    scores = scores if allowed is None else jnp.where(allowed, scores, lowest(logits.dtype))
     if sampling.temperature is None:
         token = scores.argmax(axis=-1)
     else:
@@ -97,7 +117,9 @@ def choose(logits, keys, step, allowed, sampling: SamplingParams) -> tuple[jax.A
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
         token = jax.vmap(jax.random.categorical)(keys, scores)
     log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-    return token.astype(jnp.int32), log_prob
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(token)), token].set(True)
+    return token.astype(jnp.int32), log_prob, seen
 
 
 def filtered(logits: jax.Array, top_k: int | None = None, top_p: float | None = None) -> jax.Array:

@@ -14,13 +14,15 @@ import numpy as np
 
 from metajax import _checks
 from metajax._extras import import_extra
+from metajax.errors import ArgumentError
 from metajax.files import replacing, write_atomically
-from metajax.lm import _hf_config, _hf_tensors
+from metajax.lm import _beside, _hf_config, _hf_tensors
 from metajax.lm._folder import CheckpointError, JsonFile, Kind, resolve
 from metajax.models import Transformer, TransformerConfig, unstack_layers
 from metajax.types import Params
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_pretrained(
@@ -31,9 +33,12 @@ def load_pretrained(
     The folder has a config.json, and a model.safetensors or several with their index. Tensors are
     read one at a time: at most one copy of the parameters and one tensor are in memory.
 
+    ``generate`` stops at the end tokens that config.json and generation_config.json name.
+
     Args:
         folder: the folder; or a hub's id such as ``"Qwen/Qwen3-0.6B"``, which is downloaded.
-        dtype: of parameters and computation; what config.json says if None.
+        dtype: of parameters and computation; what config.json says if None. To train, take float32
+            or bfloat16: in float16 the square of a small gradient is zero, by which Adam divides.
         scan: whether the blocks are stacked; see ``TransformerConfig``.
         remat: whether the backward pass computes blocks again; see there.
 
@@ -43,7 +48,9 @@ def load_pretrained(
     Raises:
         CheckpointError: the folder isn't there and can't be downloaded; config.json lacks a field
             or asks for what isn't supported; a file is damaged; tensors are missing, unexpected or
-            of another shape.
+            of another shape, or aren't floats of 16 bits or more.
+        ArgumentError: ``dtype`` isn't a floating-point dtype of 16 bits or more, or it is float64
+            where JAX has that switched off.
         ImportError: safetensors isn't installed.
 
     Example:
@@ -60,7 +67,15 @@ def load_pretrained(
     folder = resolve(folder)
     config = _hf_config.from_hf(JsonFile.read(folder / "config.json"))
     dtype = config.dtype if dtype is None else _checks.float_dtype("dtype", dtype)
-    config = dataclasses.replace(config, dtype=dtype, scan=scan, remat=remat)
+    if dtype.itemsize > jnp.result_type(float).itemsize:  # JAX would take float32
+        raise ArgumentError(
+            f"dtype must have at most 32 bits unless jax_enable_x64 is set, got {dtype}."
+        )
+    stops = _beside.all_stop_tokens(folder, config.vocab_size)
+    source = str(folder.resolve())
+    config = dataclasses.replace(
+        config, dtype=dtype, scan=scan, remat=remat, stop_tokens=stops, source=source
+    )
     params = _read_params(folder, dataclasses.replace(config, scan=True))
     return Transformer(config), params if scan else unstack_layers(params)
 
@@ -180,12 +195,17 @@ def _read(stored: _Stored, shape: tuple[int, ...]) -> np.ndarray:
     safetensors = import_extra("safetensors", extra="lm")
     file, opened, name = stored
     try:
-        found = tuple(opened.get_slice(name).get_shape())
-        if found == shape:
+        header = opened.get_slice(name)
+        found, dtype = tuple(header.get_shape()), header.get_dtype()
+        if found == shape and dtype in _DTYPES:
             return opened.get_tensor(name)
     except (safetensors.SafetensorError, OSError, TypeError) as error:
         raise CheckpointError(f"{file}: {name} can't be read: {error}.") from error
-    raise CheckpointError(f"{file}: {name} has shape {found}, config.json asks for {shape}.")
+    if found != shape:
+        raise CheckpointError(f"{file}: {name} has shape {found}, config.json asks for {shape}.")
+    raise CheckpointError(
+        f"{file}: {name} has dtype {dtype}, which isn't supported, {', '.join(_DTYPES)} are."
+    )
 
 
 def save_pretrained(
@@ -241,6 +261,7 @@ def save_pretrained(
         total = sum(_size(tensor, dtype.itemsize) for shard in shards for tensor in shard)
         content = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_atomically(folder / _INDEX, json.dumps(content, indent=2) + "\n")
+    fields |= _beside.write_again(folder, config)
     write_atomically(folder / "config.json", json.dumps(fields, indent=2) + "\n")
     for stale in folder.glob("model*.safetensors"):  # of an earlier save with other shards
         if stale.name not in files:

@@ -13,7 +13,13 @@ from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.lm import _decoding
 from metajax.lm._params import DecodingParams, decoding_variables
-from metajax.lm._sampling import SamplingParams, checked_mask, choose, row_keys
+from metajax.lm._sampling import (
+    SamplingParams,
+    checked_mask,
+    choose,
+    row_keys,
+    seen_tokens,
+)
 from metajax.models import Transformer, TransformerConfig
 from metajax.parallel import _devices as devices
 from metajax.types import Params
@@ -30,7 +36,7 @@ class Generated(NamedTuple):
     Attributes:
         tokens: ``[prompts, samples, max_new_tokens]``; 0 after a stop token.
         log_probs: the same shape, in nats: of each token under the model itself, before
-            temperature, ``top_k``, ``top_p`` and ``allowed``; 0 after a stop token.
+            temperature, penalty, ``top_k``, ``top_p`` and ``allowed``; 0 after a stop token.
         lengths: ``[prompts, samples]``: how many tokens there are, a stop token among them.
     """
 
@@ -65,7 +71,8 @@ def generate(
         key: the random key, needed for a temperature. Each prompt's and sample's tokens come from a
             key of their own.
         max_new_tokens: how many tokens to add, at most.
-        sampling: how tokens are chosen, and which of them end a text; the likeliest by default.
+        sampling: how tokens are chosen, and which of them end a text; by default the likeliest, and
+            the end tokens of the checkpoint that the model was loaded from.
         samples: how many continuations of each prompt; its keys and values are computed once.
         allowed: bools ``[vocab]``, ``[max_new_tokens, vocab]`` or
             ``[max_new_tokens, prompts, vocab]``: the tokens that may be chosen at each step.
@@ -87,7 +94,7 @@ def generate(
         >>> generate(model, params, [[1, 2, 3], [4]], max_new_tokens=5).tokens.shape
         (2, 1, 5)
     """
-    config, key = _checked(model, max_new_tokens, sampling, key)
+    config, sampling, key = _checked(model, max_new_tokens, sampling, key)
     samples = _checks.positive_int("samples", samples)
     if sampling.temperature is None and samples > 1:
         raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
@@ -128,7 +135,7 @@ def stream(
         >>> streamed == generate(model, params, [[1, 2]], max_new_tokens=3).tokens[0, 0].tolist()
         True
     """
-    config, key = _checked(model, max_new_tokens, sampling, key)
+    config, sampling, key = _checked(model, max_new_tokens, sampling, key)
     tokens, segment_ids = _padded([prompt], config, max_new_tokens)
     variables = decoding_variables(config, params, lora, None)
 
@@ -136,10 +143,11 @@ def stream(
         room = _room(tokens, max_new_tokens, config)
         logits, cache, position = _decoding.prefill(variables, tokens, segment_ids, config, room)
         keys = row_keys(key, 1)
+        seen = seen_tokens(tokens, segment_ids, config.vocab_size, sampling)
         for step in range(max_new_tokens):
-            token, _ = choose(logits, keys, step, None, sampling)
+            token, _, seen = choose(logits, keys, step, None, seen, sampling)
             yield int(token[0])
-            if int(token[0]) in sampling.stop_tokens or step + 1 == max_new_tokens:
+            if int(token[0]) in (sampling.stop_tokens or ()) or step + 1 == max_new_tokens:
                 return
             logits, cache = _decoding.decode(variables, token, position + step, cache, config)
 
@@ -148,11 +156,13 @@ def stream(
 
 def _checked(
     model: Transformer, max_new_tokens: int, sampling: SamplingParams, key: jax.Array | None
-) -> tuple[TransformerConfig, jax.Array]:
-    """The configuration of the model that decodes, whose blocks aren't stacked, and the key."""
+) -> tuple[TransformerConfig, SamplingParams, jax.Array]:
+    """The configuration of the model that decodes, whose blocks aren't stacked, the sampling with
+    its stop tokens, and the key."""
     _checks.positive_int("max_new_tokens", max_new_tokens)
     config = dataclasses.replace(model.config, scan=False)
-    for token in sampling.stop_tokens:
+    stops = config.stop_tokens if sampling.stop_tokens is None else sampling.stop_tokens
+    for token in stops:
         if not 0 <= token < config.vocab_size:
             raise ArgumentError(
                 f"stop_tokens must be below vocab_size={config.vocab_size}, got {token}."
@@ -161,7 +171,7 @@ def _checked(
         if sampling.temperature is not None:
             raise ArgumentError("key must be given with a temperature: tokens are drawn at random.")
         key = jax.random.key(0)  # isn't used
-    return config, key
+    return config, dataclasses.replace(sampling, stop_tokens=stops), key
 
 
 def _padded(prompts: Any, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:

@@ -89,6 +89,8 @@ class CharTokenizer:
 
     def special(self, token: str) -> int:
         """A special token's number."""
+        if not self.specials:
+            raise ArgumentError(f"token: the tokenizer has no special tokens, got {token!r}.")
         if token not in self.specials:
             raise ArgumentError(f"token must be one of {_shown(self.specials)}, got {token!r}.")
         return self.specials.index(token)
@@ -101,7 +103,7 @@ class CharTokenizer:
             unknown = sorted(set(text) - self._numbers.keys())
             raise ArgumentError(
                 f"text has characters without a token: {_shown(unknown)}. Those with one are "
-                f"{_shown(self.characters)}."
+                f"{_shown(self.characters) or 'none'}."
             ) from None
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -128,6 +130,10 @@ class CharTokenizer:
             return cls(characters, tuple(specials))
         except ArgumentError as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+
+class _ChatText(str):
+    """What a chat template wrote, which has its special tokens."""
 
 
 class HFTokenizer:
@@ -182,12 +188,22 @@ class HFTokenizer:
         """The number of a token given as text, such as ``"<|im_end|>"``; None if there is none."""
         return self.backend.token_to_id(token)
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
         """The tokens of a text, special ones that it spells out among them.
 
-        ``add_special_tokens`` adds those that tokenizer.json puts around every text.
+        Args:
+            text: the text.
+            add_special_tokens: whether to add those that the folder puts around every text, such as
+                the begin token; not a second one where the text spells it out. If None, they are
+                added unless the text is from ``apply_chat_template``, which writes them itself.
         """
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if add_special_tokens is None:
+            add_special_tokens = not isinstance(text, _ChatText)
+        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        twice = ids[:2] == [self.bos_id] * 2
+        if add_special_tokens and twice and self.backend.encode("").ids[:1] == ids[:1]:
+            ids = ids[1:]
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones."""
@@ -212,29 +228,37 @@ class HFTokenizer:
             **variables: others that the template reads, such as ``tools`` or ``enable_thinking``.
 
         Raises:
-            ArgumentError: if there is no message, no such template, or the template refuses the
+            ArgumentError: if there is no message, no template, no such one, or it refuses the
                 chat.
             ImportError: if Jinja isn't installed.
         """
         if template is None:
             tools = variables.get("tools") is not None and "tool_use" in self.chat_templates
             template = "tool_use" if tools else "default"
+        if not self.chat_templates:
+            raise ArgumentError(
+                "chat_templates is empty: the folder has no chat template. Set "
+                "chat_templates['default'] to the Jinja source of one, or write the text yourself."
+            )
         if template not in self.chat_templates:
-            known = _shown(sorted(self.chat_templates)) or "none"
+            known = _shown(sorted(self.chat_templates))
             raise ArgumentError(f"template must be one of {known}, got {template!r}.")
-        return _chat_templates.render(
+        text = _chat_templates.render(
             self.chat_templates[template],
             messages,
             add_generation_prompt=add_generation_prompt,
             **{**self.special_tokens, **variables},
         )
+        return _ChatText(text)
 
 
 def load_tokenizer(folder: str | Path) -> HFTokenizer:
     """The tokenizer of a Hugging Face folder.
 
     It reads tokenizer.json, and where they are there tokenizer_config.json, with special tokens and
-    chat templates, and chat_template.jinja, which takes precedence.
+    chat templates, and chat_template.jinja, which takes precedence. ``encode`` puts begin and end
+    token around a text as tokenizer.json does, or as ``add_bos_token`` and ``add_eos_token`` of
+    tokenizer_config.json say.
 
     Args:
         folder: the folder, or a hub's id; as for ``load_pretrained``.
@@ -269,7 +293,33 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
     # A token is a string, or an object whose "content" is one; "add_bos_token" is neither.
     texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
     tokens = {k: v for k, v in texts.items() if k.endswith("_token") and isinstance(v, str)}
-    return HFTokenizer(backend, tokens, _chat_templates.read(folder, config.get("chat_template")))
+    tokenizer = HFTokenizer(
+        backend, tokens, _chat_templates.read(folder, config.get("chat_template"))
+    )
+    _set_ends(tokenizer, config)
+    return tokenizer
+
+
+def _set_ends(tokenizer: HFTokenizer, config: Mapping[str, Any]) -> None:
+    """Puts begin and end token around texts as ``add_bos_token`` and ``add_eos_token`` say.
+
+    What isn't said stays as tokenizer.json has it.
+    """
+    around = tokenizer.backend.encode("").ids
+    begins = around[:1] == [tokenizer.bos_id]
+    ends = around[begins:][-1:] == [tokenizer.eos_id]
+    pieces = []
+    for name, now in (("bos_token", begins), ("eos_token", ends)):
+        asked = config.get(f"add_{name}")
+        text = tokenizer.special_tokens.get(name)
+        pieces.append([text] if text and (asked if isinstance(asked, bool) else now) else [])
+    first, last = pieces
+    if (bool(first), bool(last)) != (begins, ends):
+        processors = import_extra("tokenizers.processors", extra="lm")
+        tokenizer.backend.post_processor = processors.TemplateProcessing(
+            single=[*first, "$A", *last],
+            special_tokens=[(text, tokenizer.token_id(text)) for text in {*first, *last}],
+        )
 
 
 def _fields(path: Path) -> Mapping[str, Any]:

@@ -62,7 +62,11 @@ class _Attention(nn.Module):
         if shared.rotations is not None:
             query, key = (rotate(side, shared.rotations) for side in (query, key))
         if cached is None:
+            # JAX asks for a product of float16 that a CPU doesn't have.
+            wide = jnp.float32 if config.dtype == jnp.float16 else config.dtype
+            query, key, value = (side.astype(wide) for side in (query, key, value))
             mixed = jax.nn.dot_product_attention(query, key, value, mask=shared.mask)
+            mixed = mixed.astype(config.dtype)
         else:
             keys, values = (
                 jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2), (0, 0, shared.start, 0))

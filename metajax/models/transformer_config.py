@@ -76,7 +76,8 @@ class TransformerConfig:
 
     Raises:
         ArgumentError: a size isn't a positive integer, ``n_heads`` isn't a multiple of
-            ``n_kv_heads``, rotary positions have an odd ``head_dim``, or an option is unknown.
+            ``n_kv_heads``, rotary positions have an odd ``head_dim``, a stop token isn't in the
+            vocabulary, or an option is unknown.
 
     Example:
         >>> TransformerConfig.llama(vocab_size=64, width=32, n_layers=2, n_heads=4).head_dim
@@ -127,6 +128,11 @@ class TransformerConfig:
     scan: bool = True
     """Whether the blocks are one ``scan`` over stacked parameters, so that one block is compiled.
     Without it each block has parameters of its own, which decoding with a cache needs."""
+    stop_tokens: tuple[int, ...] = ()
+    """Tokens that end a text, unless ``metajax.lm.SamplingParams`` name others."""
+    source: str | None = dataclasses.field(default=None, compare=False, repr=False)
+    """The folder that ``metajax.lm.load_pretrained`` read, whose tokenizer ``save_pretrained``
+    writes again."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "n_layers", "n_heads", "max_length"):
@@ -156,6 +162,12 @@ class TransformerConfig:
         if self.positions == "rotary" and self.head_dim % 2:
             raise ArgumentError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
         object.__setattr__(self, "dtype", _checks.float_dtype("dtype", self.dtype))
+        object.__setattr__(self, "stop_tokens", tuple(map(int, self.stop_tokens)))
+        for token in self.stop_tokens:
+            if not 0 <= token < self.vocab_size:
+                raise ArgumentError(
+                    f"stop_tokens must be below vocab_size={self.vocab_size}, got {token}."
+                )
 
     @classmethod
     def gpt2(cls, **options: Any) -> "TransformerConfig":

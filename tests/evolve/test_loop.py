@@ -5,10 +5,12 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toys import COPY, solved
 
 from metajax import evolve as ev
+from metajax.models import Transformer, TransformerConfig
 from metajax.trainer import TrainState
 
 
@@ -264,3 +266,20 @@ def test_what_tasks_are_about_reaches_the_verifier_row_by_row_and_its_shape_is_c
     few = lambda params, key, levels: propose(params, key, levels)._replace(about=np.zeros(5))
     with pytest.raises(ValueError, match=r"about, 0.*\(5,\)"):
         run(config_of(propose=few))
+
+
+def test_a_policy_gradient_at_another_temperature_than_the_solver_is_named():
+    model = Transformer(TransformerConfig.nope(vocab_size=14, width=8, n_layers=1, n_heads=2))
+
+    def first(drawn_at, learned_at):
+        solver = ev.model_solver(
+            model, answer_length=COPY.answer_length, end=COPY.end, samples=2, temperature=drawn_at
+        )
+        update = ev.grpo(lambda p, t: t, optax.sgd(0.1), steps=1, temperature=learned_at)
+        config = config_of(solve=solver, update=update, propose=None)
+        return next(ev.evolve(config, begin(config)))
+
+    with pytest.raises(ValueError, match=r"update must be that of solve, 0\.7, got 1\.0"):
+        first(0.7, 1.0)
+    with pytest.raises(TypeError, match="NoneType"):  # the round begins
+        first(0.7, 0.7)

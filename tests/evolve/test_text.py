@@ -128,6 +128,24 @@ def test_subwords_are_those_of_prompt_and_answer_together(subwords):
     assert problem.show(beyond) == "12 + 34 ="
 
 
+def test_a_begin_token_that_the_tokenizer_adds_comes_once(subwords):
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer.from_str(subwords.backend.to_str())
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[(name, backend.token_to_id(name)) for name in ("<s>", "</s>")],
+    )
+    adds = HFTokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"}, {})
+    assert adds.encode("1") == [adds.bos_id, *subwords.encode("1"), adds.eos_id]
+    problem = sums(adds, end=None)
+    plain = sums(subwords, end=None, begin=adds.bos_id, vocab_size=adds.vocab_size)
+    tasks, wanted = (each.draw(jax.random.key(0), [1, 2, 3]) for each in (problem, plain))
+    assert tasks.prompts.tolist() == wanted.prompts.tolist()
+    assert problem.read(tasks.prompts, tasks.lengths)[0].all()
+    assert problem.answer(tasks).tokens.tolist() == plain.answer(wanted).tokens.tolist()
+
+
 def test_an_answer_that_would_be_merged_with_its_prompt_has_its_own_tokens(subwords):
     problem = sums(
         subwords, end=None, write=lambda rng, level: "12", answer=lambda prompt: "0 +",

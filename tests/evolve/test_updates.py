@@ -89,6 +89,9 @@ RESUMED = {
     "from the base, a part": lambda: fine_tune(start="base", trainable=lambda path: path == "bias"),
     "GRPO": lambda: grpo(kl=0.5),
     "GRPO, a part": lambda: grpo(kl=0.5, trainable=lambda path: path == "table"),
+    "GRPO without divergence": lambda: grpo(kl=0.0, temperature=0.7),
+    "fine-tuning": fine_tune,
+    "meta step": meta_step,
 }
 
 
@@ -103,6 +106,28 @@ def test_a_restored_state_goes_on_bit_for_bit_in_another_process(name):
     structure = jax.tree.structure(RESUMED[name]().init(other, jax.random.key(9)))
     restored = structure.unflatten([jnp.array(leaf, copy=True) for leaf in jax.tree.leaves(state)])
     found, again, _ = RESUMED[name]().update(restored, data, jax.random.key(2))
+    assert_equal(found.params, expected.params)
+    assert_equal(again, metrics)
+
+
+@pytest.mark.parametrize("build", [lambda: grpo(kl=0.5), lambda: fine_tune(start="base")])
+def test_a_state_without_the_initial_parameters_is_named(build):
+    update, data = build(), data_of(samples=2)
+    optimizer = {"GRPO": lambda: grpo(kl=0.0)}.get(update.name, fine_tune)()
+    with pytest.raises(ValueError, match=r"state\.optimizer_state has no initial_params"):
+        update.update(optimizer.init(PARAMS, jax.random.key(0)), data, jax.random.key(1))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
+def test_what_the_rollouts_say_of_their_probabilities_does_not_matter(temperature):
+    """The policy is the model's own at the temperature, whatever log-probabilities came with it."""
+    data, update = data_of(samples=2), grpo(temperature=temperature, kl=0.5)
+    state = update.init(PARAMS, jax.random.key(0))
+    expected, metrics, _ = update.update(state, data, jax.random.key(1))
+    completions = data.rollouts.completions
+    other = completions._replace(log_probs=completions.log_probs / temperature - 1)
+    data = data._replace(rollouts=data.rollouts._replace(completions=other))
+    found, again, _ = update.update(state, data, jax.random.key(1))
     assert_equal(found.params, expected.params)
     assert_equal(again, metrics)
 

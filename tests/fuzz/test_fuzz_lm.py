@@ -50,11 +50,19 @@ def checkpoint(sandbox):
     folder = sandbox / "files" / "model"
     config = CONFIGS["llama"]
     lm.save_pretrained(folder, config, shaped(config), shard_bytes=512)
+    generation = {"eos_token_id": [1, 2], "temperature": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors.index.json", "model-00001-of-*.safetensors"]
+    "name",
+    [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "model-00001-of-*.safetensors",
+    ],
 )
 def test_any_file_of_a_checkpoint(name, checkpoint, sandbox):
     (file,) = checkpoint.glob(name)

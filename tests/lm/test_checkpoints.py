@@ -1,5 +1,6 @@
 """Bad checkpoints, and what loading and saving leave behind."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from metajax.lm import CheckpointError, load_pretrained, save_pretrained
+from metajax.lm import CheckpointError, load_pretrained, lora, save_pretrained
 from metajax.lm._folder import JsonFile
 from metajax.lm._hf_config import from_hf, to_hf
 from metajax.models import Transformer, TransformerConfig
@@ -246,3 +247,261 @@ def test_the_description_of_a_configuration_reads_back():
         TransformerConfig.qwen3(**SIZES),
     ):
         assert from_hf(JsonFile(to_hf(config, config.dtype), "config.json")) == config
+
+
+GENERATION = {"eos_token_id": [2, 5], "temperature": 0.6, "transformers_version": "4.51.0"}
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "additional_chat_templates/rag.jinja",
+)
+
+
+@pytest.fixture
+def complete(folder):
+    """A checkpoint as it comes: tokens, generation_config.json, a tokenizer, and other files."""
+    edit(folder, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    (folder / "additional_chat_templates").mkdir()
+    for name in (*TOKENIZER, "README.md"):
+        (folder / name).write_text(f"of {name}")
+    return folder
+
+
+def fields_of(folder, name="config.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_what_was_read_is_written_again_and_again(complete, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    model, params = load_pretrained(complete)
+    assert model.config.stop_tokens == (2, 5)
+    tuned = jax.tree.map(lambda leaf: leaf + 1, params)
+    save_pretrained(first, model.config, tuned, shard_bytes=2000)
+    save_pretrained(first, model.config, tuned)  # over it
+    again, stored = load_pretrained(first, scan=False)
+    save_pretrained(second, again.config, stored)
+    for written in (first, second):
+        tokens = {k: v for k, v in fields_of(written).items() if k.endswith("_token_id")}
+        assert tokens == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        assert fields_of(written, "generation_config.json") == GENERATION
+        for name in TOKENIZER:
+            assert (written / name).read_text() == f"of {name}"
+        assert not (written / "README.md").exists()
+        found, _ = load_pretrained(written)
+        assert found.config == model.config
+
+
+def test_merged_factors_are_saved_with_the_tokenizer(complete, tmp_path):
+    model, params = load_pretrained(complete)
+    factors = lora.init(params, jax.random.key(0), rank=2, targets="attention/query/kernel")
+    save_pretrained(tmp_path / "merged", model.config, lora.merge(params, factors))
+    assert (tmp_path / "merged" / "tokenizer.json").read_text() == "of tokenizer.json"
+    assert load_pretrained(tmp_path / "merged")[0].config.stop_tokens == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "stops"),
+    [
+        (2, ..., (2,)),
+        ([2, 5], ..., (2, 5)),
+        (None, ..., ()),
+        (..., ..., ()),
+        (2, {"eos_token_id": [5, 2, 9]}, (2, 5, 9)),
+        (2, {"temperature": 0.6}, (2,)),
+        (2, {"eos_token_id": None}, (2,)),
+        (None, {"eos_token_id": 5}, (5,)),
+        (50256, {"eos_token_id": [16, -1, 3]}, (3,)),  # the vocabulary has 16
+    ],
+)
+def test_the_end_tokens_of_both_files_are_kept(folder, tmp_path, config, generation, stops):
+    fields = fields_of(folder) | {"eos_token_id": config}
+    fields = {name: value for name, value in fields.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(fields))
+    if generation is not ...:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    model, params = load_pretrained(folder)
+    assert model.config.stop_tokens == stops
+    save_pretrained(tmp_path / "copy", model.config, params)
+    written = fields_of(tmp_path / "copy")
+    assert written["eos_token_id"] == (None if config is ... else config)
+    assert (tmp_path / "copy" / "generation_config.json").exists() == (generation is not ...)
+    if generation is not ...:
+        assert fields_of(tmp_path / "copy", "generation_config.json") == generation
+
+
+def test_other_end_tokens_replace_those_that_were_read(complete, tmp_path):
+    model, params = load_pretrained(complete)
+    for stops, eos in (((7,), 7), ((3, 4), [3, 4]), ((), None)):
+        config = dataclasses.replace(model.config, stop_tokens=stops)
+        save_pretrained(tmp_path / "copy", config, params)
+        assert fields_of(tmp_path / "copy")["eos_token_id"] == eos
+        generation = fields_of(tmp_path / "copy", "generation_config.json")
+        assert generation == GENERATION | {"eos_token_id": eos}
+        assert load_pretrained(tmp_path / "copy")[0].config.stop_tokens == stops
+
+
+def test_end_tokens_of_a_new_model_are_saved(tmp_path):
+    config = TransformerConfig.llama(**SIZES, stop_tokens=[3])
+    save_pretrained(tmp_path, config, params_of(config))
+    assert fields_of(tmp_path)["eos_token_id"] == 3
+    assert load_pretrained(tmp_path)[0].config == config
+    with pytest.raises(ValueError, match="stop_tokens must be below vocab_size=16, got 16"):
+        TransformerConfig.llama(**SIZES, stop_tokens=[16])
+
+
+def test_a_checkpoint_saved_over_itself_keeps_its_files(complete):
+    model, params = load_pretrained(complete)
+    save_pretrained(complete, model.config, params, shard_bytes=2000)
+    assert fields_of(complete)["pad_token_id"] == 0
+    assert fields_of(complete, "generation_config.json") == GENERATION
+    assert (complete / "merges.txt").read_text() == "of merges.txt"
+
+
+def test_another_tokenizer_in_the_folder_stays_and_is_named(complete, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "tokenizer.json").write_text("mine")
+    model, params = load_pretrained(complete)
+    with pytest.warns(UserWarning, match="own has a tokenizer of its own, which stays"):
+        save_pretrained(own, model.config, params)
+    assert (own / "tokenizer.json").read_text() == "mine"
+    assert not (own / "merges.txt").exists()
+    assert fields_of(own)["eos_token_id"] == 2
+
+
+def test_a_source_that_is_gone_is_named_and_the_weights_are_saved(complete, tmp_path):
+    model, params = load_pretrained(complete)
+    (complete / "config.json").rename(complete / "elsewhere.json")
+    with pytest.warns(UserWarning, match="is gone: its tokenizer and generation_config"):
+        save_pretrained(tmp_path / "copy", model.config, params)
+    found, again = load_pretrained(tmp_path / "copy")
+    assert found.config.stop_tokens == (2, 5)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, again))
+
+
+def test_the_source_changes_no_program(complete):
+    """It isn't compared: the same model from two folders shares compiled programs."""
+    config = load_pretrained(complete)[0].config
+    moved = dataclasses.replace(config, source=None)
+    assert config.source is not None
+    assert config == moved
+    assert hash(config) == hash(moved)
+    assert "source" not in repr(config)
+
+
+@pytest.mark.parametrize("fields", [{"eos_token_id": "2"}, {"eos_token_id": [1, True]}])
+def test_end_tokens_that_are_none_are_named(folder, fields):
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id must be an"):
+        load_pretrained(folder)
+
+
+QWEN = TransformerConfig.qwen2(**SIZES)  # two layers, at most 16 tokens
+
+
+@pytest.mark.parametrize("config", [QWEN, TransformerConfig.qwen3(**SIZES | {"head_dim": 8})])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+        {"use_sliding_window": True, "sliding_window": 4},  # from layer 28 on
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+        | {"layer_types": ["full_attention"] * 2},
+        {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0},
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+        {"use_sliding_window": True, "max_window_layers": 0},  # of 4096
+        {"use_sliding_window": True, "sliding_window": 16}
+        | {"layer_types": ["full_attention", "sliding_attention"]},
+        {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0},
+        {"sliding_window": 4, "max_window_layers": 0},
+    ],
+)
+def test_windows_that_hide_nothing_are_read(config, fields):
+    assert from_hf(JsonFile(to_hf(config, config.dtype) | fields, "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"sliding_window": 4, "max_window_layers": 1}, ["sliding_window=4", "16 or more"]),
+        ({"sliding_window": 15, "max_window_layers": 0}, ["sliding_window=15", "16 or more"]),
+        (
+            {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+            ["layer_types='sliding_attention'"],
+        ),
+        (
+            {"use_sliding_window": False, "layer_types": ["full_attention", "sliding_attention"]},
+            ["layer_types='sliding_attention'"],
+        ),
+        ({"layer_types": ["chunked_attention"] * 2}, ["layer_types='chunked_attention'"]),
+        ({"sliding_window": "4"}, ["sliding_window must be an integer", "'4'"]),
+        ({"max_window_layers": True}, ["max_window_layers must be an integer"]),
+    ],
+)
+def test_windows_that_hide_tokens_are_refused_by_name(fields, words):
+    fields = to_hf(QWEN, QWEN.dtype) | {"use_sliding_window": True} | fields
+    with pytest.raises(CheckpointError) as error:
+        from_hf(JsonFile(fields, "config.json"))
+    assert all(word in str(error.value) for word in [*words, "config.json"])
+
+
+def test_a_mistral_without_windows_is_a_llama():
+    fields = to_hf(CONFIG, CONFIG.dtype) | {"model_type": "mistral"}
+    for window in ({"sliding_window": None}, {"sliding_window": 16}, {}):
+        assert from_hf(JsonFile(fields | window, "config.json")) == CONFIG
+    for window in ({"sliding_window": 8}, {"max_position_embeddings": 5000}):
+        with pytest.raises(CheckpointError, match=r"sliding_window=.* isn't supported"):
+            from_hf(JsonFile(fields | window, "config.json"))
+    fields |= {"layer_types": ["full_attention"] * 2, "sliding_window": 8}  # it has no types
+    with pytest.raises(CheckpointError, match="sliding_window=8"):
+        from_hf(JsonFile(fields, "config.json"))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_tensors_of_mixed_dtypes_are_read_in_the_one_that_is_asked_for(folder, name, x64):
+    dtype = jnp.dtype(name)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    cast = lambda leaf, i: leaf.astype([jnp.float16, jnp.float32, jnp.float64, jnp.bfloat16][i % 4])
+    save_file({k: cast(v, i) for i, (k, v) in enumerate(sorted(tensors.items()))}, file)
+    edit(folder, dtype=name, torch_dtype=name)
+    for options in ({}, {"dtype": dtype}):
+        model, params = load_pretrained(folder, **options)
+        assert model.config.dtype == dtype
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {dtype}
+        logits = model.apply({"params": params}, jnp.zeros((1, 3), int))
+        assert jnp.isfinite(logits).all()
+    wanted = cast(tensors["model.norm.weight"], sorted(tensors).index("model.norm.weight"))
+    np.testing.assert_array_equal(params["norm"]["scale"], wanted.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, np.int8, np.int32, bool])
+def test_tensors_that_are_no_floats_of_16_bits_or_more_are_named(folder, dtype):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].astype(dtype)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"mlp\.up_proj\.weight has dtype \w+, which isn't"):
+        load_pretrained(folder)
+
+
+def test_a_dtype_that_does_not_serve_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"dtype must have at most 32 bits .* got float64"):
+        load_pretrained(folder, dtype=np.float64)
+    for dtype in (jnp.float8_e5m2, "int8"):
+        with pytest.raises(ValueError, match="dtype must be a floating-point dtype of 16 bits"):
+            load_pretrained(folder, dtype=dtype)
+        with pytest.raises(ValueError, match="dtype must be a floating-point dtype of 16 bits"):
+            save_pretrained(tmp_path / "new", CONFIG, params_of(CONFIG), dtype=dtype)
+    edit(folder, dtype="float64")
+    with pytest.raises(ValueError, match=r"dtype must have at most 32 bits .* got float64"):
+        load_pretrained(folder)
+    assert load_pretrained(folder, dtype="float32")[0].config.dtype == jnp.float32
+    edit(folder, dtype="float8_e4m3fn")
+    with pytest.raises(CheckpointError, match="dtype='float8_e4m3fn' isn't supported"):
+        load_pretrained(folder)

@@ -11,7 +11,7 @@ from compilations import no_compilation
 import metajax
 from metajax import lm
 from metajax.lm import SamplingParams, _decoding, lora
-from metajax.lm._sampling import filtered
+from metajax.lm._sampling import choose, filtered, row_keys
 from metajax.models import Transformer, TransformerConfig, unstack_layers
 
 SIZES = {"vocab_size": 31, "width": 32, "n_layers": 2, "n_heads": 4, "max_length": 160}
@@ -169,7 +169,7 @@ def test_devices_that_share_the_prompts_change_nothing(small):
     assert mesh.size == 2
     allowed = np.ones((6, 4, 31), bool)
     allowed[:, 2, ::2] = False
-    sampling = SamplingParams(1.0, stop_tokens=[3, 9, 17])
+    sampling = SamplingParams(1.0, stop_tokens=[3, 9, 17], repetition_penalty=1.3)
     drawn = {"sampling": sampling, "samples": 3, "allowed": allowed}
     for options in ({}, drawn):
         one, both = (
@@ -253,6 +253,7 @@ def test_bad_input_is_named(small, prompts, options, words):
         ({"top_k": 3}, "top_k=3 .* need a temperature"),
         ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1, got 0"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be a positive"),
     ],
 )
 def test_bad_sampling_is_named(options, words):
@@ -282,3 +283,146 @@ def test_parameters_and_factors_of_another_model_are_named(small):
             generate(params, lora={"head": {name: factors}})
     with pytest.raises(ValueError, match="lora must be given to decoding_params"):
         generate(lm.decoding_params(params), lora={})
+
+
+@pytest.mark.slow
+def test_generation_stops_at_all_end_tokens_of_the_configuration(small):
+    model, params = small
+    free = lm.generate(model, params, PROMPTS, max_new_tokens=20).tokens[:, 0]
+    stops = (int(free[0, 3]), int(free[1, 5]))
+    other = Transformer(dataclasses.replace(model.config, stop_tokens=stops))
+    found = lm.generate(other, params, PROMPTS, max_new_tokens=20)
+    wanted = [next((i + 1 for i, t in enumerate(row) if t in stops), 20) for row in free.tolist()]
+    assert found.lengths[:, 0].tolist() == wanted
+    assert max(wanted[:2]) < 20
+    streamed = list(lm.stream(other, params, PROMPTS[0], max_new_tokens=20))
+    assert streamed == free[0, : wanted[0]].tolist()
+    drawn = [
+        lm.generate(model, params, PROMPTS, jax.random.key(0), max_new_tokens=20, sampling=sampling)
+        for model, sampling in (
+            (other, SamplingParams(1.0)), (model, SamplingParams(1.0, stop_tokens=stops))
+        )
+    ]  # fmt: skip
+    assert drawn[0].tokens.tolist() == drawn[1].tokens.tolist()
+    for own in ((), (stops[1],)):
+        sampling = SamplingParams(stop_tokens=own)
+        chosen = [
+            lm.generate(each, params, PROMPTS, max_new_tokens=20, sampling=sampling)
+            for each in (other, model)
+        ]
+        assert chosen[0].tokens.tolist() == chosen[1].tokens.tolist()
+    unstopped = lm.generate(
+        other, params, PROMPTS, max_new_tokens=20, sampling=SamplingParams(stop_tokens=())
+    )
+    assert unstopped.tokens[:, 0].tolist() == free.tolist()
+
+
+def penalised_by_hand(logits, text, penalty):
+    scores = np.array(logits, np.float64)
+    for token in set(text):
+        scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+    return scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_a_repetition_penalty_is_its_definition(small, penalty):
+    """A loop by hand over the full forward pass; prompts of several lengths, so padded with 0."""
+    model, params = small
+    sampling = SamplingParams(repetition_penalty=penalty)
+    found = lm.generate(model, params, PROMPTS, max_new_tokens=16, sampling=sampling)
+    plain = lm.generate(model, params, PROMPTS, max_new_tokens=16)
+    assert found.tokens.tolist() != plain.tokens.tolist()
+    apply = jax.jit(model.apply)
+    for prompt, row, log_probs in zip(
+        PROMPTS, found.tokens[:, 0].tolist(), found.log_probs[:, 0], strict=True
+    ):
+        logits = apply({"params": params}, jnp.array([prompt + row]))[0]
+        for step, token in enumerate(row):
+            place = len(prompt) + step - 1
+            text = prompt + row[:step]
+            assert int(penalised_by_hand(logits[place], text, penalty).argmax()) == token
+            wanted = jax.nn.log_softmax(logits[place])[token]
+            assert float(log_probs[step]) == pytest.approx(float(wanted), abs=1e-4)
+        assert list(lm.stream(model, params, prompt, max_new_tokens=16, sampling=sampling)) == row
+
+
+def test_a_repetition_penalty_comes_before_temperature_and_filters():
+    logits = jnp.array([[2.0, 1.9, -1.0, 0.5]])
+    seen = jnp.array([[True, False, True, False]])
+    penalised = penalised_by_hand(logits[0], [0, 2], 2.0)
+    np.testing.assert_allclose(penalised, [1.0, 1.9, -2.0, 0.5])
+    keys = jax.random.split(jax.random.key(0), 4000)
+    sampling = SamplingParams(0.5, top_k=3, repetition_penalty=2.0)
+    rows = lambda leaf: jnp.repeat(leaf, 4000, axis=0)
+    token, _, after = choose(rows(logits), keys, 0, None, rows(seen), sampling)
+    wanted = np.exp(np.array([1.0, 1.9, -np.inf, 0.5]) / 0.5)
+    np.testing.assert_allclose(
+        np.bincount(token, minlength=4) / 4000, wanted / wanted.sum(), atol=0.03
+    )
+    assert after[0].tolist() == [True, int(token[0]) == 1, True, int(token[0]) == 3]
+    mask = jnp.array([[False, False, True, True]])
+    token, *_ = choose(logits, keys[:1], 0, mask, seen, SamplingParams(repetition_penalty=2.0))
+    assert token.tolist() == [3]
+
+
+@pytest.mark.slow
+def test_samples_of_a_prompt_are_penalised_apart(small):
+    model, params = small
+    key, sampling = jax.random.key(0), SamplingParams(1.0, repetition_penalty=3.0)
+    found = lm.generate(
+        model, params, [[1, 2], [3, 4]], key, max_new_tokens=6, sampling=sampling, samples=3
+    )
+    apply, keys = jax.jit(model.apply), row_keys(key, 6)
+    for number, row in enumerate(found.tokens.reshape(6, 6).tolist()):
+        text = [[1, 2], [3, 4]][number // 3] + row
+        logits = apply({"params": params}, jnp.array([text]))[0]
+        for step, token in enumerate(row):
+            seen = jnp.isin(jnp.arange(31), jnp.array(text[: 2 + step]))[None]
+            one = slice(number, number + 1)
+            again, *_ = choose(logits[None, 1 + step], keys[one], step, None, seen, sampling)
+            assert again.tolist() == [token]
+
+
+def test_without_a_penalty_the_program_has_none(small):
+    model, params = small
+    ready = lm.decoding_params(params)
+    config = dataclasses.replace(model.config, scan=False)
+
+    def program(**options):
+        sampling = SamplingParams(1.0, stop_tokens=(), **options)
+        tokens = np.ones((2, 8), np.int32)
+        return _decoding.generate.lower(
+            ready.variables,
+            tokens,
+            tokens,
+            jax.random.key(0),
+            None,
+            8,
+            config,
+            sampling,
+            8,
+            1,
+            None,
+        ).as_text()
+
+    plain, penalised = program(), program(repetition_penalty=1.5)
+    assert plain == program(repetition_penalty=1)
+    assert "2x31xi1" in penalised
+    assert "2x31xi1" not in plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_generates(small, dtype):
+    """Tokens of a float16 or bfloat16 cache, beside the full pass in the same dtype."""
+    model, params = small
+    half = Transformer(dataclasses.replace(model.config, dtype=dtype))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    found = lm.generate(half, params, PROMPTS, max_new_tokens=12)
+    assert np.isfinite(found.log_probs).all()
+    for prompt, row in zip(PROMPTS, found.tokens[:, 0].tolist(), strict=True):
+        logits = jax.jit(half.apply)({"params": params}, jnp.array([prompt + row]))[0]
+        chosen = logits[jnp.arange(len(prompt) - 1, len(prompt) + 11), jnp.array(row)]
+        best = logits[len(prompt) - 1 : -1].max(axis=-1)
+        np.testing.assert_allclose(chosen, best, rtol=0.05, atol=0.05)

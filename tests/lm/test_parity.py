@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch", reason="transformers' models need PyTorch")
     transformers = pytest.importorskip("transformers", reason="it is what is compared with")
 
+from metajax import lm
 from metajax.lm import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's and transformers' own
@@ -187,3 +188,103 @@ def test_the_config_of_version_4_means_the_same(tmp_path):
     old, _ = load_pretrained(tmp_path)
     assert old.config == new.config
     assert dataclasses.asdict(old.config.rotary)["scaling"] == "llama3"
+
+
+def saved_like_a_checkpoint(folder, config_eos, generation_eos):
+    """A small model in a folder with end tokens, and generation_config.json where they're given."""
+    theirs = reference(*CASES["llama-grouped"])
+    theirs.config.eos_token_id = config_eos
+    theirs.save_pretrained(folder)
+    generation = folder / "generation_config.json"
+    generation.unlink(missing_ok=True)
+    if generation_eos is not ...:
+        generation.write_text(json.dumps({"bos_token_id": 1, "eos_token_id": generation_eos}))
+
+
+def their_greedy(folder, prompt, **options):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        row = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False, pad_token_id=0, **options,
+        )  # fmt: skip
+    return row[0, len(prompt) :].tolist()
+
+
+def our_greedy(folder, prompt, new, **options):
+    model, params = load_pretrained(folder)
+    found = lm.generate(
+        model, params, [prompt], max_new_tokens=new, sampling=lm.SamplingParams(**options)
+    )
+    return found.tokens[0, 0, : int(found.lengths[0, 0])].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["config", "generation", "both"])
+def test_a_saved_checkpoint_stops_where_transformers_does(tmp_path, where):
+    prompt = tokens_of()[0].tolist()
+    saved_like_a_checkpoint(tmp_path / "free", None, ...)
+    free = our_greedy(tmp_path / "free", prompt, 32)
+    assert len(free) == 32
+    stops = [free[9], free[5], 96]
+    config = {"config": stops, "generation": None, "both": free[9]}[where]
+    saved_like_a_checkpoint(tmp_path / "theirs", config, ... if where == "config" else stops)
+    model, params = load_pretrained(tmp_path / "theirs")
+    save_pretrained(tmp_path / "ours", model.config, params)
+    wanted = free[: min(map(free.index, stops[:2])) + 1]
+    for folder in ("theirs", "ours"):
+        assert our_greedy(tmp_path / folder, prompt, 32) == wanted
+        assert their_greedy(tmp_path / folder, prompt, max_new_tokens=32) == wanted
+    again = transformers.GenerationConfig.from_pretrained(
+        tmp_path / "ours", config_file_name="config.json" if where == "config" else None
+    )
+    assert again.eos_token_id == stops
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.7])
+def test_a_repetition_penalty_is_that_of_transformers(tmp_path, penalty):
+    saved_like_a_checkpoint(tmp_path, None, ...)
+    for prompt in tokens_of().tolist():
+        for part in (prompt, prompt[:5]):
+            found = our_greedy(tmp_path, part, 32, repetition_penalty=penalty)
+            assert len(found) == 32
+            options = {"max_new_tokens": 32, "repetition_penalty": penalty}
+            assert their_greedy(tmp_path, part, **options) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Qwen2Config", {"max_window_layers": 3, "sliding_window": 8, "use_sliding_window": True}),
+        ("Qwen2Config", {"max_window_layers": 0, "sliding_window": 64, "use_sliding_window": True}),
+        ("Qwen3Config", {"max_window_layers": 9, "sliding_window": 8, "use_sliding_window": True}),
+        ("MistralConfig", {"sliding_window": None}),
+        ("MistralConfig", {"sliding_window": 64}),
+    ],
+)
+def test_windows_that_hide_nothing_change_nothing(tmp_path, kind, options):
+    theirs = reference(kind, llama_like(num_key_value_heads=2, **options))
+    theirs.save_pretrained(tmp_path)
+    model, params = load_pretrained(tmp_path)
+    tokens = tokens_of()
+    ours = jax.jit(model.apply)({"params": params}, tokens)
+    np.testing.assert_allclose(ours, logits_of(theirs, tokens), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Qwen2Config", "MistralConfig"])
+def test_windows_that_hide_tokens_are_refused(tmp_path, name):
+    windows = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
+    reference(name, llama_like(**windows)).save_pretrained(tmp_path)
+    with pytest.raises(lm.CheckpointError, match="sliding"):
+        load_pretrained(tmp_path)
+
+
+def test_float16_computes_as_in_transformers(tmp_path):
+    theirs = reference(*CASES["qwen2"]).to(torch.float16)
+    theirs.save_pretrained(tmp_path)
+    model, params = load_pretrained(tmp_path)
+    assert model.config.dtype == jnp.float16
+    tokens = tokens_of()
+    ours, wanted = model.apply({"params": params}, tokens), logits_of(theirs, tokens)
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=0.02 * np.abs(wanted).max())

@@ -141,9 +141,9 @@ def test_a_folder_as_transformers_reads_it(folder):
         None,
     )
     for text in (TEXT, "", " a\n\n  b\t", "<|im_start|>user\nthe cat<|im_end|>"):
-        ids = ours.encode(text)
+        ids = ours.encode(text, add_special_tokens=False)
         assert ids == theirs.encode(text, add_special_tokens=False)
-        assert ours.encode(text, add_special_tokens=True) == theirs.encode(text)
+        assert ours.encode(text) == theirs.encode(text)
         assert ours.decode(ids) == text == theirs.decode(ids)
     skipped = ours.decode(ids, skip_special_tokens=True)
     assert skipped == "user\nthe cat" == theirs.decode(ids, skip_special_tokens=True)
@@ -192,9 +192,6 @@ def test_chats_that_fail(folder):
         tokenizer.apply_chat_template([])
     with pytest.raises(ValueError, match="template must be one of 'default', got 'rag'"):
         tokenizer.apply_chat_template(CHAT, template="rag")
-    configure(folder, chat_template=None)
-    with pytest.raises(ValueError, match="template must be one of none, got 'default'"):
-        load_tokenizer(folder).apply_chat_template(CHAT)
 
 
 def test_a_template_is_kept_in_its_sandbox(folder):
@@ -242,7 +239,7 @@ def test_a_folder_without_a_config_and_with_truncation(tmp_path, trained):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.bos_id is not None
     assert tokenizer.eos_id is None
-    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.decode(tokenizer.encode(TEXT), skip_special_tokens=True) == TEXT
 
 
 def test_a_missing_library_is_named():
@@ -263,3 +260,85 @@ def test_a_missing_library_is_named():
     )
     lines = result.stdout.splitlines()
     assert [line.split()[-3:] for line in lines] == [["pip", "install", "'metajax[lm]'."]] * 3
+
+
+def with_ends(trained, single):
+    """tokenizer.json with ``single`` around a text; None for nothing."""
+    tokenizers = pytest.importorskip("tokenizers")
+    backend = tokenizers.Tokenizer.from_str(trained)
+    backend.post_processor = tokenizers.processors.ByteLevel()
+    if single is not None:
+        names = [piece for piece in single.split() if piece != "$A"]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=single, special_tokens=[(name, backend.token_to_id(name)) for name in names]
+        )
+    return backend.to_str()
+
+
+@pytest.mark.parametrize(
+    ("single", "flags", "before", "after"),
+    [
+        ("<s> $A", {}, 1, 0),
+        ("<s> $A <|im_end|>", {}, 1, 1),
+        (None, {}, 0, 0),
+        (None, {"add_bos_token": True}, 1, 0),
+        (None, {"add_bos_token": True, "add_eos_token": True}, 1, 1),
+        (None, {"add_eos_token": True}, 0, 1),
+        (None, {"add_bos_token": None}, 0, 0),
+        ("<s> $A", {"add_bos_token": True, "add_eos_token": False}, 1, 0),
+        ("<s> $A", {"add_bos_token": False}, 0, 0),
+        ("<s> $A <|im_end|>", {"add_bos_token": False}, 0, 1),
+        ("<s> $A <|im_end|>", {"add_eos_token": False}, 1, 0),
+        (None, {"add_bos_token": True, "bos_token": None}, 0, 0),
+    ],
+)
+def test_begin_and_end_token_are_added_as_the_folder_says(
+    folder, trained, single, flags, before, after
+):
+    (folder / "tokenizer.json").write_text(with_ends(trained, single))
+    configure(folder, **flags)
+    tokenizer = load_tokenizer(folder)
+    bos, eos = tokenizer.token_id("<s>"), tokenizer.token_id("<|im_end|>")
+    for text in (TEXT, "the <s> cat"):
+        plain = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(plain) == text
+        wanted = [bos] * before + plain + [eos] * after
+        assert tokenizer.encode(text) == tokenizer.encode(text, add_special_tokens=True) == wanted
+
+
+def test_a_begin_token_that_the_text_has_is_not_added_twice(folder, trained):
+    tokenizer = load_tokenizer(folder)  # which adds one
+    bos = tokenizer.bos_id
+    plain = tokenizer.encode("the cat", add_special_tokens=False)
+    assert tokenizer.encode("<s>the cat") == [bos, *plain]
+    assert tokenizer.encode("<s>the cat", add_special_tokens=False) == [bos, *plain]
+    (folder / "tokenizer.json").write_text(with_ends(trained, None))
+    assert load_tokenizer(folder).encode("<s><s>the cat") == [bos, bos, *plain]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_chat_has_the_begin_token_that_its_template_writes(folder, begins):
+    configure(folder, chat_template=PLAIN if begins else PLAIN.removeprefix("{{ bos_token }}"))
+    tokenizer = load_tokenizer(folder)
+    text = tokenizer.apply_chat_template(CHAT)
+    assert text.startswith("<s>") == begins
+    ids = tokenizer.encode(text)
+    assert ids == tokenizer.encode(str(text), add_special_tokens=False)
+    bos = tokenizer.token_id("<s>")
+    assert [token for token in ids if token == bos] == [bos] * begins
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    assert [token for token in ids if token == bos] == [bos]
+
+
+def test_a_tokenizer_without_template_or_special_tokens_says_so(folder):
+    configure(folder, chat_template=None)
+    tokenizer = load_tokenizer(folder)
+    for template in (None, "default", "rag"):
+        with pytest.raises(ValueError, match=r"the folder has no chat template\. Set chat_templa"):
+            tokenizer.apply_chat_template(CHAT, template=template)
+    tokenizer.chat_templates["default"] = PLAIN
+    assert tokenizer.apply_chat_template(CHAT).startswith("<s>[system] Answer")
+    with pytest.raises(ValueError, match="the tokenizer has no special tokens, got '<s>'"):
+        CharTokenizer("ab").special("<s>")
+    with pytest.raises(ValueError, match="Those with one are none"):
+        CharTokenizer("").encode("a")

@@ -108,3 +108,25 @@ def test_a_cache_needs_separate_blocks_and_positions():
     other = Transformer(dataclasses.replace(model.config, scan=False))
     with pytest.raises(ValueError, match="positions must be given"):
         other.apply({"params": unstack_layers(params)}, tokens, cache=cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_logits_and_gradients_of_half_precision_are_near_those_of_float32(name):
+    full, params = model_of(CONFIG)
+    model = Transformer(dataclasses.replace(CONFIG, dtype=name))
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 31)
+
+    def loss(params, model):
+        logits = model.apply({"params": params}, tokens)
+        assert logits.dtype == jnp.float32
+        return -jax.nn.log_softmax(logits)[..., 0].mean(), logits
+
+    half = jax.tree.map(lambda leaf: leaf.astype(name), params)
+    wanted, ours = (
+        jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(*arguments)
+        for arguments in ((params, full), (half, model))
+    )
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(ours), strict=True):
+        scale = float(jnp.abs(one).max())
+        np.testing.assert_allclose(other.astype(jnp.float32), one, rtol=0, atol=0.05 * scale)
