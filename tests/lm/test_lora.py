@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 
+import re
+
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 import metajax
 from metajax.lm import lora
-from metajax.models import Transformer, TransformerConfig, unstack_layers
+from metajax.models import Dense, Transformer, TransformerConfig, unstack_layers
 
 SIZES = {"vocab_size": 23, "width": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
 ALL = r"(attention|mlp)/\w+/kernel|head/kernel"
@@ -92,7 +95,13 @@ class TestInit:
             ({"targets": "kernle"}, r"targets: 'kernle' matches no leaf.*'bias'.*'kernel'"),
             ({"targets": ["kernel", "query"]}, "targets: 'query' matches no leaf"),
             ({"targets": []}, r"targets must have at least one pattern, got \[\]"),
-            ({"targets": "bias"}, r"'bias', which has shape \(3,\)"),
+            ({"targets": "bias"}, r"'bias' matches no matrix: 'bias', which has shape \(3,\)"),
+            ({"targets": ["kernel", "bias"]}, "'bias' matches no matrix"),
+            ({"targets": re.compile("kernle")}, "kernle.* matches no leaf"),
+            ({"targets": lambda path: False}, "lambda.* matches no leaf"),
+            ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+            ({"layer_axes": -1}, "layer_axes must be at least 0, got -1"),
+            ({"layer_axes": 1}, r"'kernel', which has shape \(5, 3\) .*after 1 axes of layers"),
             ({"targets": "count"}, "'count', which is int32"),
             ({"rank": 0}, "rank must be at least 1, got 0"),
             ({"rank": 4}, r"rank must be at most.*got 4 for 'kernel' of shape \(5, 3\)"),
@@ -108,6 +117,429 @@ class TestInit:
         }
         with pytest.raises(ValueError, match=message):
             lora.init(params, jax.random.key(0), **{"rank": 2, "targets": "kernel", **options})
+
+
+def shapes_of(factors):
+    flat = metajax.trees.leaf_paths(factors)
+    leaves = jax.tree.leaves(factors)
+    return {path: leaf.shape for path, leaf in zip(flat, leaves, strict=True)}
+
+
+class Block(nn.Module):
+    """A user's own layer: biases, a norm, and, if asked, heads or a convolution."""
+
+    extra: str = ""
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        x = x + Dense(6, self.bias, name="up")(nn.LayerNorm(name="norm")(x))
+        if self.extra == "heads":
+            x = x + nn.MultiHeadDotProductAttention(num_heads=2, use_bias=self.bias)(x)
+        if self.extra == "conv":
+            x = x + nn.Conv(6, (3,), use_bias=self.bias)(x)
+        return x, None
+
+
+def scanned(block, *, axis=0, layers=3, lora=True):
+    axes = {"params": axis} | ({"lora": axis} if lora else {})
+    return nn.scan(type(block), axes, split_rngs={"params": True}, length=layers)(
+        **{"extra": block.extra, "bias": block.bias}
+    )
+
+
+INPUTS = jax.random.normal(jax.random.key(3), (2, 5, 6))
+
+
+def params_of(model, inputs=INPUTS):
+    return jax.jit(model.init)(jax.random.key(0), inputs)["params"]
+
+
+class TestStackedLayers:
+    @pytest.mark.parametrize("make", ["gpt2", "qwen2", "qwen3", "llama"])
+    @pytest.mark.parametrize("targets", ["attention", "mlp", "blocks", lambda p: "block" in p])
+    def test_a_module_names_its_matrices(self, make, targets):
+        config = getattr(TransformerConfig, make)(vocab_size=23, width=16, n_layers=2, n_heads=4)
+        params = jax.eval_shape(Transformer(config).init, jax.random.key(0), TOKENS)["params"]
+        factors = lora.init(params, jax.random.key(1), rank=3, targets=targets)
+        names = metajax.trees.leaf_paths(factors)
+        assert all(name.endswith(("/kernel/a", "/kernel/b")) for name in names)
+        wanted = targets if callable(targets) else lambda path: targets in path
+        kernels = [
+            path
+            for path in metajax.trees.leaf_paths(params)
+            if path.endswith("kernel") and wanted(path) and "head" not in path
+        ]
+        assert len(names) == 2 * len(kernels)
+        for path, shape in shapes_of(factors).items():
+            assert shape[0] == 2, path
+            assert shape[2 if path.endswith("/a") else 1] == 3
+
+    @pytest.mark.parametrize("make", ["gpt2", "qwen2"])
+    def test_they_are_read_and_equal_merged_parameters(self, make):
+        config = getattr(TransformerConfig, make)(vocab_size=23, width=16, n_layers=2, n_heads=4)
+        model = Transformer(config)
+        params = params_of(model, TOKENS)
+        start = functools.partial(lora.init, rank=2, alpha=6, b_std=0.3)
+        factors = start(params, jax.random.key(1), targets="attention")
+        chex.assert_trees_all_equal(
+            factors, start(params, jax.random.key(1), targets="attention/.*/kernel")
+        )
+        applied = logits(model, params, factors)
+        chex.assert_trees_all_close(applied, logits(model, lora.merge(params, factors)), atol=1e-5)
+        loss_fn = token_loss(model)
+        gradient = jax.jit(jax.grad(lambda own: loss_fn({"params": params, "lora": own}, TOKENS)))
+        assert all(leaf.any(axis=(1, 2)).all() for leaf in jax.tree.leaves(gradient(factors)))
+
+    def test_of_a_users_own_scan(self):
+        model = scanned(Block())
+        params = params_of(model)
+        factors = lora.init(params, jax.random.key(1), rank=2, targets=".", b_std=0.3)
+        assert shapes_of(factors) == {"up/kernel/a": (3, 6, 2), "up/kernel/b": (3, 2, 6)}
+        applied, _ = model.apply({"params": params, "lora": factors}, INPUTS)
+        merged, _ = model.apply({"params": lora.merge(params, factors)}, INPUTS)
+        chex.assert_trees_all_close(applied, merged, atol=1e-5)
+
+    def test_of_an_ensemble(self):
+        model = scanned(Block())
+        keys = jax.random.split(jax.random.key(0), 4)
+        params = jax.vmap(lambda key: model.init(key, INPUTS)["params"])(keys)
+        factors = lora.init(params, jax.random.key(1), rank=2, targets="up", b_std=0.3)
+        assert shapes_of(factors) == {"up/kernel/a": (4, 3, 6, 2), "up/kernel/b": (4, 3, 2, 6)}
+        members = jax.vmap(lambda *own: model.apply(dict(zip(("params", "lora"), own)), INPUTS)[0])
+        merged = jax.vmap(lambda own: model.apply({"params": own}, INPUTS)[0])
+        chex.assert_trees_all_close(
+            members(params, factors), merged(lora.merge(params, factors)), atol=1e-5
+        )
+
+    def test_of_an_ensemble_of_plain_networks(self):
+        model = nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)])
+        keys = jax.random.split(jax.random.key(0), 4)
+        params = jax.vmap(lambda key: model.init(key, INPUTS)["params"])(keys)
+        factors = lora.init(params, jax.random.key(1), rank=2, targets="")
+        assert shapes_of(factors)["layers_2/kernel/a"] == (4, 5, 2)
+        assert set(metajax.trees.leaf_paths(factors)) == {
+            f"layers_{i}/kernel/{side}" for i in (0, 2) for side in "ab"
+        }
+
+    def test_layers_beside_others(self):
+        params = {"blocks": params_of(scanned(Block())), "head": params_of(Dense(4))}
+        factors = lora.init(params, jax.random.key(1), rank=2, targets=["up", "head"])
+        assert factors["blocks"]["up"]["kernel"].a.shape == (3, 6, 2)
+        assert factors["head"]["kernel"].a.shape == (6, 2)
+
+    @pytest.mark.parametrize(
+        ("model", "targets"),
+        [
+            (scanned(Block("heads")), "query"),
+            (Block("heads"), "query"),
+            (Block("heads"), "kernel"),
+            (Block("heads", bias=False), "query"),
+            (scanned(Block("conv")), "Conv"),
+            (Block("conv"), "Conv"),
+            (nn.Conv(4, (3, 3)), "kernel"),
+            (nn.Conv(4, (3, 3), use_bias=False), "kernel"),
+            (scanned(Block(), axis=1), "up"),
+        ],
+    )
+    def test_kernels_of_more_axes_are_refused(self, model, targets):
+        params = params_of(model, INPUTS[None] if isinstance(model, nn.Conv) else INPUTS)
+        with pytest.raises(metajax.ArgumentError, match=r"targets match '.*kernel', which has sha"):
+            lora.init(params, jax.random.key(1), rank=1, targets=targets)
+
+    def test_layers_that_no_vector_tells_must_be_named(self):
+        params = {"layers": {"kernel": jnp.ones((3, 5, 4))}}
+        with pytest.raises(metajax.ArgumentError, match=r"\(3, 5, 4\).*layer_axes="):
+            lora.init(params, jax.random.key(1), rank=2, targets="kernel")
+        factors = lora.init(params, jax.random.key(1), rank=2, targets="kernel", layer_axes=1)
+        assert factors["layers"]["kernel"].b.shape == (3, 2, 4)
+
+    def test_biases_of_heads_are_no_matrices(self):
+        params = params_of(nn.DenseGeneral((2, 3)))
+        with pytest.raises(metajax.ArgumentError, match="matches no matrix: 'bias'"):
+            lora.init(params, jax.random.key(1), rank=1, targets="bias")
+
+    def test_lists_of_layers_keep_their_keys(self):
+        nnx = pytest.importorskip("flax.nnx")
+
+        class Net(nnx.Module):
+            def __init__(self, rngs):
+                self.layers = nnx.List([nnx.Linear(6, 6, rngs=rngs) for _ in range(11)])
+
+            def __call__(self, x):
+                for layer in self.layers:
+                    x = x + jnp.tanh(layer(x))
+                return x
+
+        params, apply = metajax.from_nnx(Net(nnx.Rngs(0)))
+        factors = lora.init(params, jax.random.key(1), rank=2, targets="layers", b_std=0.3)
+        assert set(factors["layers"]) == set(params["layers"])
+        by_hand = INPUTS
+        for index in params["layers"]:
+            layer, own = params["layers"][index], factors["layers"][index]["kernel"]
+            inner = by_hand @ layer["kernel"] + own.scale * (by_hand @ own.a) @ own.b
+            by_hand = by_hand + jnp.tanh(inner + layer["bias"])
+        applied = lora.frozen_base(apply)({"params": params, "lora": factors}, INPUTS)
+        chex.assert_trees_all_close(applied, by_hand, atol=1e-5)
+
+
+class Plain(nn.Module):
+    """Layers of Flax, which read no factors, before one that does."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Dense(3, name="out")(nn.relu(nn.Dense(5, name="hidden")(x)))
+
+
+class TestFactorsThatNoLayerReads:
+    @staticmethod
+    def started(model, targets="kernel"):
+        params = params_of(model)
+        return {
+            "params": params,
+            "lora": lora.init(params, jax.random.key(1), rank=2, targets=targets, b_std=0.3),
+        }
+
+    @staticmethod
+    def adapted(apply, variables):
+        def loss_fn(variables, x):
+            out = apply(variables, x)
+            return jnp.mean(jnp.square(out[0] if isinstance(out, tuple) else out))
+
+        return metajax.adapt(
+            loss_fn,
+            variables,
+            INPUTS,
+            optimizer=optax.sgd(0.1),
+            steps=2,
+            trainable=lora.is_factor,
+        )
+
+    @pytest.mark.parametrize(
+        ("model", "unread"),
+        [
+            (nn.Dense(3), "kernel/a"),
+            (Plain(), "hidden/kernel/a"),
+            (nn.Sequential([nn.Dense(4), nn.Dense(3)]), "layers_1/kernel/b"),
+            (scanned(Block(), lora=False), "up/kernel/a"),
+        ],
+    )
+    def test_are_refused(self, model, unread):
+        variables = self.started(model)
+        message = rf"no layer reads the factors at .*'lora/{unread}'"
+        with pytest.raises(metajax.ArgumentError, match=message):
+            self.adapted(model.apply, variables)
+        with pytest.raises(metajax.ArgumentError, match=message):
+            lora.frozen_base(model)(variables, INPUTS)
+
+    def test_those_that_do_not_adapt_may_be_unread(self):
+        variables = self.started(Plain())
+        metajax.adapt(
+            lambda variables, x: jnp.mean(Plain().apply(variables, x) ** 2),
+            variables,
+            INPUTS,
+            optimizer=optax.sgd(0.1),
+            steps=1,
+            trainable=lambda path: path.startswith("lora/out"),
+        )
+
+    def test_in_a_scan_whose_layers_are_plain(self):
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, x, _=None):
+                return x + nn.Dense(6, name="up")(x), None
+
+        axes = {"params": 0, "lora": 0}
+        model = nn.scan(Layer, axes, split_rngs={"params": True}, length=3)()
+        with pytest.raises(metajax.ArgumentError, match="'lora/up/kernel/a'"):
+            self.adapted(model.apply, self.started(model))
+
+    @pytest.mark.parametrize("model", [nn.Dense(3), Plain(), scanned(Block(), lora=False)])
+    def test_merged_parameters_serve_any_model(self, model):
+        params, apply = metajax.from_linen(model, jax.random.key(0), INPUTS)
+        variables = self.started(model)
+        beside = lora.frozen_base(apply)
+        own = lambda variables, x: jax.tree.leaves(apply(variables, x))[0]
+        merged = lora.merge(variables["params"], variables["lora"])
+        chex.assert_trees_all_close(
+            jax.tree.leaves(beside(variables, INPUTS))[0], own(merged, INPUTS), atol=1e-6
+        )
+        after, info = self.adapted(beside, variables)
+        assert info.loss[1] < info.loss[0]
+        chex.assert_trees_all_equal(after["params"], variables["params"])
+
+    def test_one_layer_by_hand(self, x64):
+        params, apply = metajax.from_linen(nn.Dense(3, param_dtype=float), jax.random.key(0), INPUTS)
+        factors = {"kernel": lora.Factors(jnp.ones((6, 1)), jnp.array([[1.0, 2.0, 3.0]]), 0.5)}
+        beside = lora.frozen_base(apply)
+        x = np.asarray(INPUTS, np.float64)
+        wanted = x @ np.asarray(params["kernel"]) + 0.5 * x.sum(-1, keepdims=True) * [1.0, 2.0, 3.0]
+        variables = {"params": params, "lora": factors}
+        np.testing.assert_allclose(beside(variables, x), wanted, rtol=1e-6)
+        gradient = jax.grad(lambda v: beside(v, x).sum())(variables)
+        assert not jax.tree.leaves(gradient["params"])[0].any()
+        np.testing.assert_allclose(gradient["lora"]["kernel"].b[0], 0.5 * x.sum(), rtol=1e-6)
+
+    def test_running_statistics_stay_beside(self):
+        class Normed(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.BatchNorm(use_running_average=True)(nn.Dense(3)(x))
+
+        variables, apply = metajax.from_linen(Normed(), jax.random.key(0), INPUTS)
+        factors = lora.init(
+            variables["params"], jax.random.key(1), rank=2, targets="Dense", b_std=0.3
+        )
+        merged = {**variables, "params": lora.merge(variables["params"], factors)}
+        chex.assert_trees_all_equal(
+            lora.frozen_base(apply)({**variables, "lora": factors}, INPUTS), apply(merged, INPUTS)
+        )
+
+    @pytest.mark.parametrize("scan", [True, False])
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            (("embed", "embedding"), "'embed/embedding', where the model has no matrix"),
+            (("norm", "scale"), "'norm/scale', where the model has no matrix"),
+            (("blocks", "mlp", "other", "kernel"), "don't fit 'blocks/mlp/other/kernel'"),
+            (("block_7", "mlp", "up", "kernel"), "don't fit 'block_7/mlp/up/kernel'"),
+            (("head", "kernel"), r"don't fit 'head/kernel' of shape \(16, 23\)"),
+        ],
+    )
+    def test_a_transformer_says_which(self, scan, path, message):
+        model, params, _ = built(scan)
+        own = lora.Factors(jnp.ones((23, 2)), jnp.ones((2, 16)), 1.0)
+        for key in reversed(path):
+            own = {key: own}
+        with pytest.raises(metajax.ArgumentError, match=message):
+            model.apply({"params": params, "lora": own}, TOKENS)
+
+    def test_factors_of_other_sizes_are_named_by_the_layer(self):
+        own = {"kernel": lora.Factors(jnp.ones((5, 2)), jnp.ones((2, 3)), 1.0)}
+        with pytest.raises(metajax.ArgumentError, match=r"don't fit 'kernel' of shape \(6, 3\)"):
+            Dense(3).apply({"params": params_of(Dense(3)), "lora": own}, INPUTS)
+
+    def test_the_check_adds_nothing_to_the_program(self):
+        model, params, factors = built(False, targets="mlp/up")
+        variables = {"params": params, "lora": factors}
+        loss_fn = token_loss(model)
+        adapt = lambda variables: metajax.adapt(
+            loss_fn,
+            variables,
+            TOKENS,
+            optimizer=optax.sgd(0.1),
+            steps=1,
+            trainable=lora.is_factor,
+            mode=metajax.unrolled(),
+        )
+
+        def by_hand(variables):
+            of = lambda own: loss_fn({**variables, "lora": own}, TOKENS)
+            loss, gradient = jax.value_and_grad(of)(variables["lora"])
+            return jax.tree.map(lambda p, g: p - 0.1 * g, variables["lora"], gradient), loss
+
+        count = lambda f: sum(
+            equation.primitive.name == "dot_general"
+            for equation in jax.make_jaxpr(f)(variables).eqns
+        )
+        assert count(adapt) == count(by_hand)
+
+
+class TestDropout:
+    RATE = 0.4
+
+    def factors(self, **options):
+        return {
+            "kernel": lora.Factors(
+                jax.random.normal(jax.random.key(1), (6, 2)),
+                jax.random.normal(jax.random.key(2), (2, 3)),
+                0.5,
+                **options,
+            )
+        }
+
+    def test_by_hand_with_the_mask_known(self):
+        params, factors = params_of(Dense(3)), self.factors(dropout=self.RATE)
+        key, kept = jax.random.key(7), factors["kernel"]
+        apply = jax.jit(lambda key: Dense(3).apply(
+            {"params": params, "lora": factors}, INPUTS, rngs={"dropout": key}
+        ))  # fmt: skip
+        # The mask is what nn.Dropout draws at this place.
+        ones = {"params": {"kernel": jnp.zeros((6, 6)), "bias": jnp.zeros(6)}}
+        seen = {"kernel": lora.Factors(jnp.eye(6), jnp.eye(6), 1.0, self.RATE)}
+        masked = Dense(6).apply(
+            {**ones, "lora": seen}, jnp.ones(INPUTS.shape), rngs={"dropout": key}
+        )
+        assert set(np.unique(masked).round(4)) == {0.0, np.float32(1 / 0.6).round(4)}
+        wanted = INPUTS @ params["kernel"] + params["bias"]
+        wanted = wanted + 0.5 * (masked * INPUTS) @ kept.a @ kept.b
+        chex.assert_trees_all_close(apply(key), wanted, atol=1e-5)
+        assert not jnp.allclose(apply(key), apply(jax.random.key(8)))
+
+    def test_its_mean_is_the_update_without(self):
+        params, factors = params_of(Dense(3)), self.factors(dropout=self.RATE)
+        variables = {"params": params, "lora": factors}
+        many = jax.vmap(lambda key: Dense(3).apply(variables, INPUTS, rngs={"dropout": key}))
+        mean = jax.jit(many)(jax.random.split(jax.random.key(0), 20_000)).mean(axis=0)
+        without = Dense(3).apply(variables, INPUTS)
+        chex.assert_trees_all_close(mean, without, atol=0.06)
+
+    def test_off_without_the_stream_and_where_it_is_zero(self):
+        params = {"params": params_of(Dense(3))}
+        off = {**params, "lora": self.factors()}
+        on = {**params, "lora": self.factors(dropout=self.RATE)}
+        program = lambda v, **o: str(jax.make_jaxpr(lambda v: Dense(3).apply(v, INPUTS, **o))(v))
+        assert program(on) == program(off)
+        assert program(off, rngs={"dropout": jax.random.key(0)}) == program(off)
+        assert program(on, rngs={"dropout": jax.random.key(0)}) != program(off)
+
+    @pytest.mark.parametrize("scan", [True, False])
+    @pytest.mark.parametrize("remat", [True, False])
+    def test_layers_of_a_transformer_drop_other_inputs(self, scan, remat):
+        model, params, factors = built(scan, remat=remat)
+        with_dropout = lambda rate: jax.tree.map(
+            lambda own: dataclasses.replace(own, dropout=rate),
+            factors,
+            is_leaf=lambda node: isinstance(node, lora.Factors),
+        )
+        apply = jax.jit(lambda own, key: model.apply(
+            {"params": params, "lora": own}, TOKENS, rngs={"dropout": key}
+        ))  # fmt: skip
+        plain = logits(model, params, factors)
+        chex.assert_trees_all_equal(apply(factors, jax.random.key(0)), plain)
+        drawn = apply(with_dropout(0.3), jax.random.key(0))
+        assert not jnp.allclose(drawn, plain, atol=1e-3)
+        assert not jnp.allclose(drawn, apply(with_dropout(0.3), jax.random.key(1)), atol=1e-3)
+        chex.assert_trees_all_equal(drawn, apply(with_dropout(0.3), jax.random.key(0)))
+        chex.assert_trees_all_equal(logits(model, params, with_dropout(0.3)), plain)
+
+    def test_tasks_train_with_keys_of_their_own(self):
+        model = Dense(3)
+        variables = {"params": params_of(model), "lora": self.factors(dropout=self.RATE)}
+
+        @metajax.keyed
+        def loss_fn(variables, x, key):
+            return jnp.mean(model.apply(variables, x, rngs={"dropout": key}) ** 2)
+
+        adapt = lambda key: metajax.adapt(
+            loss_fn,
+            variables,
+            INPUTS,
+            optimizer=optax.sgd(0.1),
+            steps=2,
+            trainable=lora.is_factor,
+            key=key,
+        )[0]["lora"]["kernel"].b
+        tasks = jax.jit(jax.vmap(adapt))(jax.random.split(jax.random.key(0), 3))
+        assert not jnp.allclose(tasks[0], tasks[1])
+        chex.assert_trees_all_close(tasks[2], adapt(jax.random.split(jax.random.key(0), 3)[2]))
+
+    def test_init_gives_it_and_merge_ignores_it(self):
+        params = params_of(Dense(3))
+        start = functools.partial(lora.init, params, jax.random.key(0), rank=2, targets="kernel")
+        one, other = start(b_std=1.0, dropout=0.25), start(b_std=1.0)
+        assert one["kernel"].dropout == 0.25
+        chex.assert_trees_all_equal(lora.merge(params, one), lora.merge(params, other))
 
 
 class TestModel:
