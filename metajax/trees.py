@@ -221,7 +221,9 @@ def check_factors_read(function: Callable[[Params], Any], params: Params) -> Non
         return
     jaxpr = jax.make_jaxpr(function)(params).jaxpr
     _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    unread = [path for path, *how in zip(paths, is_factor, used, strict=True) if how == [True, False]]
+    unread = [
+        path for path, *how in zip(paths, is_factor, used, strict=True) if how == [True, False]
+    ]
     if unread:
         raise ArgumentError(
             f"lora: no layer reads the factors at {unread}. Those of metajax.models do, but not "

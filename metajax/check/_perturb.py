@@ -97,7 +97,7 @@ def sameness(batch: PyTree) -> str | None:
             return f"{name} have a NaN or an infinity"
         arrays = [array for array in arrays if array.size > 1]
         if arrays and all((array == array.ravel()[0]).all() for array in arrays):
-            return f"{name} are all {arrays[0].ravel()[0]}"
+            return f"{name} are all {arrays[0].ravel()[0]!s}"
         if arrays and all(len(array) > 1 and (array == array[0]).all() for array in arrays):
             return f"{name} are the same in every example"
     return None

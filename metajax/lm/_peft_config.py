@@ -90,11 +90,11 @@ class AdapterConfig:
         """Whether the config says that a module has an adapter."""
         if _named(self._excluded, module):
             return False
-        if self._targets == "all-linear":
+        if str(self._targets).lower() == "all-linear":
             return module != "lm_head"
-        if isinstance(self._targets, list) and module not in self._targets:
-            if self._layers and layer not in self._layers:
-                return False
+        by_ending = isinstance(self._targets, list) and module not in self._targets
+        if by_ending and self._layers and layer not in self._layers:
+            return False
         return _named(self._targets, module)
 
     def size(self, module: str) -> tuple[int, float]:

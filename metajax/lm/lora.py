@@ -313,9 +313,9 @@ def _check_matrix(path: str, leaf: Any, layers: int, bias: tuple[int, ...] | Non
     if len(shape) != layers + 2 or not of_layers:
         beside = "" if bias is None else f" beside a bias of shape {bias}"
         raise ArgumentError(
-            f"targets match {path!r}, which has shape {shape}{beside}: not (in, out) after {layers} "
-            "axes of layers, perhaps a kernel of a convolution or of heads. Leave it out of targets, "
-            "or say with layer_axes= how many of its first axes are of layers."
+            f"targets match {path!r}, which has shape {shape}{beside}: not (in, out) after "
+            f"{layers} axes of layers, perhaps a kernel of a convolution or of heads. Leave it out "
+            "of targets, or say with layer_axes= how many of its first axes are of layers."
         )
 
 

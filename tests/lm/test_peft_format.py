@@ -223,7 +223,7 @@ class TestNames:
             load_adapters(folder, config=LLAMA)
 
     def test_a_tied_head_has_no_adapter(self, folder):
-        with pytest.raises(CheckpointError, match="lm_head.* head that is tied"):
+        with pytest.raises(CheckpointError, match=r"lm_head.* head that is tied"):
             load_adapters(folder, config=dataclasses.replace(LLAMA, tied=True))
 
 
