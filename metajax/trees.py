@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
@@ -228,7 +229,8 @@ def check_factors_read(function: Callable[[Params], Any], params: Params) -> Non
         raise ArgumentError(
             f"lora: no layer reads the factors at {unread}. Those of metajax.models do, but not "
             "flax.linen.Dense, for example. Give any other model the merged parameters: "
-            "metajax.lm.lora.merge(params, lora), or lora.frozen_base(apply)."
+            "metajax.lm.lora.merge(params, lora), or lora.frozen_base(apply) with the apply of "
+            "metajax.from_linen or from_nnx."
         )
 
 

@@ -79,7 +79,7 @@ def sameness(batch: PyTree) -> str | None:
 
     Example:
         >>> sameness(Batch(jnp.zeros((2, 3)), jnp.array([0, 1])))
-        'inputs are all 0'
+        'inputs are all 0.0'
         >>> sameness(Batch(jnp.eye(2), jnp.array([1, 1])))
         'targets are all 1'
     """

@@ -127,15 +127,18 @@ def frozen_base(model: nn.Module | Apply) -> Apply:
         >>> gradient["params"]["kernel"].tolist(), gradient["lora"]["kernel"].b.tolist()
         ([[0.0], [0.0]], [[2.0]])
     """
+    module = getattr(model, "__self__", model)  # of its method apply
+    is_module = isinstance(module, nn.Module)
+    function: Any = module.apply if is_module else model
     checked: set[Any] = set()
 
     def apply(variables: Params, *args: Any, **options: Any) -> Any:
         base = jax.lax.stop_gradient(variables["params"])
-        if not isinstance(model, nn.Module):
+        if not is_module:
             given = {name: part for name, part in variables.items() if name != "lora"}
             given["params"] = merge(base, variables["lora"])
-            return model(given if len(given) > 1 else given["params"], *args, **options)
-        beside = lambda variables: model.apply(variables, *args, **options)
+            return function(given if len(given) > 1 else given["params"], *args, **options)
+        beside = lambda variables: function(variables, *args, **options)
         variables = {**variables, "params": base}
         structure = jax.tree.structure(variables)
         if structure not in checked:
@@ -246,8 +249,9 @@ def _targeted(
     layer_axes: int | None,
 ) -> list[str]:
     """The paths of the matrices that match."""
-    one = isinstance(targets, str | re.Pattern) or callable(targets)
-    patterns = [targets] if one else list(targets)  # pyright: ignore[reportArgumentType]
+    patterns: list[Any] = [targets]
+    if isinstance(targets, Sequence) and not isinstance(targets, str):
+        patterns = list(targets)
     if not patterns:
         raise ArgumentError(f"targets must have at least one pattern, got {targets!r}.")
     shapes = {keys: jnp.shape(leaf) for keys, leaf in leaves.values()}
@@ -263,7 +267,13 @@ def _targeted(
 
     matched: set[str] = set()
     for pattern in patterns:
-        matches = pattern if callable(pattern) else re.compile(pattern).search
+        try:
+            matches: Any = pattern if callable(pattern) else re.compile(pattern).search
+        except (re.error, TypeError) as error:
+            raise ArgumentError(
+                "targets must be regular expressions, or predicates of a path, got "
+                f"{pattern!r}: {error}."
+            ) from None
         found = [path for path in leaves if matches(path)]
         if not found:
             raise ArgumentError(

@@ -267,7 +267,7 @@ def _check_factors(variables: Any) -> None:
     """Each layer sees its own factors alone: those that no layer has must be refused here."""
     if "lora" not in variables:
         return
-    params, lora = (
+    params, lora = (  # by path
         flax.traverse_util.flatten_dict(variables.get(name, {}), sep="/")
         for name in ("params", "lora")
     )
@@ -277,7 +277,7 @@ def _check_factors(variables: Any) -> None:
                 f"lora has factors at {path!r}, where the model has no matrix that reads them. It "
                 "reads those of a .../kernel."
             )
-        kernel = params.get(path)
+        kernel: Any = params.get(path)
         _check_fits(factors, () if kernel is None else kernel.shape, path)
 
 
