@@ -539,6 +539,30 @@ class TestDropout:
         assert not jnp.allclose(tasks[0], tasks[1])
         chex.assert_trees_all_close(tasks[2], adapt(jax.random.split(jax.random.key(0), 3)[2]))
 
+    @pytest.mark.slow
+    def test_a_trainer_draws_other_inputs_in_each_step(self):
+        model, params, _ = built()
+        start = functools.partial(lora.init, params, jax.random.key(1), rank=2, targets="mlp")
+
+        @metajax.keyed
+        def loss_fn(variables, batch, key):
+            apply = functools.partial(model.apply, rngs={"dropout": key})
+            return lm.next_token_loss(apply)(variables, batch)
+
+        def losses(**options):
+            trainer = metajax.meta_trainer(
+                lm.supervised(loss_fn),
+                optax.sgd(0.0),
+                lambda key: metajax.Episode((), lm.TokenBatch(TOKENS)),
+                meta_batch=2,
+                trainable=lora.is_factor,
+            )
+            variables = {"params": params, "lora": start(b_std=1.0, **options)}
+            return trainer.run(trainer.init(variables, jax.random.key(0)), 3)[1]["loss"]
+
+        assert len(set(losses().tolist())) == 1
+        assert len(set(losses(dropout=0.5).tolist())) == 3
+
     def test_init_gives_it_and_merge_ignores_it(self):
         params = params_of(Dense(3))
         start = functools.partial(lora.init, params, jax.random.key(0), rank=2, targets="kernel")

@@ -224,3 +224,20 @@ def test_peft_reads_dropout(base, tmp_path):
     assert adapted.peft_config["default"].lora_dropout == 0.25
     rates = [module.p for module in adapted.modules() if isinstance(module, torch.nn.Dropout)]
     assert rates.count(0.25) >= 2
+
+
+def test_a_module_name_adapts_what_peft_adapts(tmp_path):
+    fields = transformers.Qwen2Config(
+        vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=16,
+    )  # fmt: skip
+    theirs = transformers.Qwen2ForCausalLM(fields)
+    theirs.eval().save_pretrained(tmp_path / "base")
+    model, params = load_pretrained(tmp_path / "base")
+    assert model.config.qkv_bias
+    factors = lora.init(params, jax.random.key(0), rank=3, targets="attention", b_std=0.3)
+    save_adapters(tmp_path / "adapter", factors, config=model.config)
+    adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", is_trainable=True)
+    trained, _ = adapted.get_nb_trainable_parameters()
+    assert sum(side.size for side in jax.tree.leaves(factors)) == trained
+    assert_equal_logits(adapted.eval(), model, params, factors)
