@@ -68,7 +68,6 @@ def train_state(
     optimizer: optax.GradientTransformation, params: Params, key: jax.Array
 ) -> TrainState:
     """The state before the first step."""
-    trees.let_flax_store(key)
     return TrainState(params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
 
 

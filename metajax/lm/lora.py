@@ -40,8 +40,7 @@ Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (ar
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -52,6 +51,7 @@ import jax.numpy as jnp
 from metajax import _checks, trees
 from metajax.errors import ArgumentError
 from metajax.keys import _keyed_as
+from metajax.lm._matrices import Target, matrices
 from metajax.losses import Apply
 from metajax.models.dense import _check_fits
 from metajax.types import Params
@@ -149,15 +149,12 @@ def frozen_base(model: nn.Module | Apply) -> Apply:
     return _keyed_as(model, apply)
 
 
-_Target = str | re.Pattern[str] | Callable[[str], Any]
-
-
 def init(
     params: Params,
     key: jax.Array,
     *,
     rank: int,
-    targets: _Target | Sequence[_Target],
+    targets: Target | Sequence[Target],
     alpha: float | None = None,
     b_std: float = 0.0,
     dropout: float = 0.0,
@@ -206,19 +203,15 @@ def init(
     scale = _checks.positive_float("alpha", rank if alpha is None else alpha) / rank
     b_std = _checks.non_negative_float("b_std", b_std)
     dropout = _checks.between("dropout", dropout, 0, 1, ends="[)")
-    leaves = {
-        _path(keys): (tuple(map(_own, keys)), leaf)
-        for keys, leaf in jax.tree.leaves_with_path(params)
-    }
-    targeted = _targeted(targets, leaves, layer_axes)
+    targeted = matrices(params, targets, layer_axes)
     flat: dict[tuple[Any, ...], Factors] = {}
-    for path, matrix_key in zip(targeted, jax.random.split(key, len(targeted)), strict=True):
-        keys, leaf = leaves[path]
+    random_keys = jax.random.split(key, len(targeted))
+    for (keys, leaf), matrix_key in zip(targeted.items(), random_keys, strict=True):
         *layers, n_in, n_out = leaf.shape
         if rank > min(n_in, n_out):
             raise ArgumentError(
-                f"rank must be at most the sides of the matrices, got {rank} for {path!r} of shape "
-                f"{leaf.shape}."
+                f"rank must be at most the sides of the matrices, got {rank} for "
+                f"{'/'.join(map(str, keys))!r} of shape {leaf.shape}."
             )
         dtype = jnp.promote_types(leaf.dtype, jnp.float32)
         a_key, b_key = jax.random.split(matrix_key)
@@ -229,104 +222,6 @@ def init(
             b = b_std * jax.random.normal(b_key, b.shape, dtype)
         flat[keys] = Factors(a, b, scale, dropout)
     return flax.traverse_util.unflatten_dict(flat)
-
-
-def _path(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def _own(key: Any) -> Any:
-    """A key of a dict, a list or an object, as it is written there."""
-    return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
-
-
-_Keys = tuple[Any, ...]
-
-
-def _targeted(
-    targets: _Target | Sequence[_Target],
-    leaves: Mapping[str, tuple[_Keys, Any]],
-    layer_axes: int | None,
-) -> list[str]:
-    """The paths of the matrices that match."""
-    patterns: list[Any] = [targets]
-    if isinstance(targets, Sequence) and not isinstance(targets, str):
-        patterns = list(targets)
-    if not patterns:
-        raise ArgumentError(f"targets must have at least one pattern, got {targets!r}.")
-    shapes = {keys: jnp.shape(leaf) for keys, leaf in leaves.values()}
-    if layer_axes is None:
-        layers = _layers(shapes)
-    else:
-        layers = dict.fromkeys(shapes, _checks.non_negative_int("layer_axes", layer_axes))
-
-    def is_vector(path: str) -> bool:
-        keys, leaf = leaves[path]
-        axes = jnp.ndim(leaf) - (layers[keys] if layer_axes is None else 0)
-        return axes < 2 or keys[-1:] in (("bias",), ("scale",))  # as Flax names them
-
-    matched: set[str] = set()
-    for pattern in patterns:
-        try:
-            matches: Any = pattern if callable(pattern) else re.compile(pattern).search
-        except (re.error, TypeError) as error:
-            raise ArgumentError(
-                "targets must be regular expressions, or predicates of a path, got "
-                f"{pattern!r}: {error}."
-            ) from None
-        found = [path for path in leaves if matches(path)]
-        if not found:
-            raise ArgumentError(
-                f"targets: {pattern!r} matches no leaf of params, whose paths are {list(leaves)}."
-            )
-        matrices = [path for path in found if not is_vector(path)]
-        if not matrices:
-            raise ArgumentError(
-                f"targets: {pattern!r} matches no matrix: {found[0]!r}, which has shape "
-                f"{jnp.shape(leaves[found[0]][1])}, is a bias, a norm's scale or a vector."
-            )
-        matched |= set(matrices)
-    targeted = [path for path in leaves if path in matched]
-    for path in targeted:
-        keys, leaf = leaves[path]
-        _check_matrix(path, leaf, layers[keys], shapes.get((*keys[:-1], "bias")))
-    return targeted
-
-
-def _layers(shapes: Mapping[_Keys, tuple[int, ...]]) -> dict[_Keys, int]:
-    """How many of each leaf's leading axes are of layers.
-
-    Where all leaves below a key have the same first axis, and matrices and vectors are left without
-    it, this axis is of layers. (A kernel of heads ``[in, heads, out]`` isn't such a stack: its bias
-    is ``[heads, out]``.)
-    """
-    ranks = {len(shape) for shape in shapes.values()} or {0}
-    if 2 <= min(ranks) < max(ranks) and len({shape[0] for shape in shapes.values()}) == 1:
-        inner = _layers({keys: shape[1:] for keys, shape in shapes.items()})
-        return {keys: 1 + count for keys, count in inner.items()}
-    parts: dict[Any, dict[_Keys, tuple[int, ...]]] = {}
-    for (first, *rest), shape in ((keys, shape) for keys, shape in shapes.items() if keys):
-        parts.setdefault(first, {})[tuple(rest)] = shape
-    below = {
-        (first, *keys): count
-        for first, part in parts.items()
-        for keys, count in _layers(part).items()
-    }
-    return below or dict.fromkeys(shapes, 0)
-
-
-def _check_matrix(path: str, leaf: Any, layers: int, bias: tuple[int, ...] | None) -> None:
-    dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ArgumentError(f"targets match {path!r}, which is {dtype}, not floating point.")
-    of_layers = bias is None or not layers or bias == (*shape[:layers], shape[-1])
-    if len(shape) != layers + 2 or not of_layers:
-        beside = "" if bias is None else f" beside a bias of shape {bias}"
-        raise ArgumentError(
-            f"targets match {path!r}, which has shape {shape}{beside}: not (in, out) after "
-            f"{layers} axes of layers, perhaps a kernel of a convolution or of heads. Leave it out "
-            "of targets, or say with layer_axes= how many of its first axes are of layers."
-        )
 
 
 def merge(params: Params, lora: Mapping[str, Any]) -> Params:
@@ -406,7 +301,7 @@ def _flat_factors(lora: Any) -> dict[str, Factors]:
     is_factors = lambda node: isinstance(node, Factors)
     found = {}
     for keys, factors in jax.tree.leaves_with_path(lora, is_leaf=is_factors):
-        path = _path(keys)
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
         if not is_factors(factors):
             raise ArgumentError(
                 f"lora must hold Factors in nested dicts, got {type(factors).__name__} at {path!r}."
