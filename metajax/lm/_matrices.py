@@ -46,7 +46,7 @@ def matrices(
     def is_vector(path: str) -> bool:
         keys, leaf = leaves[path]
         axes = jnp.ndim(leaf) - (layers[keys] if layer_axes is None else 0)
-        return axes < 2 or keys[-1:] in (("bias",), ("scale",))  # as Flax names them
+        return axes < 2 or _name(keys) in ("bias", "scale")  # as Flax names them
 
     matched: set[str] = set()
     for pattern in patterns:
@@ -75,6 +75,11 @@ def _own(key: Any) -> Any:
     return next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name))
 
 
+def _name(keys: Keys) -> Any:
+    """What a leaf is called; in an ``nnx.State`` there is a "value" below that."""
+    return next((key for key in reversed(keys) if key != "value"), None)
+
+
 def _matcher(pattern: Any) -> Callable[[str], Any]:
     try:
         return pattern if callable(pattern) else re.compile(pattern).search
@@ -88,12 +93,16 @@ def _matcher(pattern: Any) -> Callable[[str], Any]:
 def _layers(shapes: Mapping[Keys, tuple[int, ...]]) -> dict[Keys, int]:
     """How many of each leaf's leading axes are of layers.
 
-    Where all leaves below a key have the same first axis, and matrices and vectors are left without
-    it, this axis is of layers. (A kernel of heads ``[in, heads, out]`` isn't such a stack: its bias
-    is ``[heads, out]``.)
+    Where all leaves below a key have the same first axis, and matrices and vectors of other names
+    are left without it, this axis is of layers. Kernels of heads ``[in, heads, out]`` are no such
+    stack: their bias is ``[heads, out]``, and a kernel beside them ``[in, out]``.
     """
-    ranks = {len(shape) for shape in shapes.values()} or {0}
-    if 2 <= min(ranks) < max(ranks) and len({shape[0] for shape in shapes.values()}) == 1:
+    names: dict[int, set[Any]] = {}
+    for keys, shape in shapes.items():
+        names.setdefault(len(shape), set()).add(_name(keys))
+    least, most = min(names, default=0), max(names, default=0)
+    one_size = 2 <= least < most and len({shape[0] for shape in shapes.values()}) == 1
+    if one_size and names[least].isdisjoint(names[most]):
         inner = _layers({keys: shape[1:] for keys, shape in shapes.items()})
         return {keys: 1 + count for keys, count in inner.items()}
     parts: dict[Any, dict[Keys, tuple[int, ...]]] = {}

@@ -65,6 +65,7 @@ class TestDropout:
         assert program(off, rngs={"dropout": jax.random.key(0)}) == program(off)
         assert program(on, rngs={"dropout": jax.random.key(0)}) != program(off)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scan", [True, False])
     @pytest.mark.parametrize("remat", [True, False])
     def test_layers_of_a_transformer_drop_other_inputs(self, scan, remat):

@@ -113,6 +113,32 @@ class TestStackedLayers:
         with pytest.raises(metajax.ArgumentError, match=r"targets match '.*kernel', which has sha"):
             lora.init(params, jax.random.key(1), rank=1, targets=targets)
 
+    def test_heads_beside_a_matrix_are_no_layers(self):
+        heads = {"kernel": jnp.ones((8, 2, 4))}
+        params = {"query": heads, "value": heads, "out": {"kernel": jnp.ones((8, 8))}}
+        with pytest.raises(metajax.ArgumentError, match=r"'query/kernel', which has shape"):
+            lora.init(params, jax.random.key(1), rank=2, targets=".")
+        factors = lora.init(params, jax.random.key(1), rank=2, targets="out")
+        assert factors["out"]["kernel"].a.shape == (8, 2)
+
+    def test_layers_of_a_state_of_nnx(self):
+        nnx = pytest.importorskip("flax.nnx")
+
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(key):
+            return nnx.Linear(6, 5, rngs=nnx.Rngs(key))
+
+        layers = stack(jax.random.split(jax.random.key(0), 3))
+        _, state = nnx.split(layers, nnx.Param)
+        factors = lora.init(state, jax.random.key(1), rank=2, targets=".", b_std=0.3)
+        assert {leaf.shape for leaf in jax.tree.leaves(factors)} == {(3, 6, 2), (3, 2, 5)}
+        merged = lora.merge(state, factors)
+        own = factors["kernel"]["value"]
+        chex.assert_trees_all_close(
+            merged["kernel"].get_value(), layers.kernel.get_value() + own.a @ own.b, atol=1e-6
+        )
+        chex.assert_trees_all_equal(merged["bias"], state["bias"])
+
     def test_layers_that_no_vector_tells_must_be_named(self):
         params = {"layers": {"kernel": jnp.ones((3, 5, 4))}}
         with pytest.raises(metajax.ArgumentError, match=r"\(3, 5, 4\).*layer_axes="):

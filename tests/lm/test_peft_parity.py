@@ -120,8 +120,9 @@ def test_tensors_are_the_factors(base, tmp_path):
          "alpha_pattern": {"^.*c_attn": 3, "q_proj": 3}},
         {"layers_to_transform": [1]},
         {"lora_dropout": 0.2, "r": 40},
+        {"fan_in_fan_out": True},
     ],
-    ids=["plain", "rslora", "patterns", "layers", "dropout"],
+    ids=["plain", "rslora", "patterns", "layers", "dropout", "fan-in-fan-out"],
 )  # fmt: skip
 def test_ours_reads_peft(base, tmp_path, options):
     theirs, model, params = base
