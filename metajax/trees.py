@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.types import Params, PyTree
 
@@ -227,7 +228,7 @@ def check_factors_read(function: Callable[[Params], Any], params: Params) -> Non
     ]
     if unread:
         raise ArgumentError(
-            f"lora: no layer reads the factors at {unread}. Those of metajax.models do, but not "
+            f"lora: no layer reads the factors at {_checks.shown(unread)}. Those of metajax.models do, but not "
             "flax.linen.Dense, for example. Give any other model the merged parameters: "
             "metajax.lm.lora.merge(params, lora), or lora.frozen_base(apply) with the apply of "
             "metajax.from_linen or from_nnx."

@@ -369,5 +369,7 @@ def test_what_is_the_same_in_a_batch():
     assert sameness(padded._replace(targets=jnp.array([1, 1, 1, 1, 0]))) == "targets are all 1"
     assert sameness(SAME) == "inputs are the same in every example"
     assert sameness(1.0) is None
+    assert sameness((1.0, jnp.zeros(()))) is None
+    assert sameness(None) is None
     assert sameness({"x": jnp.full((2, 3), 0.7)}) == "arrays are all 0.7"
     assert sameness({"x": jnp.zeros((2, 3)), "y": jnp.arange(2)}) is None

@@ -87,7 +87,7 @@ def sameness(batch: PyTree) -> str | None:
     parts = {"arrays": leaves(batch)}
     if labelled(batch):
         mask = getattr(batch, "mask", None)
-        real = slice(None) if mask is None else np.asarray(mask).astype(bool)
+        real = ... if mask is None else np.asarray(mask).astype(bool)
         parts = {
             name: [array[real] for array in leaves(part)]
             for name, part in (("inputs", batch[0]), ("targets", batch[1]))
