@@ -228,8 +228,8 @@ def check_factors_read(function: Callable[[Params], Any], params: Params) -> Non
     ]
     if unread:
         raise ArgumentError(
-            f"lora: no layer reads the factors at {_checks.shown(unread)}. Those of metajax.models do, but not "
-            "flax.linen.Dense, for example. Give any other model the merged parameters: "
+            f"lora: no layer reads the factors at {_checks.shown(unread)}. Those of metajax.models "
+            "do, but not flax.linen.Dense, for example. Give any other model merged parameters: "
             "metajax.lm.lora.merge(params, lora), or lora.frozen_base(apply) with the apply of "
             "metajax.from_linen or from_nnx."
         )

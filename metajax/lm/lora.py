@@ -115,7 +115,8 @@ def frozen_base(model: nn.Module | Apply) -> Apply:
         ``apply(variables, inputs, **options)``, with the model's options; keyed if ``model`` is.
 
     Raises:
-        ArgumentError: from ``apply``, if the module doesn't read some factors, or they don't fit.
+        ArgumentError: from ``apply``, if the module doesn't read some factors, or they don't fit,
+            or factors with dropout would be merged.
 
     Example:
         >>> from metajax.models import Dense
@@ -137,6 +138,8 @@ def frozen_base(model: nn.Module | Apply) -> Apply:
         if not is_module:
             given = {name: part for name, part in variables.items() if name != "lora"}
             given["params"] = merge(base, variables["lora"])
+            if any(factors.dropout for factors in _flat_factors(variables["lora"]).values()):
+                raise ArgumentError("lora: factors with dropout need a module that reads them.")
             return function(given if len(given) > 1 else given["params"], *args, **options)
         beside = lambda variables: function(variables, *args, **options)
         variables = {**variables, "params": base}

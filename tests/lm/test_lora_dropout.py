@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +133,12 @@ class TestDropout:
 
         assert len(set(losses().tolist())) == 1
         assert len(set(losses(dropout=0.5).tolist())) == 3
+
+    def test_merged_parameters_have_none(self):
+        params, apply = metajax.from_linen(nn.Dense(3), jax.random.key(0), INPUTS)
+        variables = {"params": params, "lora": self.factors(dropout=self.RATE)}
+        with pytest.raises(metajax.ArgumentError, match="factors with dropout need a module"):
+            lora.frozen_base(apply)(variables, INPUTS)
 
     def test_init_gives_it_and_merge_ignores_it(self):
         params = params_of(Dense(3))
