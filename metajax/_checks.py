@@ -62,8 +62,8 @@ def non_negative_float(name: str, value: Any) -> float:
 
 
 def between(name: str, value: Any, low: float, high: float, *, ends: str = "[]") -> float:
-    """The same, where ``value`` must lie between two bounds, of which ``"(]"`` excludes the first
-    and ``"()"`` both.
+    """The same, where ``value`` must lie between two bounds, of which ``"(]"`` excludes the first,
+    ``"[)"`` the second and ``"()"`` both.
 
     Example:
         >>> between("share", 1, 0, 1, ends="(]")
@@ -73,9 +73,12 @@ def between(name: str, value: Any, low: float, high: float, *, ends: str = "[]")
     above = number >= low if ends[0] == "[" else number > low
     below = number <= high if ends[1] == "]" else number < high
     if not (above and below):
-        wanted = {"[]": f"be in [{low}, {high}]", "()": f"lie between {low} and {high}"}.get(
-            ends, f"be above {low} and at most {high}"
-        )
+        wanted = {
+            "[]": f"be in [{low}, {high}]",
+            "()": f"lie between {low} and {high}",
+            "[)": f"be at least {low} and below {high}",
+            "(]": f"be above {low} and at most {high}",
+        }[ends]
         raise ArgumentError(f"{name} must {wanted}, got {value!r}.")
     return number
 

@@ -73,8 +73,9 @@ def adapt(
 
     Raises:
         ArgumentError: if ``steps`` isn't a positive integer, ``trainable`` selects nothing, the
-            loss isn't a floating-point scalar, a key is needed and missing, or the optimizer's
-            update has no finite derivative under a mode that needs it.
+            loss isn't a floating-point scalar or doesn't read low-rank factors that adapt, a key is
+            needed and missing, or the optimizer's update has no finite derivative under a mode that
+            needs it.
 
     Example:
         >>> import jax.numpy as jnp, optax, metajax
@@ -107,16 +108,22 @@ def adapt(
 
     inner_gradient = mode.inner_gradient(inner_loss)
 
+    def batch_of(index):
+        loss_key, select_key = keys._step_keys(key, index)
+        batch = support
+        if select is not None:
+            batch = keys._call("select", select, select_key, support, index)
+        return (batch, loss_key) if keyed_loss else batch
+
+    first_loss = lambda adapted: inner_loss(adapted, frozen, batch_of(jnp.int32(0)))[0]
+    trees.check_factors_read(first_loss, adapted)
+
     def observed(adapted):
         return None if observe is None else observe(trees.combine(adapted, frozen))
 
     def step(carry, index):
         adapted, optimizer_state = carry
-        loss_key, select_key = keys._step_keys(key, index)
-        batch = support
-        if select is not None:
-            batch = keys._call("select", select, select_key, support, index)
-        batch = (batch, loss_key) if keyed_loss else batch
+        batch = batch_of(index)
         before = observed(adapted)
         (loss, aux), gradient = inner_gradient(adapted, frozen, batch)
         updates, optimizer_state = update(

@@ -159,6 +159,7 @@ def meta_trainer(
     def init(params: Params, key: jax.Array) -> TrainState:
         # Steps donate their state: it must hold none of the caller's arrays, and no array twice.
         params, key = jax.tree.map(_copy, (params, typed_key(key)))
+        trees.let_flax_store(key)
         params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
         learned, _ = trees.partition(params, trainable)
         optimizer_state = sharding.placed_like(optimizer.init, learned, mesh)

@@ -1,20 +1,27 @@
 """Which leaves of a pytree adapt: splitting it, and joining the halves again."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
+from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.types import Params, PyTree
 
 __all__ = [
     "Trainable",
+    "check_factors_read",
     "combine",
     "is_floating",
     "is_key",
     "leaf_paths",
+    "let_flax_store",
     "partition",
     "selected",
     "strongly_typed",
@@ -93,26 +100,43 @@ def _selection(params: Params, trainable: Trainable) -> list[bool]:
     leaves, paths = jax.tree.leaves(params), leaf_paths(params)
     floating = [is_floating(leaf) for leaf in leaves]
     if callable(trainable):
-        selected = [bool(trainable(path)) for path in paths]
+        selected = [trainable(path) for path in paths]
     else:
+        _check_no_pattern(trainable, paths)
         try:
             selected = jax.tree.leaves(jax.tree.broadcast(trainable, params))
         except ValueError as error:
             raise ArgumentError(
                 "trainable must be a predicate of a leaf's path or a pytree of bools that is a "
                 f"prefix of params, got {trainable!r}, which does not fit the structure of "
-                f"params: {error}"
+                f"params, whose paths are {paths}: {error}"
             ) from error
-        for flag in selected:
-            if not isinstance(flag, bool):
-                raise ArgumentError(f"trainable must hold bools only, got {flag!r} in it.")
+    for path, flag in zip(paths, selected, strict=True):
+        if not isinstance(flag, bool | np.bool_):
+            what = "return True or False" if callable(trainable) else "hold bools only"
+            raise ArgumentError(f"trainable must {what}, got {flag!r} for the leaf {path!r}.")
     for path, leaf, chosen, has_derivative in zip(paths, leaves, selected, floating, strict=True):
         if chosen and not has_derivative:
             raise ArgumentError(
                 f"trainable selects {path!r}, which is {jnp.result_type(leaf)} and has no "
                 "derivative; leave it out."
             )
-    return selected
+    return list(map(bool, selected))
+
+
+def _check_no_pattern(trainable: Any, paths: list[str]) -> None:
+    """An ArgumentError for names of leaves and regular expressions, which aren't bools."""
+    items = trainable if isinstance(trainable, list | tuple | set | frozenset) else [trainable]
+    for item in items:
+        if isinstance(item, str | re.Pattern):
+            test = f"{item!r} in path"
+            if isinstance(item, re.Pattern):
+                test = f"bool(re.search({item.pattern!r}, path))"
+            raise ArgumentError(
+                "trainable must be a predicate of a leaf's path or a pytree of bools, got "
+                f"{trainable!r}: a name selects nothing by itself. Pass a predicate, such as "
+                f"lambda path: {test}; the paths are {paths}."
+            )
 
 
 def selected(params: Params, trainable: Trainable) -> PyTree:
@@ -182,3 +206,52 @@ def strongly_typed(params: Params) -> Params:
         False
     """
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+
+
+def check_factors_read(function: Callable[[Params], Any], params: Params) -> None:
+    """Raises an ArgumentError for low-rank factors that a function of Flax collections ignores.
+
+    The function is only traced, and that only where there is a collection ``"lora"``.
+
+    Example:
+        >>> params = {"params": {"kernel": jnp.ones(3)}, "lora": {"kernel": jnp.ones(3)}}
+        >>> check_factors_read(lambda variables: variables["lora"]["kernel"].sum(), params)
+    """
+    paths = leaf_paths(params)
+    is_factor = [path.startswith("lora/") for path in paths]
+    if not any(is_factor) or not _is_collections(params):
+        return
+    jaxpr = jax.make_jaxpr(function)(params).jaxpr
+    _, used = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    unread = [
+        path for path, *how in zip(paths, is_factor, used, strict=True) if how == [True, False]
+    ]
+    if unread:
+        raise ArgumentError(
+            f"lora: no layer reads the factors at {_checks.shown(unread)}. Those of metajax.models "
+            "do, but not flax.linen.Dense, for example. Give any other model merged parameters: "
+            "metajax.lm.lora.merge(params, lora), or lora.frozen_base(apply) with the apply of "
+            "metajax.from_linen or from_nnx."
+        )
+
+
+def let_flax_store(key: jax.Array) -> None:
+    """Lets ``flax.serialization`` write and read typed random keys, which it doesn't by itself.
+
+    Example:
+        >>> from flax import serialization
+        >>> let_flax_store(jax.random.key(3))
+        >>> stored = serialization.to_bytes({"key": jax.random.key(3)})
+        >>> serialization.from_bytes({"key": jax.random.key(0)}, stored)["key"] == jax.random.key(3)
+        Array(True, dtype=bool)
+    """
+    from flax import serialization
+
+    kind = type(key)
+    known = serialization.is_serializable(kind) or isinstance(key, jax.core.Tracer)
+    if is_key(key) and not known:
+        serialization.register_serialization_state(
+            kind,
+            jax.random.key_data,
+            lambda like, data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(like)),
+        )

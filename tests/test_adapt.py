@@ -1,5 +1,7 @@
 """Adaptation against closed forms, and its errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,7 +138,15 @@ def simple(params, batch):
         ({"steps": -2}, "steps must be at least 1, got -2"),
         ({"trainable": lambda path: False}, "trainable selects no leaf"),
         ({"trainable": {"a": True, "b": True}}, "trainable must be a predicate"),
-        ({"trainable": "head"}, "trainable must hold bools only, got 'head'"),
+        ({"trainable": "head"}, r"got 'head': a name selects .*lambda path: 'head' in path"),
+        ({"trainable": ["head"]}, r"got \['head'\]: a name selects nothing"),
+        ({"trainable": {"head", "body"}}, "a name selects nothing"),
+        ({"trainable": re.compile("^he")}, r"a name selects .*re\.search\('\^he', path\)"),
+        ({"trainable": lambda path: "head"}, "trainable must return True or False, got 'head'"),
+        ({"trainable": lambda path: None}, "trainable must return True or False, got None"),
+        ({"trainable": re.compile("he").search}, "must return True or False, got None"),
+        ({"trainable": 1}, "trainable must hold bools only, got 1 for the leaf ''"),
+        ({"trainable": jnp.array(True)}, r"trainable must hold bools only, got Array\(True"),
         ({"loss_fn": lambda p, b: p - b}, r"loss_fn must return a scalar, got shape \(2,\)"),
         ({"loss_fn": lambda p, b: jnp.sum(p > b)}, "floating-point scalar, got int32"),
         ({"optimizer": optax.adam(0.1)}, "eps_root"),
@@ -155,6 +165,37 @@ def test_bad_input_is_named(changes, message):
     positional = [arguments.pop(name) for name in ("loss_fn", "params", "support")]
     with pytest.raises(ValueError, match=message):
         metajax.adapt(*positional, **arguments)
+
+
+@pytest.mark.parametrize("true", [True, np.True_, np.array(True)[()]])
+def test_bools_of_numpy_select_too(true):
+    params = {"body": jnp.ones(2), "head": {"w": jnp.ones(2), "b": jnp.ones(2)}}
+    selected = {"body": False, "head": {"w": True, "b": True}}
+    for trainable in (
+        {"body": not true, "head": true},
+        {"body": False, "head": {"w": true, "b": true}},
+        lambda path: true if path.startswith("head") else np.False_,
+    ):
+        found = metajax.trees.selected(params, trainable)
+        assert found == selected
+        assert all(type(flag) is bool for flag in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize(
+    ("trainable", "words"),
+    [
+        ({"body": True, "haed": True}, ("'haed'", "'head/w'")),
+        ({"head": True}, ("'head'", "'body'")),
+        ({"body": False, "head": {"w": True}}, ("'w'", "'head/b'")),
+        ({"body": False, "head": "all"}, ("got 'all'", "'head/b'")),
+        ({"body": False, "head": {"w": True, "b": 1.0}}, ("got 1.0", "'head/b'")),
+    ],
+)
+def test_a_tree_of_bools_must_fit_the_parameters(trainable, words):
+    params = {"body": jnp.ones(2), "head": {"b": jnp.ones(2), "w": jnp.ones(2)}}
+    with pytest.raises(metajax.ArgumentError) as caught:
+        metajax.partition(params, trainable)
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_what_is_not_a_parameter_stays_as_it_is():

@@ -10,7 +10,7 @@ import pytest
 
 import metajax
 from metajax.check import _contract as contract
-from metajax.check._perturb import alike, leaf_changed, parting
+from metajax.check._perturb import alike, leaf_changed, parting, sameness
 from metajax.learners import task_gradient
 
 SGD = optax.sgd(0.1)
@@ -305,3 +305,71 @@ def test_other_values():
     assert leaf_changed(jnp.array([True]), key).tolist() == [True]
     assert parting(jnp.array([jnp.nan, 1.0]), jnp.array([jnp.nan, 1.0]), 1e-6) is None
     assert "nan" in parting(jnp.array([jnp.nan, 1.0]), jnp.array([0.0, 1.0]), 1e-6)
+
+
+def flat(value=0.0, targets=0.0):
+    return metajax.Batch(jnp.full((4, 3), value), jnp.full(4, targets))
+
+
+ONE_CLASS = metajax.Batch(batch(0).inputs, jnp.zeros(4, jnp.int32))
+HOLED = batch(0)._replace(inputs=batch(0).inputs.at[0, 0].set(jnp.nan))
+SAME = metajax.Batch(jnp.tile(batch(0).inputs[:1], (4, 1)), batch(0).targets)
+
+
+@pytest.mark.parametrize(
+    ("episode", "words"),
+    [
+        (metajax.Episode(flat(), flat()), "the support set's inputs are all 0"),
+        (metajax.Episode(batch(0), flat()), "the query set's inputs are all 0"),
+        (metajax.Episode(HOLED, batch(1)), "the support set's inputs have a NaN or an infinity"),
+        (metajax.Episode(tuple(flat()), tuple(flat())), "the support set's inputs are all 0"),
+        (metajax.Episode(ONE_CLASS, ONE_CLASS), "the support set's targets are all 0"),
+    ],
+)
+def test_data_that_tell_nothing_are_named_and_the_learner_is_not_blamed(episode, words):
+    def still(params, batch):  # its loss and its gradient are zero where the data are
+        return jnp.mean(((batch[0] - batch[0].mean(axis=0)) @ params["w"] * batch[1]) ** 2)
+
+    only = {"init", "adapt", "loss", "data", "finite", "gradient", "improvement"}
+    skip = set(contract.CHECKS) - only
+    report = metajax.check_learner(maml(still), PARAMS, episode, skip=skip)
+    (failed,) = report.failed
+    assert failed.name == "data"
+    assert words in failed.sentence
+    told = [check for check in report.checks if check.name in ("gradient", "improvement", "finite")]
+    for check in told:
+        assert check.passed is True or words in check.sentence, str(report)
+    assert any(check.passed is None for check in told)
+
+
+def test_a_broken_learner_is_still_blamed_where_the_data_tell_it():
+    uphill = maml(optimizer=optax.sgd(-0.1))
+    skip = set(contract.CHECKS) - {"init", "adapt", "loss", "data", "improvement"}
+    report = metajax.check_learner(uphill, PARAMS, EPISODE, skip=skip)
+    assert [check.name for check in report.failed] == ["improvement"]
+
+
+def test_uniform_data_of_which_no_check_fails_are_only_mentioned():
+    constant = metajax.Batch(batch(0).inputs, jnp.full(4, 0.7))
+    skip = set(contract.CHECKS) - {"init", "adapt", "loss", "data", "improvement"}
+    episode = metajax.Episode(constant, constant)
+    report = metajax.check_learner(GOOD, PARAMS, episode, skip=skip)
+    assert report.passed
+    (mentioned,) = [check for check in report.checks if check.name == "data"]
+    assert mentioned.passed is None
+    assert "targets are all 0.7" in mentioned.sentence
+
+
+def test_what_is_the_same_in_a_batch():
+    inputs = jnp.concatenate([batch(0).inputs, jnp.full((1, 3), jnp.nan)])
+    mask = jnp.array([True] * 4 + [False])
+    padded = metajax.MaskedBatch(inputs, jnp.arange(5), mask)
+    assert sameness(padded) is None
+    assert sameness(padded._replace(mask=None)) == "inputs have a NaN or an infinity"
+    assert sameness(padded._replace(targets=jnp.array([1, 1, 1, 1, 0]))) == "targets are all 1"
+    assert sameness(SAME) == "inputs are the same in every example"
+    assert sameness(1.0) is None
+    assert sameness((1.0, jnp.zeros(()))) is None
+    assert sameness(None) is None
+    assert sameness({"x": jnp.full((2, 3), 0.7)}) == "arrays are all 0.7"
+    assert sameness({"x": jnp.zeros((2, 3)), "y": jnp.arange(2)}) is None

@@ -9,6 +9,7 @@ import optax.contrib
 import pytest
 import toy
 from compilations import no_compilation
+from flax import serialization
 
 import metajax
 from metajax.learners import multi_step_loss, warm_start
@@ -276,3 +277,41 @@ def test_what_is_no_parameter_is_neither_learned_nor_decayed():
     slope = 4 * (2 * adapted - 1) * (1 - 0.08)
     np.testing.assert_allclose(state.params["batch_stats"]["mean"], 3 - 0.1 * slope, rtol=1e-6)
     assert float(state.params["params"]["w"]) == 2.0
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_flax_writes_and_reads_the_state_and_training_goes_on(implementation):
+    trainer = make_trainer()
+    begin = lambda: trainer.init(toy.init_params(), jax.random.key(3, impl=implementation))
+    whole = trainer.run(begin(), 6)[0]
+    half = trainer.run(begin(), 3)[0]
+    stored = serialization.to_bytes(half)
+    like = trainer.init(toy.init_params(), jax.random.key(0, impl=implementation))
+    again = serialization.from_bytes(like, stored)
+    assert again.key == half.key
+    assert jax.random.key_impl(again.key) == jax.random.key_impl(half.key)
+    assert_equal(*((s.params, s.optimizer_state, s.step) for s in (again, half)))
+    resumed = trainer.run(again, 3)[0]
+    assert_equal(*((s.params, s.optimizer_state, s.step) for s in (whole, resumed)))
+
+
+def test_flax_reads_a_state_whose_key_was_stored_as_words():
+    trainer = make_trainer()
+    state = start(trainer)
+    stored = serialization.to_bytes(state._replace(key=jax.random.key_data(state.key)))
+    assert serialization.from_bytes(state, stored).key == state.key
+    dictionary = serialization.to_state_dict(state)
+    assert_equal(dictionary["key"], jax.random.key_data(state.key))
+    assert serialization.from_state_dict(state, dictionary).key == state.key
+
+
+def test_keys_among_the_meta_parameters_are_stored_too():
+    params = {"params": {"w": jnp.ones(2)}, "rng": {"key": jax.random.split(jax.random.key(1), 3)}}
+    learner = metajax.maml(
+        lambda p, c: jnp.sum((p["params"]["w"] - c) ** 2), optax.sgd(0.1), steps=1
+    )
+    sample = lambda key: metajax.Episode(1.0, jax.random.normal(key))
+    trainer = metajax.meta_trainer(learner, optax.adam(0.1), sample, meta_batch=2)
+    state = trainer.init(params, jax.random.key(0))
+    again = serialization.from_bytes(state, serialization.to_bytes(state))
+    assert (again.params["rng"]["key"] == params["rng"]["key"]).all()

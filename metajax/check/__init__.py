@@ -84,6 +84,8 @@ def check_learner(
     - ``init``, ``adapt``, ``loss``: they run when traced, and return what the engine expects:
       floating-point meta-parameters; the adapted ones, which keep shapes and types, with an
       ``AdaptInfo``; a floating-point scalar with a dict.
+    - ``data``: the task's arrays are finite, and not all the same. Where they are, checks that fail
+      through it aren't counted against the learner.
     - ``labels``: integer targets are among the classes; out of range, a loss is NaN with some
       functions, and with others wrong in silence.
     - ``finite``: loss and meta-gradient are.
@@ -155,7 +157,20 @@ def check_learner(
         done.append(check)
         if check.passed is False and name in contract.ESSENTIAL:
             broken = name
-    return LearnerReport(tuple(done))
+    return LearnerReport(tuple(_blamed(done)))
+
+
+def _blamed(done: list[Check]) -> list[Check]:
+    """The checks, with what data that tell nothing may have caused put down to the data."""
+    uniform = [check for check in done if check.name == "data" and check.passed is False]
+    if not uniform:
+        return done
+    sentence = uniform[0].sentence
+    unfair = {check.name for check in done if check.passed is False} & contract.ON_DATA
+    changes = {name: Check(name, None, f"can't be told, since {sentence}") for name in unfair}
+    if not unfair:
+        changes["data"] = Check("data", None, sentence)
+    return [changes.get(check.name, check) for check in done]
 
 
 def _outcome(

@@ -13,7 +13,7 @@ import numpy as np
 from metajax import trees
 from metajax.check import _invariances as invariances
 from metajax.check._labels import labels
-from metajax.check._perturb import alike, changed, labelled, parts
+from metajax.check._perturb import alike, changed, labelled, parts, sameness
 from metajax.check._subject import Seen, Subject
 from metajax.check.gradients import check_gradient
 from metajax.errors import ArgumentError, CheckError
@@ -84,6 +84,15 @@ def loss(subject: Subject) -> Seen:
             f"loss must be a floating-point scalar, got {value}; average over the examples",
         )
     return True, f"metrics beside it: {', '.join(metrics) or 'none'}"
+
+
+def data(subject: Subject) -> Seen:
+    task = subject.tasks[0]
+    for name, batch in (("support", task.support), ("query", task.query)):
+        found = sameness(batch)
+        if found:
+            return False, f"the {name} set's {found}: pass a task as in training"
+    return True, "the examples differ"
 
 
 def finite(subject: Subject) -> Seen:
@@ -223,6 +232,7 @@ CHECKS: dict[str, Callable[[Subject], Seen]] = {
     "init": init,
     "adapt": adapt,
     "loss": loss,
+    "data": data,
     "labels": labels,
     "finite": finite,
     "support": support,
@@ -243,6 +253,12 @@ CHECKS: dict[str, Callable[[Subject], Seen]] = {
     "improvement": invariances.improvement,
     "finite differences": finite_differences,
 }
+
+ON_DATA = frozenset(
+    {"finite", "support", "support targets", "query", "query targets", "adapted", "gradient"}
+    | {"improvement", "finite differences"}
+)
+"""What may fail through data that tell nothing, such as zeros."""
 
 ESSENTIAL = frozenset({"init", "adapt", "loss"})
 """Where one of these fails, the others have nothing to run."""

@@ -74,6 +74,35 @@ def parts(batch: PyTree, key: jax.Array) -> dict[str, PyTree]:
     return {name: other for name, other in found.items() if not alike(other, batch)}
 
 
+def sameness(batch: PyTree) -> str | None:
+    """What is the same in all of a batch, or not finite, so that it tells nothing of a learner.
+
+    Example:
+        >>> sameness(Batch(jnp.zeros((2, 3)), jnp.array([0, 1])))
+        'inputs are all 0.0'
+        >>> sameness(Batch(jnp.eye(2), jnp.array([1, 1])))
+        'targets are all 1'
+    """
+    leaves = lambda tree: [np.asarray(x) for x in jax.tree.leaves(tree) if not trees.is_key(x)]
+    parts = {"arrays": leaves(batch)}
+    if labelled(batch):
+        mask = getattr(batch, "mask", None)
+        real = ... if mask is None else np.asarray(mask).astype(bool)
+        parts = {
+            name: [array[real] for array in leaves(part)]
+            for name, part in (("inputs", batch[0]), ("targets", batch[1]))
+        }
+    for name, arrays in parts.items():
+        if not all(np.isfinite(array).all() for array in arrays if trees.is_floating(array)):
+            return f"{name} have a NaN or an infinity"
+        arrays = [array for array in arrays if array.size > 1]
+        if arrays and all((array == array.ravel()[0]).all() for array in arrays):
+            return f"{name} are all {arrays[0].ravel()[0]!s}"
+        if arrays and all(len(array) > 1 and (array == array[0]).all() for array in arrays):
+            return f"{name} are the same in every example"
+    return None
+
+
 def alike(a: PyTree, b: PyTree) -> bool:
     """Whether two results are the same, bit for bit; a NaN is like a NaN.
 

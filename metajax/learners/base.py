@@ -186,13 +186,16 @@ def episode_loss(
 
     def loss(adapted: Params, episode: Episode) -> tuple[jax.Array, Metrics]:
         key = keys.query_key(episode)
-        if outer_loss is None:
-            name = "loss_fn"
-            output = keys._call(name, loss_fn, key, adapted, episode.query)
-        else:
-            name = "outer_loss"
-            output = keys._call(name, outer_loss, key, adapted, episode)
-        value, aux = _checks.value_and_aux(output, name=name)
+        name, function, batch = "loss_fn", loss_fn, episode.query
+        if outer_loss is not None:
+            name, function, batch = "outer_loss", outer_loss, episode
+
+        def value_and_aux(adapted: Params) -> tuple[jax.Array, Any]:
+            output = keys._call(name, function, key, adapted, batch)
+            return _checks.value_and_aux(output, name=name)
+
+        trees.check_factors_read(lambda adapted: value_and_aux(adapted)[0], adapted)
+        value, aux = value_and_aux(adapted)
         if aux is None:
             return value, {}
         return value, dict(aux) if isinstance(aux, dict) else {"aux": aux}

@@ -54,6 +54,9 @@ _LAYERS = Kind(
 class AdapterConfig:
     """One adapter_config.json.
 
+    Attributes:
+        dropout: of the inputs of every adapter, in training.
+
     Raises:
         CheckpointError: it is missing or damaged, or asks for what isn't supported: another
             ``peft_type`` than LoRA, a variant that computes something else, such as ``use_dora``,
@@ -76,12 +79,23 @@ class AdapterConfig:
             field: self._file.get(field, _PATTERNS, {})
             for field in ("rank_pattern", "alpha_pattern")
         }
+        dropout = self._file.get("lora_dropout", NUMBER, 0.0)
+        try:
+            name = f"{self._file.name}: lora_dropout"
+            self.dropout = _checks.between(name, dropout, 0, 1, ends="[)")
+        except ArgumentError as error:
+            raise CheckpointError(str(error)) from None
 
     def targets(self, module: str, layer: int | None) -> bool:
         """Whether the config says that a module has an adapter."""
-        if self._layers is not None and layer not in self._layers:
+        if _named(self._excluded, module):
             return False
-        return _named(self._targets, module) and not _named(self._excluded, module)
+        if str(self._targets).lower() == "all-linear":
+            return module != "lm_head"
+        by_ending = isinstance(self._targets, list) and module not in self._targets
+        if by_ending and self._layers and layer not in self._layers:
+            return False
+        return _named(self._targets, module)
 
     def size(self, module: str) -> tuple[int, float]:
         """A module's rank, and what its update is multiplied by.

@@ -30,22 +30,30 @@ over tasks every product with W stays one product with the shared matrix:
 The task's function returns the factors, or a loss of them. If it returned the base weights too,
 ``vmap`` would make a copy of these for each task.
 
+The matrices of ``metajax.models.Dense``, and so of ``Transformer``, read factors. Any other model
+takes the sum instead, which is then computed for each task: ``merge(params, factors)``, or
+``frozen_base(apply)`` with what ``metajax.from_linen`` and ``from_nnx`` return. ``metajax.adapt``
+refuses factors that its loss doesn't read.
+
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685).
 """
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
 from metajax import _checks, trees
 from metajax.errors import ArgumentError
+from metajax.keys import _keyed_as
+from metajax.lm._matrices import Target, matrices
 from metajax.losses import Apply
+from metajax.models.dense import _check_fits
 from metajax.types import Params
 
 __all__ = ["Factors", "frozen_base", "init", "is_factor", "merge", "unmerge"]
@@ -60,6 +68,10 @@ class Factors:
         a: ``[..., in, rank]``; A transposed in the paper, where it multiplies from the left.
         b: ``[..., rank, out]``; B transposed in the paper.
         scale: alpha / rank, static: a constant of the compiled program, not adapted.
+        dropout: the share of the inputs that the update doesn't see where the model gets the random
+            stream ``"dropout"``, as in ``model.apply(variables, x, rngs={"dropout": key})``; the
+            rest is divided by 1 - dropout. Static too. Without the stream, as in evaluation, all
+            inputs are seen.
 
     Example:
         >>> factors = Factors(jnp.ones((4, 1)), jnp.zeros((1, 3)), 2.0)
@@ -70,6 +82,7 @@ class Factors:
     a: jax.Array
     b: jax.Array
     scale: float = dataclasses.field(metadata={"static": True})
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
 
     @property
     def rank(self) -> int:
@@ -87,17 +100,23 @@ def is_factor(path: str) -> bool:
     return path.startswith("lora/")
 
 
-def frozen_base(model: Any) -> Apply:
+def frozen_base(model: nn.Module | Apply) -> Apply:
     """A model as a function of ``{"params": ..., "lora": ...}`` with no gradient for ``"params"``.
 
     Where the base weights stay as they are, this spares the work of their gradient, which is zero.
     For ``lm.next_token_loss``, with ``trainable=is_factor``.
 
     Args:
-        model: a Flax module that reads the collection ``"lora"``, such as a ``Transformer``.
+        model: a Flax module that reads the collection ``"lora"``, such as a ``Transformer``. Or
+            ``apply(params, inputs)``, as ``metajax.from_linen`` and ``from_nnx`` return it, of any
+            model: it gets the merged parameters, which takes memory for them in each task.
 
     Returns:
-        ``apply(variables, inputs, **options)``, with the model's options.
+        ``apply(variables, inputs, **options)``, with the model's options; keyed if ``model`` is.
+
+    Raises:
+        ArgumentError: from ``apply``, if the module doesn't read some factors, or they don't fit,
+            or factors with dropout would be merged.
 
     Example:
         >>> from metajax.models import Dense
@@ -109,12 +128,28 @@ def frozen_base(model: Any) -> Apply:
         >>> gradient["params"]["kernel"].tolist(), gradient["lora"]["kernel"].b.tolist()
         ([[0.0], [0.0]], [[2.0]])
     """
+    module = getattr(model, "__self__", model)  # of its method apply
+    is_module = isinstance(module, nn.Module)
+    function: Any = module.apply if is_module else model
+    checked: set[Any] = set()
 
-    def apply(variables: Params, inputs: Any, **options: Any) -> Any:
+    def apply(variables: Params, *args: Any, **options: Any) -> Any:
         base = jax.lax.stop_gradient(variables["params"])
-        return model.apply({"params": base, "lora": variables["lora"]}, inputs, **options)
+        if not is_module:
+            given = {name: part for name, part in variables.items() if name != "lora"}
+            given["params"] = merge(base, variables["lora"])
+            if any(factors.dropout for factors in _flat_factors(variables["lora"]).values()):
+                raise ArgumentError("lora: factors with dropout need a module that reads them.")
+            return function(given if len(given) > 1 else given["params"], *args, **options)
+        beside = lambda variables: function(variables, *args, **options)
+        variables = {**variables, "params": base}
+        structure = jax.tree.structure(variables)
+        if structure not in checked:
+            trees.check_factors_read(beside, variables)
+            checked.add(structure)
+        return beside(variables)
 
-    return apply
+    return _keyed_as(model, apply)
 
 
 def init(
@@ -122,9 +157,11 @@ def init(
     key: jax.Array,
     *,
     rank: int,
-    targets: str | Sequence[str],
+    targets: Target | Sequence[Target],
     alpha: float | None = None,
     b_std: float = 0.0,
+    dropout: float = 0.0,
+    layer_axes: int | None = None,
 ) -> dict[str, Any]:
     """Factors for the matrices that ``targets`` names.
 
@@ -138,10 +175,14 @@ def init(
         key: for A, and B where it is random.
         rank: of the update.
         targets: a regular expression, or several, searched in a leaf's path (its keys joined by
-            slashes), such as ``r"attention/(query|value)/kernel"``. The last two axes of a leaf
-            that matches are (in, out); those before are of stacked layers.
+            slashes), such as ``r"attention/(query|value)"``; or predicates of the path. The
+            matrices that match are adapted; biases and norms' scales are left out.
         alpha: the update is multiplied by ``alpha / rank``; ``rank`` if None.
         b_std: standard deviation of the initial B.
+        dropout: see ``Factors``.
+        layer_axes: how many axes of layers come before a matrix's (in, out), as 1 under
+            ``nn.scan``. If None, the shapes tell: the layers are the first axis that all arrays
+            below a key share, where these are matrices and vectors alike.
 
     Returns:
         Nested dicts with only the matrices' paths, and ``Factors`` in their place: in float32, or
@@ -149,12 +190,13 @@ def init(
 
     Raises:
         ArgumentError: ``rank`` isn't a positive integer, or is more than in or out; ``alpha`` isn't
-            positive, or ``b_std`` negative; a pattern matches nothing; a leaf that matches isn't a
-            matrix of floats.
+            positive, ``b_std`` negative, or ``dropout`` not in [0, 1); a target matches nothing, or
+            vectors alone; a leaf that matches isn't of floats, or has more axes than a matrix and
+            its layers, as the kernels of convolutions and of heads have.
 
     Example:
         >>> params = {"head": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
-        >>> factors = init(params, jax.random.key(0), rank=2, targets="kernel", alpha=16)
+        >>> factors = init(params, jax.random.key(0), rank=2, targets="head", alpha=16)
         >>> factors["head"]["kernel"].b.shape, factors["head"]["kernel"].scale
         ((2, 3), 8.0)
 
@@ -163,14 +205,17 @@ def init(
     rank = _checks.positive_int("rank", rank)
     scale = _checks.positive_float("alpha", rank if alpha is None else alpha) / rank
     b_std = _checks.non_negative_float("b_std", b_std)
-    paths = trees.leaf_paths(params)
-    leaves = dict(zip(paths, jax.tree.leaves(params), strict=True))
-    targeted = _targeted(targets, paths)
-    flat: dict[str, Factors] = {}
-    for path, matrix_key in zip(targeted, jax.random.split(key, len(targeted)), strict=True):
-        leaf = leaves[path]
-        _check_matrix(path, leaf, rank)
+    dropout = _checks.between("dropout", dropout, 0, 1, ends="[)")
+    targeted = matrices(params, targets, layer_axes)
+    flat: dict[tuple[Any, ...], Factors] = {}
+    random_keys = jax.random.split(key, len(targeted))
+    for (keys, leaf), matrix_key in zip(targeted.items(), random_keys, strict=True):
         *layers, n_in, n_out = leaf.shape
+        if rank > min(n_in, n_out):
+            raise ArgumentError(
+                f"rank must be at most the sides of the matrices, got {rank} for "
+                f"{'/'.join(map(str, keys))!r} of shape {leaf.shape}."
+            )
         dtype = jnp.promote_types(leaf.dtype, jnp.float32)
         a_key, b_key = jax.random.split(matrix_key)
         bound = 1 / math.sqrt(n_in)
@@ -178,38 +223,8 @@ def init(
         b = jnp.zeros((*layers, rank, n_out), dtype)
         if b_std:
             b = b_std * jax.random.normal(b_key, b.shape, dtype)
-        flat[path] = Factors(a, b, scale)
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _targeted(targets: str | Sequence[str], paths: list[str]) -> list[str]:
-    patterns = [targets] if isinstance(targets, str) else list(targets)
-    if not patterns:
-        raise ArgumentError(f"targets must have at least one pattern, got {targets!r}.")
-    matched: set[str] = set()
-    for pattern in patterns:
-        found = {path for path in paths if re.search(pattern, path)}
-        if not found:
-            raise ArgumentError(
-                f"targets: {pattern!r} matches no leaf of params, whose paths are {paths}."
-            )
-        matched |= found
-    return [path for path in paths if path in matched]
-
-
-def _check_matrix(path: str, leaf: Any, rank: int) -> None:
-    dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ArgumentError(f"targets match {path!r}, which is {dtype}, not floating point.")
-    if len(shape) < 2:
-        raise ArgumentError(
-            f"targets match {path!r}, which has shape {shape}; a matrix has at least two axes."
-        )
-    if rank > min(shape[-2:]):
-        raise ArgumentError(
-            f"rank must be at most the sides of the matrices, got {rank} for {path!r} of shape "
-            f"{shape}."
-        )
+        flat[keys] = Factors(a, b, scale, dropout)
+    return flax.traverse_util.unflatten_dict(flat)
 
 
 def merge(params: Params, lora: Mapping[str, Any]) -> Params:
@@ -296,15 +311,3 @@ def _flat_factors(lora: Any) -> dict[str, Factors]:
             )
         found[path] = factors
     return found
-
-
-def _check_fits(factors: Factors, shape: tuple[int, ...], path: str) -> None:
-    """An ArgumentError unless factors are of a matrix, or a stack of them, of this shape."""
-    rank = factors.rank
-    wanted = [(*shape[:-1], rank), (*shape[:-2], rank, *shape[-1:])]
-    if len(shape) < 2 or [factors.a.shape, factors.b.shape] != wanted:
-        what = f"of shape {shape}" if shape else "which the model doesn't have"
-        raise ArgumentError(
-            f"lora: factors of shapes {factors.a.shape} and {factors.b.shape} don't fit {path!r} "
-            f"{what}."
-        )

@@ -12,6 +12,7 @@ of B.
 
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from metajax.lm.lora import Factors, _check_fits, _flat_factors
 from metajax.models import TransformerConfig, stack_layers, unstack_layers
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_ADAPTER_NAME = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.weight$)")
 _RANKS = "metajax_fused_ranks"
 
 
@@ -38,7 +41,7 @@ class _Module:
 
     def __init__(self, matrix: _hf_tensors.Tensor) -> None:
         self.name, self.layer = matrix.name.removesuffix(".weight"), matrix.layer
-        self.tensors = [f"base_model.model.{self.name}.lora_{side}.weight" for side in "AB"]
+        self.tensors = [f"{_PREFIX}{self.name}.lora_{side}.weight" for side in "AB"]
         block = "" if matrix.layer is None else f"block_{matrix.layer}/"
         self.parts = [(block + path, *shape) for path, shape in matrix.parts]
         self.columns = _side_by_side([n_out for *_, n_out in self.parts])
@@ -69,7 +72,7 @@ def save_adapters(
     Raises:
         CheckpointError: no Hugging Face architecture has this configuration's parts; there are no
             factors, or some at a path where the model has no matrix; GPT-2's query, key and value
-            have different scales.
+            have different scales, or any two factors different dropouts.
         ArgumentError: factors don't fit their matrix.
         ImportError: safetensors isn't installed.
 
@@ -81,6 +84,7 @@ def save_adapters(
         path: jax.tree.map(np.asarray, factors)
         for path, factors in _flat_factors(unstack_layers(lora)).items()
     }
+    dropouts = {factors.dropout for factors in flat.values()}
     tensors: dict[str, np.ndarray] = {}
     sizes: dict[str, tuple[int, float]] = {}
     fused: dict[str, list[int]] = {}
@@ -98,10 +102,13 @@ def save_adapters(
         raise CheckpointError(f"lora has {min(flat)!r}, where the model has no such matrix.")
     if not sizes:
         raise CheckpointError("lora has no factors to save.")
+    if len(dropouts) > 1:
+        raise CheckpointError(f"lora has dropouts of {sorted(dropouts)}: a file has one for all.")
     fields = _peft_config.fields(
         sizes,
         [module.name for module in modules],
         base_model_name_or_path=base_model_name or None,
+        lora_dropout=dropouts.pop(),
         fan_in_fan_out=architecture_of(config) == "gpt2",  # whose own layer is [in, out]
     )
     folder = Path(folder)
@@ -138,7 +145,8 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
     """Factors from a folder that ``save_adapters``, or ``peft``'s ``save_pretrained``, wrote.
 
     Args:
-        folder: holds adapter_config.json and adapter_model.safetensors.
+        folder: holds adapter_config.json and adapter_model.safetensors. A copy of the head's own
+            matrix, which ``peft`` writes beside an adapter of the head, is passed over.
         config: of the model that was adapted.
 
     Returns:
@@ -169,22 +177,30 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             fused = _ranks(json.loads((opened.metadata() or {}).get(_RANKS, "{}")))
-            stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names = {name: _full_name(name) for name in opened.keys()}  # noqa: SIM118
+            stored = {full: opened.get_tensor(name) for name, full in names.items()}
     except (safetensors.SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is missing or damaged: {error}.") from error
+    if len(stored) < len(names):
+        raise CheckpointError(f"{file}: it holds several adapters; save each in a file of its own.")
     flat: dict[str, Factors] = {}
     for module in _modules(config):
+        _pass_over(stored, file, module)
         if not (stored.keys() & module.tensors or adapter.targets(module.name, module.layer)):
             continue
         rank, scale = adapter.size(module.name)
         a, b = (side.T for side in _take(stored, file, module, rank))
         blocks = _blocks(b, module, fused)
         for (path, *_), rows, columns in zip(module.parts, blocks, module.columns, strict=True):
-            factors = Factors(jnp.asarray(a[:, rows]), jnp.asarray(b[rows, columns]), scale)
+            sides = jnp.asarray(a[:, rows]), jnp.asarray(b[rows, columns])
+            factors = Factors(*sides, scale, adapter.dropout)
             if factors.rank:
                 flat[path] = factors
     if stored:
-        raise CheckpointError(f"{file}: {min(stored)} is unexpected for this config.")
+        raise CheckpointError(
+            f"{file}: {min(stored)} is unexpected for this config. Adapters of matrices alone are "
+            "read: not of embeddings, nor of a head that is tied to one, nor other weights."
+        )
     if config.scan:
         _check_alike(flat, file, config.n_layers)
     lora = flax.traverse_util.unflatten_dict(flat, sep="/")
@@ -197,6 +213,24 @@ def _ranks(fused: Any) -> Mapping[str, list[int]]:
     if not lists or any(type(rank) is not int or rank < 0 for r in fused.values() for rank in r):
         raise ValueError(f"its metadata has {_RANKS}={fused!r}, no object of lists of ranks")
     return fused
+
+
+def _full_name(name: str) -> str:
+    """A tensor's name as ``peft`` writes it, of one that a model's state dict may have."""
+    return _PREFIX + _ADAPTER_NAME.sub("", name).removeprefix(_PREFIX)
+
+
+def _pass_over(stored: dict[str, Any], file: Path, module: _Module) -> None:
+    """Takes away the copy of the base weights that ``peft`` writes beside the head's adapter."""
+    name = f"{_PREFIX}{module.name}.base_layer.weight"
+    if module.name != "lm_head" or name not in stored:
+        return
+    if stored[name].shape != module.sides[::-1]:
+        raise CheckpointError(
+            f"{file}: {name} has shape {stored[name].shape}, the config asks for "
+            f"{module.sides[::-1]}."
+        )
+    del stored[name]
 
 
 def _take(stored: dict[str, Any], file: Path, module: _Module, rank: int) -> list[np.ndarray]:

@@ -6,12 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
+
 
 class Dense(nn.Module):
     """``x W + b``; where a collection ``"lora"`` holds factors of ``kernel``, ``+ s (x A) B``.
 
     The factors are applied to ``x``, not added to W: under ``vmap`` over tasks with factors for
-    each, ``x W`` stays one product with the shared matrix.
+    each, ``x W`` stays one product with the shared matrix. Factors with ``dropout`` see a part of
+    ``x`` where there is a random stream ``"dropout"``; ``x W`` sees all of it.
 
     Attributes:
         features: width of the output.
@@ -31,7 +34,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, output_dtype: Any = None) -> jax.Array:
-        """Outputs ``[..., features]`` of inputs ``[..., n]``, in ``output_dtype`` if given."""
+        """Outputs ``[..., features]`` of inputs ``[..., n]``, in ``output_dtype`` if given.
+
+        Raises:
+            ArgumentError: factors don't fit the matrix.
+        """
         output_dtype = output_dtype or self.dtype
         x = x.astype(self.dtype)
         kernel = self.param(
@@ -40,9 +47,24 @@ class Dense(nn.Module):
         y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=output_dtype)
         if self.has_variable("lora", "kernel"):
             factors: Any = self.get_variable("lora", "kernel")
+            _check_fits(factors, kernel.shape, "/".join((*self.path, "kernel")))
             a, b = (side.astype(self.dtype) for side in (factors.a, factors.b))
+            if factors.dropout and self.has_rng("dropout"):
+                x = nn.Dropout(factors.dropout, deterministic=False)(x)
             y = y + (factors.scale * ((x @ a) @ b)).astype(output_dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(output_dtype)
         return y
+
+
+def _check_fits(factors: Any, shape: tuple[int, ...], path: str) -> None:
+    """An ArgumentError unless factors are of a matrix, or a stack of them, of this shape."""
+    rank = factors.a.shape[-1]
+    wanted = [(*shape[:-1], rank), (*shape[:-2], rank, *shape[-1:])]
+    if len(shape) < 2 or [factors.a.shape, factors.b.shape] != wanted:
+        what = f"of shape {shape}" if shape else "which the model doesn't have"
+        raise ArgumentError(
+            f"lora: factors of shapes {factors.a.shape} and {factors.b.shape} don't fit {path!r} "
+            f"{what}."
+        )

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +17,7 @@ from metajax.models._attention import (
     rotate,
     rotations,
 )
-from metajax.models.dense import Dense
+from metajax.models.dense import Dense, _check_fits
 from metajax.models.transformer_config import TransformerConfig
 from metajax.types import Params
 
@@ -114,8 +115,8 @@ class Transformer(nn.Module):
     Parameters: ``embed/embedding`` ``[vocab, width]``, ``positions/embedding`` where positions are
     learned, the blocks under ``blocks`` with a leading axis of layers (without ``scan`` under
     ``block_0``, ...), ``norm``, and ``head/kernel`` where the head isn't tied. Low-rank factors in
-    a collection ``"lora"`` are applied beside the matrices of the same path; see
-    ``metajax.lm.lora``.
+    a collection ``"lora"`` are applied beside the matrices of the same path, with dropout where
+    they ask for it and there is a random stream ``"dropout"``; see ``metajax.lm.lora``.
 
     Attributes:
         config: its configuration.
@@ -156,10 +157,12 @@ class Transformer(nn.Module):
         Raises:
             ArgumentError: tokens aren't integers ``[batch, length]``, or are more than
                 ``max_length``; ids or positions of another shape; a cache with ``scan``, or without
-                positions.
+                positions; factors that don't fit, or of what isn't a matrix of the blocks or the
+                head.
         """
         config = self.config
         _check(config, tokens, segment_ids, positions, cache)
+        _check_factors(self.variables)
         length = tokens.shape[1]
         if segment_ids is None:
             segment_ids = jnp.ones(tokens.shape, jnp.int32)
@@ -199,7 +202,7 @@ class Transformer(nn.Module):
             blocks = nn.scan(
                 block,
                 variable_axes={"params": 0, "lora": 0},
-                split_rngs={"params": True},
+                split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=config.n_layers,
             )
@@ -262,6 +265,24 @@ def _check(config: TransformerConfig, tokens: Any, segment_ids: Any, positions: 
             )
         if positions is None:
             raise ArgumentError("positions must be given with a cache.")
+
+
+def _check_factors(variables: Any) -> None:
+    """Each layer sees its own factors alone: those that no layer has must be refused here."""
+    if "lora" not in variables:
+        return
+    params, lora = (  # by path
+        flax.traverse_util.flatten_dict(variables.get(name, {}), sep="/")
+        for name in ("params", "lora")
+    )
+    for path, factors in lora.items():
+        if not path.endswith("/kernel"):
+            raise ArgumentError(
+                f"lora has factors at {path!r}, where the model has no matrix that reads them. It "
+                "reads those of a .../kernel."
+            )
+        kernel: Any = params.get(path)
+        _check_fits(factors, () if kernel is None else kernel.shape, path)
 
 
 def unstack_layers(params: Params) -> Params:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import serialization
 from toys import COPY, solved
 
 from metajax import evolve as ev
@@ -233,12 +234,16 @@ def test_without_an_oracle_nothing_is_said_of_what_is_right_and_with_one_in_the_
     assert run(config_of(verifier=ev.exact_match(COPY.answer)))[0][1].uses_oracle
 
 
-def test_a_restored_state_goes_on_bit_for_bit():
+@pytest.mark.parametrize("by", ["arrays", "flax"])
+def test_a_restored_state_goes_on_bit_for_bit(by):
     """As from a checkpoint: arrays alone, in the structure of a new state."""
     config = config_of()
     whole = run(config)
     arrays = jax.tree.leaves(whole[1][0])
     restored = jax.tree.structure(begin(config_of())).unflatten(arrays)
+    if by == "flax":
+        stored = serialization.to_bytes(whole[1][0])
+        restored = serialization.from_bytes(begin(config_of()), stored)
     resumed = run(config_of(), restored)
     assert [report.round for _, report in resumed] == [3, 4]
     plain = lambda state: state._replace(

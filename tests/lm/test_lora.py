@@ -1,7 +1,7 @@
 """Low-rank factors: their start, their use by the model, merging, and adaptation of them."""
 
 import dataclasses
-import functools
+import re
 
 import chex
 import jax
@@ -9,37 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lora_models import SIZES, TOKENS, built, logits, token_loss
 
 import metajax
 from metajax.lm import lora
 from metajax.models import Transformer, TransformerConfig, unstack_layers
-
-SIZES = {"vocab_size": 23, "width": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
-ALL = r"(attention|mlp)/\w+/kernel|head/kernel"
-TOKENS = jax.random.randint(jax.random.key(9), (2, 7), 0, SIZES["vocab_size"])
-
-
-@functools.cache
-def built(scan=True, *, b_std=0.1, targets=ALL, seed=0, **options):
-    """A tiny model, its parameters, large enough to matter, and factors."""
-    model = Transformer(TransformerConfig.llama(**SIZES, scan=scan, **options))
-    params = jax.jit(model.init)(jax.random.key(seed), TOKENS)["params"]
-    params = jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params)
-    start = functools.partial(lora.init, rank=3, targets=targets, alpha=6, b_std=b_std)
-    return model, params, jax.jit(start)(params, jax.random.key(seed + 1))
-
-
-def logits(model, params, factors=None):
-    variables = {"params": params} if factors is None else {"params": params, "lora": factors}
-    return jax.jit(model.apply)(variables, TOKENS)
-
-
-def token_loss(model):
-    def loss_fn(variables, tokens):
-        scores = model.apply(variables, tokens)[:, :-1]
-        return optax.softmax_cross_entropy_with_integer_labels(scores, tokens[:, 1:]).mean()
-
-    return loss_fn
 
 
 class TestInit:
@@ -91,8 +65,16 @@ class TestInit:
         [
             ({"targets": "kernle"}, r"targets: 'kernle' matches no leaf.*'bias'.*'kernel'"),
             ({"targets": ["kernel", "query"]}, "targets: 'query' matches no leaf"),
+            ({"targets": "("}, r"targets must be regular .*got '\('"),
+            ({"targets": 3}, "targets must be regular expressions, or predicates of a path, got 3"),
             ({"targets": []}, r"targets must have at least one pattern, got \[\]"),
-            ({"targets": "bias"}, r"'bias', which has shape \(3,\)"),
+            ({"targets": "bias"}, r"'bias' matches no matrix: 'bias', which has shape \(3,\)"),
+            ({"targets": ["kernel", "bias"]}, "'bias' matches no matrix"),
+            ({"targets": re.compile("kernle")}, "kernle.* matches no leaf"),
+            ({"targets": lambda path: False}, "lambda.* matches no leaf"),
+            ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+            ({"layer_axes": -1}, "layer_axes must be at least 0, got -1"),
+            ({"layer_axes": 1}, r"'kernel', which has shape \(5, 3\) .*after 1 axes of layers"),
             ({"targets": "count"}, "'count', which is int32"),
             ({"rank": 0}, "rank must be at least 1, got 0"),
             ({"rank": 4}, r"rank must be at most.*got 4 for 'kernel' of shape \(5, 3\)"),

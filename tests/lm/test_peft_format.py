@@ -1,6 +1,7 @@
 """Adapters written and read in peft's format; beside peft itself in test_peft_parity.py."""
 
 import dataclasses
+import functools
 import json
 
 import chex
@@ -156,6 +157,128 @@ class TestRoundTrip:
         with pytest.raises(OSError, match="disk full"):
             save_adapters(tmp_path, factors_of(LLAMA, "value/kernel"), config=LLAMA)
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+class TestNames:
+    """Names that peft, or who saves a model's state dict, gives the same tensors."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        self.factors = factors_of(LLAMA, ["(query|value)/kernel", "head/kernel"])
+        save_adapters(tmp_path, self.factors, config=LLAMA)
+        return tmp_path
+
+    def rename(self, folder, change):
+        file = folder / FILES[1]
+        save_file({change(name): value for name, value in load_file(file).items()}, file)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda name: name.replace(".weight", ".default.weight"),
+            lambda name: name.replace(".weight", ".my-adapter_2.weight"),
+            lambda name: name.removeprefix("base_model.model."),
+            lambda name: name.removeprefix("base_model.model.").replace(".wei", ".default.wei"),
+        ],
+    )
+    def test_are_read_as_peft_s(self, folder, change):
+        self.rename(folder, change)
+        assert_same(load_adapters(folder, config=LLAMA), self.factors)
+
+    def test_two_adapters_in_one_file_are_refused(self, folder):
+        file = folder / FILES[1]
+        both = load_file(file)
+        both |= {name.replace(".weight", ".b.weight"): value for name, value in both.items()}
+        save_file(both, file)
+        with pytest.raises(CheckpointError, match="holds several adapters"):
+            load_adapters(folder, config=LLAMA)
+
+    @pytest.mark.parametrize("prefix", ["base_model.model.", ""])
+    def test_the_head_s_own_matrix_is_passed_over(self, folder, prefix):
+        file = folder / FILES[1]
+        name = f"{prefix}lm_head.base_layer.weight"
+        save_file(load_file(file) | {name: np.ones((31, 32), np.float32)}, file)
+        assert_same(load_adapters(folder, config=LLAMA), self.factors)
+        save_file(load_file(file) | {name: np.ones((33, 32), np.float32)}, file)
+        with pytest.raises(CheckpointError, match=r"lm_head.base_layer.* \(33, 32\), .*\(31, 32\)"):
+            load_adapters(folder, config=LLAMA)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "model.embed_tokens.base_layer.weight",
+            "model.embed_tokens.weight",
+            "model.embed_tokens.lora_embedding_A",
+            "model.layers.0.self_attn.q_proj.base_layer.weight",
+            "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+            "model.layers.0.self_attn.q_proj.bias",
+            "lm_head.weight",
+        ],
+    )
+    def test_other_weights_are_refused_by_name(self, folder, name):
+        file = folder / FILES[1]
+        full = f"base_model.model.{name}"
+        save_file(load_file(file) | {full: np.ones((31, 32), np.float32)}, file)
+        with pytest.raises(CheckpointError, match=f"{full} is unexpected .*Adapters of matrices"):
+            load_adapters(folder, config=LLAMA)
+
+    def test_a_tied_head_has_no_adapter(self, folder):
+        with pytest.raises(CheckpointError, match=r"lm_head.* head that is tied"):
+            load_adapters(folder, config=dataclasses.replace(LLAMA, tied=True))
+
+
+class TestDropout:
+    @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+    def test_is_kept(self, tmp_path, config):
+        factors = lora.init(
+            shapes(config), jax.random.key(0), rank=2, targets="attention", dropout=0.05, b_std=1.0
+        )
+        save_adapters(tmp_path, factors, config=config)
+        assert json.loads((tmp_path / FILES[0]).read_text())["lora_dropout"] == 0.05
+        assert_same(load_adapters(tmp_path, config=config), factors)
+        edited(tmp_path, lora_dropout="absent")
+        loaded = load_adapters(tmp_path, config=config)
+        assert loaded["blocks"]["attention"]["query"]["kernel"].dropout == 0.0
+
+    def test_one_for_all(self, tmp_path):
+        start = functools.partial(lora.init, shapes(LLAMA), jax.random.key(0), rank=2)
+        factors = start(targets="query", dropout=0.1)["blocks"]["attention"]
+        factors |= start(targets="value", dropout=0.2)["blocks"]["attention"]
+        with pytest.raises(CheckpointError, match=r"dropouts of \[0.1, 0.2\]"):
+            save_adapters(tmp_path, {"blocks": {"attention": factors}}, config=LLAMA)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("value", [1.0, -0.1, "much"])
+    def test_of_a_config_is_checked(self, tmp_path, value):
+        save_adapters(tmp_path, factors_of(LLAMA, "query"), config=LLAMA)
+        edited(tmp_path, lora_dropout=value)
+        with pytest.raises(CheckpointError, match=r"adapter_config.json: lora_dropout must be"):
+            load_adapters(tmp_path, config=LLAMA)
+
+
+class TestTargets:
+    """Which modules have an adapter, as peft reads the config."""
+
+    @pytest.mark.parametrize(
+        ("fields", "missing"),
+        [
+            ({"target_modules": "all-linear"}, "k_proj"),
+            ({"target_modules": ["q_proj", "lm_head"], "layers_to_transform": [0, 1]}, "lm_head"),
+            ({"layers_to_transform": [], "target_modules": ["k_proj", "q_proj"]}, "k_proj"),
+            ({"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["q_proj"]}, "k_proj"),
+        ],
+    )
+    def test_one_that_is_missing_is_named(self, tmp_path, fields, missing):
+        save_adapters(tmp_path, factors_of(LLAMA, "(query|value)/kernel"), config=LLAMA)
+        edited(tmp_path, **fields)
+        with pytest.raises(CheckpointError, match=f"{missing}.lora_A.weight is missing"):
+            load_adapters(tmp_path, config=LLAMA)
+
+    def test_all_linear_leaves_the_head_out(self, tmp_path):
+        factors = factors_of(LLAMA, "blocks")
+        save_adapters(tmp_path, factors, config=LLAMA)
+        edited(tmp_path, target_modules="all-linear")
+        assert_same(load_adapters(tmp_path, config=LLAMA), factors)
 
 
 class TestSaveErrors:
