@@ -373,3 +373,19 @@ def test_what_is_the_same_in_a_batch():
     assert sameness(None) is None
     assert sameness({"x": jnp.full((2, 3), 0.7)}) == "arrays are all 0.7"
     assert sameness({"x": jnp.zeros((2, 3)), "y": jnp.arange(2)}) is None
+
+
+@pytest.mark.slow
+def test_what_is_no_parameter_is_named():
+    """Running statistics and a counter beside the parameters are neither adapted nor learned."""
+    params = {"params": PARAMS, "batch_stats": {"mean": jnp.zeros(3), "count": jnp.array(2)}}
+
+    def centred(params, batch):
+        inputs = batch.inputs - params["batch_stats"]["mean"]
+        return loss_fn(params["params"], batch._replace(inputs=inputs))
+
+    report = metajax.check_learner(maml(centred), params, EPISODE)
+    assert report.passed, str(report)
+    sentence = report.checks[0].sentence
+    assert sentence.startswith("leaves: 2; no parameters")
+    assert sentence.endswith("batch_stats/count, batch_stats/mean")

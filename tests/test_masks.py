@@ -1,5 +1,6 @@
 """Padding, which the statistics of a batch must not see."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,3 +223,28 @@ def test_reptile_s_minibatches_keep_the_classes():
         jnp.zeros((3, 3)), metajax.MaskedBatch(inputs, targets, jnp.ones(3, bool), classes)
     )
     np.testing.assert_allclose(masked, plain, rtol=1e-6)
+
+
+class BatchNormed(nn.Module):
+    """A module of one's own, with Flax's batch normalisation."""
+
+    masked = True
+
+    @nn.compact
+    def __call__(self, x, mask=None):
+        mask = None if mask is None else mask[:, None]
+        x = nn.Dense(4)(x.reshape(len(x), -1))
+        return nn.Dense(N_WAY)(nn.BatchNorm(use_running_average=False)(x, mask=mask))
+
+
+def test_flax_s_batch_normalisation_takes_the_mask():
+    params, apply = network(BatchNormed(), EPISODE.query.inputs, mutable=("batch_stats",))
+    assert metajax.masks.is_masked(apply)
+    loss_fn = losses.cross_entropy(apply)
+    (found, metrics), (expected, alone) = (
+        loss_fn(params, batch) for batch in (PADDED.query, EPISODE.query)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), metrics, alone
+    )

@@ -23,18 +23,26 @@ from metajax.types import Episode
 
 
 def init(subject: Subject) -> Seen:
-    params = subject.params
-    for path, leaf in zip(trees.leaf_paths(params), jax.tree.leaves(params), strict=True):
+    params, fixed = subject.params, []
+    of_parameters = trees.selected(jax.tree.map(lambda _: 0.0, params), None)
+    leaves = jax.tree.leaves(params), jax.tree.leaves(of_parameters)
+    for path, leaf, learned in zip(trees.leaf_paths(params), *leaves, strict=True):
         if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
             return False, f"init returns a {type(leaf).__name__} as leaf {path!r}, not an array"
+        if not learned:
+            fixed.append(path)
+            continue
         if not trees.is_floating(leaf):
             return False, (
                 f"leaf {path!r} is {leaf.dtype}, which has no gradient; let the loss close over it"
             )
         if not bool(jnp.isfinite(leaf).all()):
             return False, f"leaf {path!r} has a NaN or an infinity"
-    count = len(jax.tree.leaves(params))
-    return (True, f"leaves: {count}") if count else (False, "there is no parameter to learn")
+    count = len(leaves[0]) - len(fixed)
+    if not count:
+        return False, "there is no parameter to learn"
+    others = f"; no parameters, so neither adapted nor learned: {', '.join(fixed)}" if fixed else ""
+    return True, f"leaves: {count}{others}"
 
 
 def adapt(subject: Subject) -> Seen:
@@ -196,9 +204,11 @@ def predict(subject: Subject) -> Seen:
 def gradient(subject: Subject) -> Seen:
     found, _ = subject.first_gradient
     leaves = dict(zip(trees.leaf_paths(found), jax.tree.leaves(found), strict=True))
-    for (path, leaf), like in zip(leaves.items(), jax.tree.leaves(subject.params), strict=True):
-        if leaf.shape != like.shape:
-            return False, f"leaf {path!r} has a gradient of shape {leaf.shape}, not {like.shape}"
+    shapes = map(jnp.shape, jax.tree.leaves(subject.params))
+    wanted = dict(zip(trees.leaf_paths(subject.params), shapes, strict=True))
+    for path, leaf in leaves.items():
+        if leaf.shape != wanted[path]:
+            return False, f"leaf {path!r} has a gradient of shape {leaf.shape}, not {wanted[path]}"
     zero = [path for path, leaf in leaves.items() if not bool(jnp.any(leaf != 0))]
     if len(zero) == len(leaves):
         return False, (

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from metajax import trees
 from metajax.check._perturb import alike, leaf_changed, parting
@@ -95,7 +94,7 @@ def _other_types(found: PyTree, params: Params, dtype: Any) -> list[str]:
         for name, tree in zip(names, found, strict=True)
         if jax.tree.structure(tree) == jax.tree.structure(params)
         for path, leaf in zip(trees.leaf_paths(tree), jax.tree.leaves(tree), strict=True)
-        if leaf.dtype != dtype
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.dtype != dtype
     ]
 
 
@@ -124,7 +123,13 @@ def retrace(subject: Subject) -> Seen:
     found, _ = subject.first_gradient
     params = subject.params
     for _ in range(2):
-        params = optax.apply_updates(params, jax.tree.map(lambda leaf: -1e-3 * leaf, found))
+        # A leaf that isn't learned has no gradient.
+        params = jax.tree.map(
+            lambda slope, leaf: leaf if slope is None else (leaf - 1e-3 * slope).astype(leaf.dtype),
+            found,
+            params,
+            is_leaf=lambda slope: slope is None,
+        )
         found, _ = subject.gradient(params, subject.stacked)
     if len(subject.traces) > 1:
         return False, (

@@ -48,9 +48,8 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from metajax import _checks, trees
+from metajax import _checks, _marks, trees
 from metajax.errors import ArgumentError
-from metajax.keys import _keyed_as
 from metajax.lm._matrices import Target, matrices
 from metajax.losses import Apply
 from metajax.models.dense import _check_fits
@@ -149,7 +148,7 @@ def frozen_base(model: nn.Module | Apply) -> Apply:
             checked.add(structure)
         return beside(variables)
 
-    return _keyed_as(model, apply)
+    return _marks.like(model, apply)
 
 
 def init(
