@@ -117,6 +117,9 @@ def adapt(
 
     first_loss = lambda adapted: inner_loss(adapted, frozen, batch_of(jnp.int32(0)))[0]
     trees.check_factors_read(first_loss, adapted)
+    if select is None and _checks.known_labels(support) is not None:
+        # Traced with labels whose values it knows, a loss can refuse them.
+        jax.eval_shape(first_loss, adapted)
 
     def observed(adapted):
         return None if observe is None else observe(trees.combine(adapted, frozen))
@@ -138,10 +141,6 @@ def adapt(
         adapted = optax.apply_updates(adapted, updates)
         return (adapted, optimizer_state), (loss, aux, before)
 
-    if select is None and _checks.known_labels(support) is not None:
-        # Traced with labels whose values it knows, a loss can refuse them.
-        batch = (support, key) if keyed_loss else support
-        jax.eval_shape(lambda adapted: inner_loss(adapted, frozen, batch), adapted)
     carry = (adapted, optimizer.init(adapted))
     (adapted, _), (loss, aux, before) = mode.loop(step, carry, steps)
     history = jax.tree.map(

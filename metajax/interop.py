@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from metajax import _marks, trees
@@ -262,3 +263,25 @@ def _depends(function: Callable[[PyTree], PyTree], argument: PyTree) -> bool:
         if not needed.isdisjoint(equation.outvars):
             needed |= variables(equation.invars)
     return not needed.isdisjoint(jaxpr.invars)
+
+
+def _let_flax_store(key: jax.Array) -> None:
+    """Lets ``flax.serialization`` write and read typed random keys, which it doesn't by itself.
+
+    Example:
+        >>> from flax import serialization
+        >>> _let_flax_store(jax.random.key(3))
+        >>> stored = serialization.to_bytes({"key": jax.random.key(3)})
+        >>> serialization.from_bytes({"key": jax.random.key(0)}, stored)["key"] == jax.random.key(3)
+        Array(True, dtype=bool)
+    """
+    from flax import serialization
+
+    kind = type(key)
+    known = serialization.is_serializable(kind) or isinstance(key, jax.core.Tracer)
+    if trees.is_key(key) and not known:
+        serialization.register_serialization_state(
+            kind,
+            jax.random.key_data,
+            lambda like, data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(like)),
+        )

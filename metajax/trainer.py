@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from metajax import _checks, _non_finite, trees
+from metajax import _checks, _non_finite, interop, trees
 from metajax._non_finite import NonFinite
 from metajax._samplers import HoistedSampler, SamplerArrays, episode_keys, typed_key
 from metajax.errors import ArgumentError
@@ -159,7 +159,7 @@ def meta_trainer(
     def init(params: Params, key: jax.Array) -> TrainState:
         # Steps donate their state: it must hold none of the caller's arrays, and no array twice.
         params, key = jax.tree.map(_copy, (params, typed_key(key)))
-        trees.let_flax_store(key)
+        interop._let_flax_store(key)
         params = trees.strongly_typed(learner_at(jnp.zeros((), jnp.int32)).init(params))
         learned, _ = trees.partition(params, trainable)
         optimizer_state = sharding.placed_like(optimizer.init, learned, mesh)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
@@ -21,7 +20,6 @@ __all__ = [
     "is_floating",
     "is_key",
     "leaf_paths",
-    "let_flax_store",
     "partition",
     "selected",
     "strongly_typed",
@@ -232,26 +230,4 @@ def check_factors_read(function: Callable[[Params], Any], params: Params) -> Non
             "do, but not flax.linen.Dense, for example. Give any other model merged parameters: "
             "metajax.lm.lora.merge(params, lora), or lora.frozen_base(apply) with the apply of "
             "metajax.from_linen or from_nnx."
-        )
-
-
-def let_flax_store(key: jax.Array) -> None:
-    """Lets ``flax.serialization`` write and read typed random keys, which it doesn't by itself.
-
-    Example:
-        >>> from flax import serialization
-        >>> let_flax_store(jax.random.key(3))
-        >>> stored = serialization.to_bytes({"key": jax.random.key(3)})
-        >>> serialization.from_bytes({"key": jax.random.key(0)}, stored)["key"] == jax.random.key(3)
-        Array(True, dtype=bool)
-    """
-    from flax import serialization
-
-    kind = type(key)
-    known = serialization.is_serializable(kind) or isinstance(key, jax.core.Tracer)
-    if is_key(key) and not known:
-        serialization.register_serialization_state(
-            kind,
-            jax.random.key_data,
-            lambda like, data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(like)),
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import _checks, trees
+from metajax import _checks, interop
 from metajax.evolve.curricula import Curriculum
 from metajax.evolve.gates import Decision, Gate, HeldOut
 from metajax.evolve.types import (
@@ -148,7 +148,7 @@ def init_state(
         ("vocab_size", vocab_size),
     ):
         _checks.positive_int(name, value)
-    trees.let_flax_store(key)
+    interop._let_flax_store(key)
     train_key, loop_key = jax.random.split(key)
     shape = (rounds, proposals)
     replay = Examples(
