@@ -192,9 +192,11 @@ def _probe(
     def helps(nudge: Nudge, at: tuple[PyTree, PyTree]) -> bool:
         """Whether the derivative beside zero is finite, and the same a little further off."""
         near = derivatives(at, nudge)
+        if not finite(near):
+            return False
         further = derivatives(at, Nudge(0.875 * nudge.gradient, 0.875 * nudge.params))
         same = lambda a, b: np.allclose(a, b, rtol=1e-2, atol=1e-6)
-        return finite(near) and all(map(same, near, further))
+        return all(map(same, near, further))
 
     with jax.ensure_compile_time_eval():
         one, zeros, ones = point(0.0, 1.0), point(0.0, 0.0), point(1.0, 1.0)
@@ -202,24 +204,26 @@ def _probe(
     # What an unfit optimizer raises, it raises here. That of a line search may have a derivative,
     # but finite differences say another.
     whole = jax.make_jaxpr(total_update)(one, one, value)
-    if "while" in _primitives(whole.jaxpr):
+    primitives = _primitives(whole.jaxpr)
+    if "while" in primitives:
         return _NO_DERIVATIVE, NO_NUDGE
-    # A step that depends on the loss, as Polyak's, has no limit where loss and gradient vanish.
-    by_loss = any(whole.jaxpr.invars[-1] in equation.invars for equation in whole.jaxpr.eqns)
     halves = any(dtype == jnp.float16 for _, dtype in types)
     infinite = _INFINITE_IN_HALF if halves else _INFINITE
+    # A step that depends on the loss, as Polyak's, or on earlier gradients, as that of L-BFGS, has
+    # no limit where these vanish too.
+    by_loss = any(whole.jaxpr.invars[-1] in equation.invars for equation in whole.jaxpr.eqns)
+    vanishing = ((zeros, zeros), (ones, zeros)) if not by_loss and "scan" not in primitives else ()
     nudge = NO_NUDGE
     with jax.ensure_compile_time_eval():
         if by_gradient and not finite(derivatives((one, one))):
             return infinite, NO_NUDGE
-        for at in ((zeros, zeros), (ones, zeros)):
-            if by_loss or finite(derivatives(at, nudge)):
+        for at in vanishing:
+            if finite(derivatives(at, nudge)):
                 continue
             tried = (Nudge(_POWER, 0.0), Nudge(0.0, _POWER), Nudge(_POWER, _POWER))
             found = next((each for each in tried if helps(each, at)), None)
-            if found is None and at[0] is ones and by_gradient:
-                return infinite, NO_NUDGE
-            found = found or NO_NUDGE  # of L-BFGS, a first step from zero parameters has none
+            if found is None:
+                return infinite if by_gradient else None, NO_NUDGE
             nudge = Nudge(max(nudge.gradient, found.gradient), max(nudge.params, found.params))
     return None, nudge
 

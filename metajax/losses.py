@@ -292,8 +292,8 @@ def cross_entropy_given_support(apply: Apply) -> Callable[[Params, Episode], tup
     Example:
         >>> centred = lambda params, x, reference: (x - x[:reference].mean(0)) @ params
         >>> outer_loss = cross_entropy_given_support(centred)
-        >>> support = Batch(jnp.array([[1.0], [3.0]]), jnp.array([0, 1]))
-        >>> query = Batch(jnp.array([[2.0]]), jnp.array([1]))
+        >>> support = jnp.array([[1.0], [3.0]]), jnp.array([0, 1])
+        >>> query = jnp.array([[2.0]]), jnp.array([1])
         >>> loss, _ = outer_loss(jnp.ones((1, 2)), Episode(support, query))
         >>> round(float(loss), 4)
         0.6931
