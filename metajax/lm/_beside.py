@@ -55,7 +55,7 @@ def write_again(folder: Path, config: TransformerConfig) -> dict[str, Any]:
     if config.source is None:
         return {}
     source = Path(config.source)
-    if source.suffix == ".gguf" and source.is_file():
+    if source.suffix.lower() == ".gguf" and source.is_file():
         return _write_tokenizer(source, folder, config)
     if not (source / "config.json").is_file():
         warnings.warn(

@@ -18,7 +18,7 @@ from metajax.lm._folder import (
 from metajax.lm._gguf import GGUFFile
 
 _OWN = "tokenizer.ggml."
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
+_NORMAL, _CONTROL, _USER_DEFINED, _BYTE = 1, 3, 4, 6  # kinds of tokens
 _SPACE = "▁"
 # How a text is cut before its bytes are merged, by the name that llama.cpp gives it.
 _WORDS = (
@@ -27,9 +27,10 @@ _WORDS = (
 )
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CUTS = {
-    "gpt-2": _GPT2,
-    "llama-bpe": _WORDS.replace("DIGITS", "{1,3}"),
-    "qwen2": _WORDS.replace("DIGITS", ""),
+    "gpt-2": [_GPT2],
+    "llama-bpe": [_WORDS.replace("DIGITS", "{1,3}")],
+    "qwen2": [_WORDS.replace("DIGITS", "")],
+    "smollm": [r"\p{N}", _GPT2],
 }
 _NUMBERS = Kind(
     "a list of numbers", lambda value: LIST.holds(value) and all(map(NUMBER.holds, value))
@@ -60,7 +61,7 @@ def read(path: Path) -> tuple[Any, dict[str, str], dict[str, str], dict[str, boo
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise CheckpointError(f"{path}: {_OWN}tokens must hold each of them once.")
-    types = meta.get(_OWN + "token_type", _NUMBERS, [1] * len(tokens))
+    types = meta.get(_OWN + "token_type", _NUMBERS, [_NORMAL] * len(tokens))
     if len(types) != len(tokens):
         raise CheckpointError(
             f"{path}: {_OWN}token_type has {len(types)} numbers for {len(tokens)} tokens."
@@ -111,7 +112,7 @@ def _sentencepiece(
     merges = [
         (scores[number], token[:cut], token[cut:])
         for token, number in vocabulary.items()
-        if types[number] == 1
+        if types[number] == _NORMAL
         for cut in range(1, len(token))
         if token[:cut] in vocabulary and token[cut:] in vocabulary
     ]
@@ -152,7 +153,10 @@ def _byte_level(file: GGUFFile, vocabulary: dict[str, int]) -> Any:
         backend.normalizer = tokenizers.normalizers.NFC()
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(_CUTS[cut]), "isolated"),
+            *(
+                tokenizers.pre_tokenizers.Split(tokenizers.Regex(at), "isolated")
+                for at in _CUTS[cut]
+            ),
             tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

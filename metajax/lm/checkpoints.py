@@ -71,7 +71,7 @@ def load_pretrained(
         (True, True)
     """
     path = _checks.path_of("folder", folder)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         file = _gguf.GGUFFile(path)
         config, read = file.config(), functools.partial(_read_gguf, file)
     else:

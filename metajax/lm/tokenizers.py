@@ -298,7 +298,7 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
     """
     tokenizers = import_extra("tokenizers", extra="lm")
     path = _checks.path_of("folder", folder)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         *parts, around = _gguf_tokenizer.read(path)
         tokenizer = HFTokenizer(*parts)
         _set_ends(tokenizer, around)

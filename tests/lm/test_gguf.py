@@ -302,8 +302,8 @@ def test_a_tokenizer_of_bytes(made):
         assert tokenizer.encode(text) == backend.encode(text).ids
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.eos_id == 0
-    # Qwen cuts between all digits, Llama 3 after three.
-    for cut, most in (("qwen2", 1), ("llama-bpe", 3)):
+    # SmolLM and Qwen cut between all digits, Llama 3 after three.
+    for cut, most in (("smollm", 1), ("qwen2", 1), ("llama-bpe", 3)):
         tokenizer = load_tokenizer(made(config, fields=fields | {"tokenizer.ggml.pre": cut}))
         pieces = [word for word, _ in tokenizer.backend.pre_tokenizer.pre_tokenize_str("12345 ab")]
         assert [len(piece) for piece in pieces if piece.isdigit()] == (
