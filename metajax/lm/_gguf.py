@@ -140,6 +140,7 @@ class GGUFFile:
         options["source"] = str(self.path.resolve())
         window = meta.get(own + "attention.sliding_window", INTEGER, 0)
         if architecture == "gemma3":
+            _checks.positive_int(own + "attention.sliding_window", window)
             options["windows"] = self._windows(own, window, options["n_layers"])
             options["local_rotary"] = Rotary(meta.get(own + "rope.freq_base_swa", NUMBER, 1e4))
             # llama.cpp too knows the model of 27 billion parameters by its layers.

@@ -32,6 +32,8 @@ def read(file: JsonFile, architecture: str, n_layers: int, longest: int) -> tupl
     if window is not None and (window < longest or architecture == "gemma3_text"):
         size = window
     if types is None:
+        if not size and architecture == "gemma3_text":  # whose pattern asks for one
+            raise file.unsupported("sliding_window", window, "a positive number is")
         if not size:
             return ()
         if n_layers > _MOST_LAYERS:

@@ -513,6 +513,7 @@ def test_the_config_of_gemma_3_in_versions_4_and_5():
         ({"use_bidirectional_attention": True}, ["use_bidirectional_attention=True"]),
         ({"query_pre_attn_scalar": 0.5}, ["query_pre_attn_scalar must be an integer"]),
         ({"layer_types": None, "sliding_window_pattern": 0}, ["sliding_window_pattern=0"]),
+        ({"layer_types": None, "sliding_window": None}, ["sliding_window=None"]),
         (
             {"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}},
             ["yarn", "sliding_att"],

@@ -134,6 +134,10 @@ def test_the_windows_of_gemma(made):
         path = made(config, "gemma3", {"gemma3.attention.sliding_window_pattern": field})
         found = load_pretrained(path)[0].config
         assert found == dataclasses.replace(config, windows=windows)
+    for window in (None, 0):
+        fields = {"gemma3.attention.sliding_window": window}
+        with pytest.raises(CheckpointError, match=r"attention\.sliding_window must be at least 1"):
+            load_pretrained(made(config, "gemma3", fields))
     large = dataclasses.replace(config, n_layers=62)  # as llama.cpp knows the largest
     assert load_pretrained(made(large, "gemma3"))[0].config.score_width == 16 // 4
 
