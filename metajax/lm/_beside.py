@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from metajax.files import replacing, write_atomically
-from metajax.lm._folder import JsonFile
+from metajax.lm._folder import CheckpointError, JsonFile
 from metajax.lm._hf_config import eos_field, stop_tokens
+from metajax.lm.tokenizers import load_tokenizer
 from metajax.models import TransformerConfig
 
 _GENERATION = "generation_config.json"
@@ -54,6 +55,8 @@ def write_again(folder: Path, config: TransformerConfig) -> dict[str, Any]:
     if config.source is None:
         return {}
     source = Path(config.source)
+    if source.suffix.lower() == ".gguf" and source.is_file():
+        return _write_tokenizer(source, folder, config)
     if not (source / "config.json").is_file():
         warnings.warn(
             f"{source}, from which config was read, is gone: its tokenizer and {_GENERATION} "
@@ -73,15 +76,35 @@ def write_again(folder: Path, config: TransformerConfig) -> dict[str, Any]:
     return tokens | own
 
 
+def _write_tokenizer(source: Path, folder: Path, config: TransformerConfig) -> dict[str, Any]:
+    """Writes the tokenizer of a GGUF file. The weights are saved whatever that file holds."""
+    try:
+        tokenizer = load_tokenizer(source)
+    except CheckpointError as error:
+        warnings.warn(f"{error} No tokenizer is written to {folder}.", stacklevel=4)
+        return {}
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        tokenizer.save(folder)
+    elif file.read_text(encoding="utf-8") != tokenizer.backend.to_str():
+        _warn_of_own_tokenizer(source, folder)
+    tokens = tokenizer.bos_id, eos_field(config.stop_tokens), tokenizer.pad_id
+    return dict(zip(_TOKENS, tokens, strict=True))
+
+
+def _warn_of_own_tokenizer(source: Path, folder: Path) -> None:
+    warnings.warn(
+        f"{folder} has a tokenizer of its own, which stays: that of {source} isn't written.",
+        stacklevel=5,
+    )
+
+
 def _copy_tokenizer(source: Path, folder: Path) -> None:
     files = [file for name in _TOKENIZER for file in sorted(source.glob(name)) if file.is_file()]
     targets = [folder / file.relative_to(source) for file in files]
     pairs = list(zip(files, targets, strict=True))
     if any(there.exists() and there.read_bytes() != file.read_bytes() for file, there in pairs):
-        warnings.warn(
-            f"{folder} has a tokenizer of its own, which stays: that of {source} isn't written.",
-            stacklevel=4,
-        )
+        _warn_of_own_tokenizer(source, folder)
         return
     for file, there in pairs:
         if not there.exists():

@@ -1,9 +1,11 @@
-"""Hugging Face checkpoint folders, read into Flax parameters and written from them."""
+"""Checkpoints read into Flax parameters: Hugging Face folders, written too, and GGUF files."""
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ from metajax import _checks
 from metajax._extras import import_extra
 from metajax.errors import ArgumentError
 from metajax.files import replacing, write_atomically
-from metajax.lm import _beside, _hf_config, _hf_tensors
+from metajax.lm import _beside, _gguf, _hf_config, _hf_tensors
 from metajax.lm._folder import CheckpointError, JsonFile, Kind, resolve
 from metajax.models import Transformer, TransformerConfig, unstack_layers
 from metajax.types import Params
@@ -28,17 +30,20 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 def load_pretrained(
     folder: str | Path, *, dtype: Any = None, scan: bool = True, remat: bool = False
 ) -> tuple[Transformer, Params]:
-    """A model and its parameters from a Hugging Face folder.
+    """A model and its parameters from a Hugging Face folder, or from a GGUF file.
 
-    The folder has a config.json, and a model.safetensors or several with their index. Tensors are
-    read one at a time: at most one copy of the parameters and one tensor are in memory.
+    A folder has a config.json, and a model.safetensors or several with their index. Quantised
+    tensors of a GGUF file become floats. Tensors are read one at a time: at most one copy of the
+    parameters and one tensor are in memory.
 
     ``generate`` stops at the end tokens that config.json and generation_config.json name.
 
     Args:
-        folder: the folder; or a hub's id such as ``"Qwen/Qwen3-0.6B"``, which is downloaded.
-        dtype: of parameters and computation; what config.json says if None. To train, take float32
-            or bfloat16: in float16 the square of a small gradient is zero, by which Adam divides.
+        folder: the folder; or a hub's id such as ``"Qwen/Qwen3-0.6B"``, which is downloaded; or a
+            file whose name ends in .gguf.
+        dtype: of parameters and computation; if None what config.json says, float32 for GGUF. To
+            train, take float32 or bfloat16: in float16 the square of a small gradient is zero,
+            by which Adam divides.
         scan: whether the blocks are stacked; see ``TransformerConfig``.
         remat: whether the backward pass computes blocks again; see there.
 
@@ -46,12 +51,13 @@ def load_pretrained(
         ``(model, params)``: ``model.apply({"params": params}, tokens)`` gives logits.
 
     Raises:
-        CheckpointError: the folder isn't there and can't be downloaded; config.json lacks a field
-            or asks for what isn't supported; a file is damaged; tensors are missing, unexpected or
-            of another shape, or aren't floats of 16 bits or more.
+        CheckpointError: the folder isn't there and can't be downloaded; config.json, or a GGUF
+            file's metadata, lacks a field or asks for what isn't supported; a file is damaged;
+            tensors are missing, unexpected or of another shape, aren't floats of 16 bits or more,
+            or don't fit into this machine's memory.
         ArgumentError: ``dtype`` isn't a floating-point dtype of 16 bits or more, or it is float64
             where JAX has that switched off.
-        ImportError: safetensors isn't installed.
+        ImportError: safetensors, or gguf for such a file, isn't installed.
 
     Example:
         >>> import jax, tempfile
@@ -64,44 +70,39 @@ def load_pretrained(
         >>> model.config == config, bool((loaded["norm"]["scale"] == 1).all())
         (True, True)
     """
-    folder = resolve(folder)
-    config = _hf_config.from_hf(JsonFile.read(folder / "config.json"))
+    path = _checks.path_of("folder", folder)
+    if path.suffix.lower() == ".gguf":
+        file = _gguf.GGUFFile(path)
+        config, read = file.config(), functools.partial(_read_gguf, file)
+    else:
+        path = resolve(folder)
+        config = _hf_config.from_hf(JsonFile.read(path / "config.json"))
+        stops = _beside.all_stop_tokens(path, config.vocab_size)
+        config = dataclasses.replace(config, stop_tokens=stops, source=str(path.resolve()))
+        read = functools.partial(_read_params, path)
     dtype = config.dtype if dtype is None else _checks.float_dtype("dtype", dtype)
     if dtype.itemsize > jnp.result_type(float).itemsize:  # JAX would take float32
         raise ArgumentError(
             f"dtype must have at most 32 bits unless jax_enable_x64 is set, got {dtype}."
         )
-    stops = _beside.all_stop_tokens(folder, config.vocab_size)
-    source = str(folder.resolve())
-    config = dataclasses.replace(
-        config, dtype=dtype, scan=scan, remat=remat, stop_tokens=stops, source=source
-    )
-    params = _read_params(folder, dataclasses.replace(config, scan=True))
+    config = dataclasses.replace(config, dtype=dtype, scan=scan, remat=remat)
+    params = read(config)
     return Transformer(config), params if scan else unstack_layers(params)
 
 
+def _read_gguf(file: _gguf.GGUFFile, config: TransformerConfig) -> Params:
+    """A file's parameters in ``config.dtype``, with stacked blocks."""
+    tensors = _tensors(file.path, "its metadata", config, file.stored, _gguf.NAMES)
+    return _on_device(_stacked(tensors, config, file.read))
+
+
 def _read_params(folder: Path, config: TransformerConfig) -> Params:
-    """The parameters in ``config.dtype``, with stacked blocks."""
+    """A folder's parameters in ``config.dtype``, with stacked blocks."""
     with ExitStack() as stack:
         stored = _stored(folder, stack, config)
         repeated = stored.pop("lm_head.weight", None) if config.tied else None
-        tensors = _tensors(folder, config, set(stored))
-        flat: dict[str, np.ndarray] = {}
-        for tensor in tensors:
-            value = _read(stored[tensor.name], tensor.shape)
-            if tensor.transposed:
-                value = value.T
-            start = 0
-            for path, shape in tensor.parts:
-                part = value[..., start : start + shape[-1]]
-                start += shape[-1]
-                if tensor.layer is None:
-                    flat[path] = np.array(part, config.dtype)
-                else:
-                    path = f"blocks/{path}"
-                    if path not in flat:
-                        flat[path] = np.empty((config.n_layers, *shape), config.dtype)
-                    flat[path][tensor.layer] = part
+        tensors = _tensors(folder, "config.json", config, set(stored))
+        flat = _stacked(tensors, config, lambda name, shape: _read(stored[name], shape))
         if repeated is not None:
             embedding = flat["embed/embedding"]
             head = _read(repeated, embedding.shape)
@@ -110,6 +111,35 @@ def _read_params(folder: Path, config: TransformerConfig) -> Params:
                     f"{repeated.file}: lm_head.weight differs from the embedding, to which "
                     "config.json's tie_word_embeddings ties it."
                 )
+    return _on_device(flat)
+
+
+def _stacked(
+    tensors: list[_hf_tensors.Tensor],
+    config: TransformerConfig,
+    read: Callable[[str, tuple[int, ...]], np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Parameters by their path, from tensors that ``read`` gives by name and shape."""
+    flat: dict[str, np.ndarray] = {}
+    for tensor in tensors:
+        value = read(tensor.name, tensor.shape)
+        if tensor.transposed:
+            value = value.T
+        start = 0
+        for path, shape in tensor.parts:
+            part = value[..., start : start + shape[-1]]
+            start += shape[-1]
+            if tensor.layer is None:
+                flat[path] = np.asarray(part, config.dtype)
+            else:
+                path = f"blocks/{path}"
+                if path not in flat:
+                    flat[path] = np.empty((config.n_layers, *shape), config.dtype)
+                flat[path][tensor.layer] = part
+    return flat
+
+
+def _on_device(flat: dict[str, np.ndarray]) -> Params:
     # One at a time, so that no second copy of all is there.
     on_device = {path: jnp.asarray(flat.pop(path)) for path in list(flat)}
     return flax.traverse_util.unflatten_dict(on_device, sep="/")
@@ -166,18 +196,25 @@ def _names_files(value: Any) -> bool:
 _WEIGHT_MAP = Kind("an object from tensors to names of files beside it", _names_files)
 
 
-def _tensors(folder: Path, config: TransformerConfig, stored: set[str]) -> list[_hf_tensors.Tensor]:
-    """The tensors to read; a CheckpointError unless they are those that are stored."""
+def _tensors(
+    where: Path,
+    asking: str,
+    config: TransformerConfig,
+    stored: set[str],
+    names: _hf_tensors.Names | None = None,
+) -> list[_hf_tensors.Tensor]:
+    """The tensors to read; a CheckpointError unless they are those that are stored, and fit into
+    this machine's memory."""
     if config.n_layers > len(stored):  # before so many names are made
         raise CheckpointError(
-            f"{folder}: config.json asks for {config.n_layers} blocks, but there are only "
+            f"{where}: {asking} asks for {config.n_layers} blocks, but there are only "
             f"{len(stored)} tensors."
         )
     try:
-        tensors = _hf_tensors.tensors(config)
+        tensors = _hf_tensors.tensors(config, names)
     except (OverflowError, TypeError) as error:
         raise CheckpointError(
-            f"{folder}: config.json asks for sizes that no array can have: {error}"
+            f"{where}: {asking} asks for sizes that no array can have: {error}"
         ) from error
     wanted = {tensor.name for tensor in tensors}
     differences = {"missing": sorted(wanted - stored), "unexpected": sorted(stored - wanted)}
@@ -187,8 +224,23 @@ def _tensors(folder: Path, config: TransformerConfig, stored: set[str]) -> list[
         if names
     ]
     if listed:
-        raise CheckpointError(f"{folder}: the tensors don't fit config.json; {'; '.join(listed)}.")
+        raise CheckpointError(f"{where}: the tensors don't fit {asking}; {'; '.join(listed)}.")
+    needed = sum(_size(tensor, config.dtype.itemsize) for tensor in tensors)
+    memory = _memory()
+    if needed > memory:
+        raise CheckpointError(
+            f"{where}: its parameters take {needed / 2**30:.1f} GiB in {config.dtype}, more than "
+            f"this machine's memory of {memory / 2**30:.1f} GiB."
+        )
     return tensors
+
+
+def _memory() -> float:
+    """This machine's memory in bytes; infinite where the system doesn't tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _read(stored: _Stored, shape: tuple[int, ...]) -> np.ndarray:

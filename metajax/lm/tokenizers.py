@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from metajax import _checks
 from metajax._extras import import_extra
 from metajax.errors import ArgumentError
 from metajax.files import write_atomically
-from metajax.lm import _chat_templates
+from metajax.lm import _chat_templates, _gguf_tokenizer
 from metajax.lm._folder import TEXT, TEXTS, CheckpointError, JsonFile, resolve
 
 
@@ -210,6 +211,24 @@ class HFTokenizer:
         numbers = np.asarray(ids).tolist()
         return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, for ``load_tokenizer`` and transformers.
+
+        Args:
+            folder: made if need be.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        fields |= self.special_tokens
+        if self.chat_templates:
+            named = [{"name": k, "template": v} for k, v in self.chat_templates.items()]
+            alone = self.chat_templates.get("default") if len(named) == 1 else None
+            fields["chat_template"] = alone or named
+        write_atomically(folder / "tokenizer.json", self.backend.to_str())
+        text = json.dumps(fields, ensure_ascii=False, indent=2) + "\n"
+        write_atomically(folder / "tokenizer_config.json", text)
+
     def apply_chat_template(
         self,
         messages: Sequence[_chat_templates.Message],
@@ -253,7 +272,7 @@ class HFTokenizer:
 
 
 def load_tokenizer(folder: str | Path) -> HFTokenizer:
-    """The tokenizer of a Hugging Face folder.
+    """The tokenizer of a Hugging Face folder, or of a GGUF file.
 
     It reads tokenizer.json, and where they are there tokenizer_config.json, with special tokens and
     chat templates, and chat_template.jinja, which takes precedence. ``encode`` puts begin and end
@@ -261,7 +280,8 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
     tokenizer_config.json say.
 
     Args:
-        folder: the folder, or a hub's id; as for ``load_pretrained``.
+        folder: the folder, a hub's id, or a file whose name ends in .gguf; as for
+            ``load_pretrained``.
 
     Raises:
         CheckpointError: if the folder or its tokenizer.json is missing, the latter hasn't a special
@@ -277,6 +297,12 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
         [1]
     """
     tokenizers = import_extra("tokenizers", extra="lm")
+    path = _checks.path_of("folder", folder)
+    if path.suffix.lower() == ".gguf":
+        *parts, around = _gguf_tokenizer.read(path)
+        tokenizer = HFTokenizer(*parts)
+        _set_ends(tokenizer, around)
+        return tokenizer
     folder = resolve(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():

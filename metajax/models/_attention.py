@@ -1,11 +1,12 @@
-"""Positions, rotations, and attention to a cache of keys and values."""
+"""Positions, rotations, windows, and attention to a cache of keys and values."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from metajax.errors import ArgumentError
 from metajax.losses import lowest
 from metajax.models.transformer_config import Rotary, TransformerConfig
 
@@ -64,6 +65,22 @@ def rotate(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
     return turned.astype(x.dtype)
 
 
+def layer_kinds(config: TransformerConfig, keys: int) -> list[tuple[int, Rotary]]:
+    """Each layer's window, 0 where it hides none of so many keys, and its rotary positions.
+
+    Example:
+        >>> sizes = dict(vocab_size=8, width=8, n_layers=2, n_heads=2)
+        >>> config = TransformerConfig(**sizes, windows=(4, 0))
+        >>> [[window for window, _ in layer_kinds(config, keys)] for keys in (4, 5)]
+        [[0, 0], [4, 0]]
+    """
+    windows = config.windows or (0,) * config.n_layers
+    local = config.local_rotary or config.rotary
+    return [
+        (window if window < keys else 0, local if window else config.rotary) for window in windows
+    ]
+
+
 class KVCache(NamedTuple):
     """Keys and values of the tokens so far, in slots that fill from the left.
 
@@ -72,12 +89,15 @@ class KVCache(NamedTuple):
         values: the same shapes.
         segment_ids: ``[batch, slots]``; 0 where a slot is empty.
         filled: how many slots are taken, an int32 scalar.
+        positions: ``[batch, slots]``, of each token in its segment; None where no layer has a
+            window of fewer slots.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     segment_ids: jax.Array
     filled: jax.Array
+    positions: jax.Array | None = None
 
     @classmethod
     def empty(cls, config: TransformerConfig, batch: int, slots: int) -> "KVCache":
@@ -91,11 +111,85 @@ class KVCache(NamedTuple):
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         zeros = lambda: tuple(jnp.zeros(shape, config.dtype) for _ in range(config.n_layers))
         segment_ids = jnp.zeros((batch, slots), jnp.int32)
-        return cls(zeros(), zeros(), segment_ids, jnp.zeros((), jnp.int32))
+        narrow = any(window for window, _ in layer_kinds(config, slots))
+        positions = jnp.zeros((batch, slots), jnp.int32) if narrow else None
+        return cls(zeros(), zeros(), segment_ids, jnp.zeros((), jnp.int32), positions)
+
+
+class Shared(NamedTuple):
+    """What layers of one kind share: those of one window and one kind of rotary positions.
+
+    Attributes:
+        rotations: of ``rotations``; None without rotary positions.
+        mask: ``[batch, 1, queries, keys]``.
+        start: the first slot of the cache to write to; 0 without one.
+    """
+
+    rotations: tuple[jax.Array, jax.Array] | None
+    mask: jax.Array
+    start: Any
+
+
+def shared_by_kind(
+    config: TransformerConfig, segment_ids: jax.Array, positions: jax.Array, cache: KVCache | None
+) -> tuple[list[Shared], list[int], KVCache | None]:
+    """What each kind of layers shares, and which kind each layer is of.
+
+    Args:
+        config: the model's.
+        segment_ids: ``[batch, length]``, int32.
+        positions: ``[batch, length]``.
+        cache: the tokens before.
+
+    Returns:
+        ``(shared, kinds, cache)``: for each kind; for each layer its index among them; the cache
+        with the new tokens' ids and positions.
+
+    Raises:
+        ArgumentError: the cache was made for a model without windows.
+
+    Example:
+        >>> sizes = dict(vocab_size=8, width=8, n_layers=3, n_heads=2)
+        >>> ids, positions = jnp.ones((1, 3), jnp.int32), jnp.arange(3)[None]
+        >>> config = TransformerConfig(**sizes, windows=(2, 2, 0))
+        >>> shared, kinds, _ = shared_by_kind(config, ids, positions, None)
+        >>> kinds, [kind.mask[0, 0, 2].tolist() for kind in shared]
+        ([0, 0, 1], [[False, True, True], [True, True, True]])
+    """
+    start, key_ids, key_positions = 0, segment_ids, positions
+    if cache is not None:
+        start, key_positions = cache.filled, cache.positions
+        key_ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
+        if key_positions is not None:
+            new = positions.astype(key_positions.dtype)
+            key_positions = jax.lax.dynamic_update_slice(key_positions, new, (0, start))
+        cache = cache._replace(segment_ids=key_ids, positions=key_positions)
+    causal = jnp.arange(key_ids.shape[1]) <= (start + jnp.arange(segment_ids.shape[1]))[:, None]
+    same = segment_ids[:, :, None] == key_ids[:, None, :]
+    seen = (causal & same & (key_ids != 0)[:, None, :])[:, None]
+    layers = layer_kinds(config, key_ids.shape[1])
+    kinds, shared = list(dict.fromkeys(layers)), []
+    for window, rotary in kinds:
+        mask, cos_sin = seen, None
+        if window:
+            if key_positions is None:
+                raise ArgumentError(
+                    f"cache has no positions, which a window of {window} tokens needs: make it by "
+                    "KVCache.empty with this model's config."
+                )
+            distance = positions[:, :, None] - key_positions[:, None, :]
+            mask = seen & (distance < window)[:, None]
+        if config.positions == "rotary":
+            cos_sin = rotations(positions, rotary, config.head_dim)
+            if cache is not None:
+                # Or XLA computes sines and cosines again in every block, for every head.
+                cos_sin = jax.lax.optimization_barrier(cos_sin)
+        shared.append(Shared(cos_sin, mask, start))
+    return shared, [kinds.index(layer) for layer in layers], cache
 
 
 def attend_to_cache(
-    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
+    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, score_width: int
 ) -> jax.Array:
     """Attention to the slots of a cache.
 
@@ -107,6 +201,7 @@ def attend_to_cache(
         keys: ``[batch, kv heads, slots, d]``.
         values: as keys.
         mask: ``[batch, 1, length, slots]``.
+        score_width: scores are divided by its square root.
 
     Returns:
         ``[batch, length, heads, d]``.
@@ -114,14 +209,14 @@ def attend_to_cache(
     Example:
         >>> keys = jnp.ones((1, 2, 3, 2))
         >>> mask = jnp.ones((1, 1, 1, 3), bool)
-        >>> attend_to_cache(jnp.ones((1, 1, 4, 2)), keys, keys, mask).shape
+        >>> attend_to_cache(jnp.ones((1, 1, 4, 2)), keys, keys, mask, 2).shape
         (1, 1, 4, 2)
     """
     batch, length, heads, width = query.shape
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     grouped = query.reshape(batch, length, keys.shape[1], -1, width)
     scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys, preferred_element_type=dtype)
-    scores = jnp.where(mask[:, :, None], scores / math.sqrt(width), lowest(dtype))
+    scores = jnp.where(mask[:, :, None], scores / math.sqrt(score_width), lowest(dtype))
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values)
     return mixed.reshape(batch, length, heads, width)

@@ -1,7 +1,8 @@
-"""One decoder-only transformer: GPT-2, Llama, Qwen and a position-free form, by configuration."""
+"""One decoder-only transformer: GPT-2, Llama, Qwen, Gemma and a position-free form, by config."""
 
+import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -12,11 +13,13 @@ from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.models._attention import (
     KVCache,
+    Shared,
     attend_to_cache,
     positions_in_segments,
     rotate,
-    rotations,
+    shared_by_kind,
 )
+from metajax.models._rms_norm import RMSNormPlusOne
 from metajax.models.dense import Dense, _check_fits
 from metajax.models.transformer_config import TransformerConfig
 from metajax.types import Params
@@ -26,28 +29,26 @@ _ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+_GATES = {"swiglu": jax.nn.silu, "geglu_tanh": _ACTIVATIONS["gelu_tanh"]}
 
 
-class _Shared(NamedTuple):
-    """What all blocks share."""
-
-    rotations: tuple[jax.Array, jax.Array] | None
-    mask: jax.Array  # [batch, 1, queries, keys]
-    start: Any  # the first slot of the cache to write to
+def _rms_norm(config: TransformerConfig, name: str) -> nn.Module:
+    kind = RMSNormPlusOne if config.norm == "rms_plus_one" else nn.RMSNorm
+    return kind(epsilon=config.norm_eps, dtype=config.dtype, name=name)
 
 
 def _norm(config: TransformerConfig, name: str) -> nn.Module:
     options: dict[str, Any] = {"epsilon": config.norm_eps, "dtype": config.dtype, "name": name}
-    if config.norm == "rms":
-        return nn.RMSNorm(**options)
-    return nn.LayerNorm(use_fast_variance=False, **options)
+    if config.norm == "layer":
+        return nn.LayerNorm(use_fast_variance=False, **options)
+    return _rms_norm(config, name)
 
 
 class _Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: _Shared, cached: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, shared: Shared, cached: Any) -> tuple[jax.Array, Any]:
         config = self.config
         batch, length, _ = x.shape
 
@@ -58,15 +59,17 @@ class _Attention(nn.Module):
         query = heads("query", config.n_heads)
         key, value = heads("key", config.n_kv_heads), heads("value", config.n_kv_heads)
         if config.qk_norm:
-            query = nn.RMSNorm(config.norm_eps, dtype=config.dtype, name="query_norm")(query)
-            key = nn.RMSNorm(config.norm_eps, dtype=config.dtype, name="key_norm")(key)
+            query = _rms_norm(config, "query_norm")(query)
+            key = _rms_norm(config, "key_norm")(key)
         if shared.rotations is not None:
             query, key = (rotate(side, shared.rotations) for side in (query, key))
+        score_width = config.score_width or config.head_dim
         if cached is None:
+            scale = 1 / math.sqrt(score_width)
             # JAX asks for a product of float16 that a CPU doesn't have.
             wide = jnp.float32 if config.dtype == jnp.float16 else config.dtype
             query, key, value = (side.astype(wide) for side in (query, key, value))
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=shared.mask)
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=shared.mask, scale=scale)
             mixed = mixed.astype(config.dtype)
         else:
             keys, values = (
@@ -74,7 +77,7 @@ class _Attention(nn.Module):
                 for old, new in zip(cached, (key, value), strict=True)
             )
             cached = (keys, values)
-            mixed = attend_to_cache(query, keys, values, shared.mask)
+            mixed = attend_to_cache(query, keys, values, shared.mask, score_width)
         mixed = mixed.reshape(batch, length, -1)
         scale = 0.02 / math.sqrt(2 * config.n_layers)
         output = Dense(config.width, config.output_bias, config.dtype, scale, name="output")
@@ -88,9 +91,9 @@ class _MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
         hidden = Dense(config.mlp_width, config.mlp_bias, config.dtype, name="up")(x)
-        if config.activation == "swiglu":
+        if config.activation in _GATES:
             gate = Dense(config.mlp_width, config.mlp_bias, config.dtype, name="gate")(x)
-            hidden = jax.nn.silu(gate) * hidden
+            hidden = _GATES[config.activation](gate) * hidden
         else:
             hidden = _ACTIVATIONS[config.activation](hidden)
         scale = 0.02 / math.sqrt(2 * config.n_layers)
@@ -101,12 +104,22 @@ class _Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, cached: Any, shared: _Shared) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, cached: Any, shared: Shared, kind: Any = None
+    ) -> tuple[jax.Array, Any]:
         config = self.config
+        if kind is not None:  # what each kind shares, stacked
+            pick = functools.partial(jax.lax.dynamic_index_in_dim, index=kind, keepdims=False)
+            shared = jax.tree.map(pick, shared)
         normed = _norm(config, "attention_norm")(x)
         mixed, cached = _Attention(config, name="attention")(normed, shared, cached)
+        if config.post_norm:
+            mixed = _norm(config, "attention_post_norm")(mixed)
         x = x + mixed
-        return x + _MLP(config, name="mlp")(_norm(config, "mlp_norm")(x)), cached
+        made = _MLP(config, name="mlp")(_norm(config, "mlp_norm")(x))
+        if config.post_norm:
+            made = _norm(config, "mlp_post_norm")(made)
+        return x + made, cached
 
 
 class Transformer(nn.Module):
@@ -169,21 +182,7 @@ class Transformer(nn.Module):
         segment_ids = segment_ids.astype(jnp.int32)
         if positions is None:
             positions = positions_in_segments(segment_ids)
-        if cache is None:
-            start, key_ids = 0, segment_ids
-        else:
-            start = cache.filled
-            key_ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
-        causal = jnp.arange(key_ids.shape[1]) <= (start + jnp.arange(length))[:, None]
-        same = segment_ids[:, :, None] == key_ids[:, None, :]
-        mask = (causal & same & (key_ids != 0)[:, None, :])[:, None]
-        cos_sin = None
-        if config.positions == "rotary":
-            cos_sin = rotations(positions, config.rotary, config.head_dim)
-            if cache is not None:
-                # Or XLA computes sines and cosines again in every block, for every head.
-                cos_sin = jax.lax.optimization_barrier(cos_sin)
-        shared = _Shared(cos_sin, mask, start)
+        shared, kind_of, cache = shared_by_kind(config, segment_ids, positions, cache)
 
         def embedding(rows: int, name: str) -> nn.Embed:
             initial = nn.initializers.normal(0.02)
@@ -193,24 +192,30 @@ class Transformer(nn.Module):
 
         embed = embedding(config.vocab_size, "embed")
         x = embed(tokens)
+        if config.scaled_embedding:
+            x = x * jnp.asarray(math.sqrt(config.width), config.dtype)
         if config.positions == "learned":
             x = x + embedding(config.max_length, "positions")(positions)
 
         block = nn.remat(_Block, prevent_cse=not config.scan) if config.remat else _Block
         written = []
         if config.scan:
+            kind, together = None, shared[0]
+            if len(shared) > 1:
+                kind = jnp.array(kind_of)
+                together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *shared)
             blocks = nn.scan(
                 block,
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                in_axes=(nn.broadcast, nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
                 length=config.n_layers,
             )
-            x, _ = blocks(config, name="blocks")(x, None, shared)
+            x, _ = blocks(config, name="blocks")(x, None, together, kind)
         else:
             for layer in range(config.n_layers):
                 cached = None if cache is None else (cache.keys[layer], cache.values[layer])
-                x, cached = block(config, name=f"block_{layer}")(x, cached, shared)
+                x, cached = block(config, name=f"block_{layer}")(x, cached, shared[kind_of[layer]])
                 written.append(cached)
 
         if last_only:
@@ -227,7 +232,7 @@ class Transformer(nn.Module):
         if cache is None:
             return logits
         keys, values = zip(*written, strict=True)
-        return logits, KVCache(keys, values, key_ids, cache.filled + length)
+        return logits, cache._replace(keys=keys, values=values, filled=cache.filled + length)
 
 
 def _times_rows(x: jax.Array, rows: jax.Array) -> jax.Array:

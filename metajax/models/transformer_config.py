@@ -72,7 +72,8 @@ class Rotary:
 class TransformerConfig:
     """Configuration of a ``Transformer``. It is hashable, so it may be a static argument.
 
-    ``gpt2``, ``llama``, ``qwen2``, ``qwen3`` and ``nope`` make the configurations of these models.
+    ``gpt2``, ``llama``, ``qwen2``, ``qwen3``, ``gemma3`` and ``nope`` make the configurations of
+    these models.
 
     Raises:
         ArgumentError: a size isn't a positive integer, ``n_heads`` isn't a multiple of
@@ -104,14 +105,25 @@ class TransformerConfig:
     """How the model learns a token's position."""
     rotary: Rotary = dataclasses.field(default_factory=Rotary)
     """Base and scaling of rotary positions."""
-    norm: Literal["layer", "rms"] = "rms"
-    """LayerNorm or RMSNorm, before attention, before the network, and at the end."""
+    local_rotary: Rotary | None = None
+    """The same in layers with a window; None means ``rotary``."""
+    windows: tuple[int, ...] = ()
+    """For each layer, how many of the latest tokens a token sees, itself among them; 0 means all.
+    It is repeated or cut to the number of layers; if it is empty, every layer sees all."""
+    norm: Literal["layer", "rms", "rms_plus_one"] = "rms"
+    """LayerNorm, RMSNorm, or RMSNorm whose result is multiplied by one plus the parameter (Gemma);
+    before attention, before the network, and at the end."""
+    post_norm: bool = False
+    """Whether the results of attention and of the network are normalised too (Gemma)."""
     norm_eps: float = 1e-6
     """Added to the variance."""
-    activation: Literal["swiglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
-    """Activation of the hidden layer; ``"swiglu"`` has a third matrix, for the gate."""
+    activation: Literal["swiglu", "geglu_tanh", "gelu", "gelu_tanh", "relu"] = "swiglu"
+    """Activation of the hidden layer; ``"swiglu"`` and ``"geglu_tanh"`` have a third matrix, for
+    the gate."""
     qk_norm: bool = False
-    """Whether each head's queries and keys are normalised (Qwen 3)."""
+    """Whether each head's queries and keys are normalised (Qwen 3, Gemma 3)."""
+    score_width: int = 0
+    """Attention divides its scores by this number's square root; 0 means ``head_dim``."""
     qkv_bias: bool = False
     """Whether queries, keys and values have biases."""
     output_bias: bool = False
@@ -120,6 +132,8 @@ class TransformerConfig:
     """Whether the feed-forward network has biases."""
     tied: bool = True
     """Whether the head is the transposed embedding."""
+    scaled_embedding: bool = False
+    """Whether embeddings are multiplied by the square root of ``width`` (Gemma)."""
     dtype: Any = jnp.float32
     """Dtype of the computation. Normalisation, rotations, softmax and logits take float32 at
     least."""
@@ -150,14 +164,18 @@ class TransformerConfig:
         for name, default in defaults.items():
             value = _checks.positive_int(name, getattr(self, name) or default)
             object.__setattr__(self, name, value)
+        if _checks.non_negative_int("score_width", self.score_width) == self.head_dim:
+            object.__setattr__(self, "score_width", 0)
+        object.__setattr__(self, "windows", self._windows_of_layers())
         if self.n_heads % self.n_kv_heads:
             raise ArgumentError(
                 f"n_heads must be a multiple of n_kv_heads, got n_heads={self.n_heads}, "
                 f"n_kv_heads={self.n_kv_heads}."
             )
         _checks.one_of("positions", self.positions, ("learned", "rotary", "none"))
-        _checks.one_of("norm", self.norm, ("layer", "rms"))
-        _checks.one_of("activation", self.activation, ("swiglu", "gelu", "gelu_tanh", "relu"))
+        _checks.one_of("norm", self.norm, ("layer", "rms", "rms_plus_one"))
+        activations = ("swiglu", "geglu_tanh", "gelu", "gelu_tanh", "relu")
+        _checks.one_of("activation", self.activation, activations)
         _checks.positive_float("norm_eps", self.norm_eps)
         if self.positions == "rotary" and self.head_dim % 2:
             raise ArgumentError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
@@ -168,6 +186,13 @@ class TransformerConfig:
                 raise ArgumentError(
                     f"stop_tokens must be below vocab_size={self.vocab_size}, got {token}."
                 )
+
+    def _windows_of_layers(self) -> tuple[int, ...]:
+        """``windows`` with a number for each layer; empty if none has one."""
+        _checks.instance("windows", self.windows, tuple | list, "a tuple of integers")
+        given = [_checks.non_negative_int("windows", window) for window in self.windows]
+        windows = (given[layer % len(given)] for layer in range(self.n_layers))
+        return tuple(windows) if any(given[: self.n_layers]) else ()
 
     @classmethod
     def gpt2(cls, **options: Any) -> "TransformerConfig":
@@ -191,6 +216,19 @@ class TransformerConfig:
         """Llama with normalised queries and keys, heads of 128 (arXiv 2505.09388)."""
         heads = {"qk_norm": True, "head_dim": 128, "rotary": Rotary(theta=1e6)}
         return cls(**{"tied": False, **heads, **options})
+
+    @classmethod
+    def gemma3(cls, **options: Any) -> "TransformerConfig":
+        """Gemma 3 for text (arXiv 2503.19786): five layers with a window of 512 tokens, then one
+        without."""
+        norms = {"norm": "rms_plus_one", "post_norm": True, "qk_norm": True}
+        layers = {"activation": "geglu_tanh", "scaled_embedding": True, "head_dim": 256}
+        local = {
+            "windows": (512,) * 5 + (0,),
+            "local_rotary": Rotary(),
+            "rotary": Rotary(theta=1e6),
+        }
+        return cls(**{**norms, **layers, **local, **options})
 
     @classmethod
     def nope(cls, **options: Any) -> "TransformerConfig":

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from fuzzing import VALUES, changed, contained, damaged, examples
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from metajax import lm
 from metajax.errors import MetajaxError
-from metajax.lm import _chat_templates, _hf_config, lora
+from metajax.lm import _chat_templates, _gguf, _hf_config, _hf_tensors, lora
 from metajax.lm._folder import JsonFile
 from metajax.models import Rotary, Transformer, TransformerConfig
 
@@ -23,7 +24,9 @@ CONFIGS = {
     "gpt2": TransformerConfig.gpt2(**SIZES),
     "llama": TransformerConfig.llama(**SIZES, rotary=LLAMA3),
     "qwen2": TransformerConfig.qwen2(**SIZES),
-    "qwen3": TransformerConfig.qwen3(**SIZES),
+    "qwen3": TransformerConfig.qwen3(**SIZES, windows=(2,)),
+    "mistral": TransformerConfig.llama(**SIZES, windows=(2,)),
+    "gemma3": TransformerConfig.gemma3(**SIZES),
 }
 
 
@@ -77,6 +80,47 @@ def test_any_file_of_a_checkpoint(name, checkpoint, sandbox):
         file.write_bytes(content)
         with contained(sandbox):
             lm.load_pretrained(checkpoint)
+
+    any_content()
+
+
+@pytest.fixture
+def gguf_file(sandbox):
+    gguf = pytest.importorskip("gguf")
+    config, file = TransformerConfig.qwen3(**SIZES | {"head_dim": 4}), sandbox / "files" / "m.gguf"
+    writer = gguf.GGUFWriter(file, "qwen3")
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.n_layers)
+    writer.add_context_length(config.max_length)
+    writer.add_feed_forward_length(config.mlp_width)
+    writer.add_head_count(config.n_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<s>", *"abcdef", "ab"])
+    writer.add_token_scores([-1.0] * 8)
+    writer.add_token_types([3] + [1] * 7)
+    writer.add_bos_token_id(0)
+    for tensor in _hf_tensors.tensors(config, _gguf.NAMES):
+        writer.add_tensor(tensor.name, np.ones(tensor.shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    lm.load_pretrained(file)
+    return file
+
+
+@pytest.mark.parametrize("load", [lm.load_pretrained, lm.load_tokenizer])
+def test_any_gguf_file(gguf_file, sandbox, load):
+    content = gguf_file.read_bytes()
+
+    @examples(100)
+    @given(damaged(content))
+    def any_content(content):
+        gguf_file.write_bytes(content)
+        with contained(sandbox):
+            load(gguf_file)
 
     any_content()
 

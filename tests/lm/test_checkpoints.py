@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from metajax.lm import CheckpointError, load_pretrained, lora, save_pretrained
+from metajax.lm import CheckpointError, checkpoints, load_pretrained, lora, save_pretrained
 from metajax.lm._folder import JsonFile
 from metajax.lm._hf_config import from_hf, to_hf
-from metajax.models import Transformer, TransformerConfig
+from metajax.models import Rotary, Transformer, TransformerConfig
 
 SIZES = {"vocab_size": 16, "width": 8, "n_layers": 2, "n_heads": 2, "max_length": 16}
 CONFIG = TransformerConfig.llama(**SIZES)
@@ -90,7 +91,7 @@ def test_a_gpt2_of_another_kind_is_refused_by_name(fields):
 
 def test_a_model_that_hugging_face_does_not_know_is_not_saved(tmp_path):
     config = TransformerConfig.nope(**SIZES)
-    with pytest.raises(CheckpointError, match="none of gpt2, llama, qwen2, qwen3"):
+    with pytest.raises(CheckpointError, match="none of gpt2, llama, mistral, qwen2, qwen3"):
         save_pretrained(tmp_path / "new", config, params_of(config))
     assert not (tmp_path / "new").exists()
 
@@ -425,40 +426,132 @@ def test_windows_that_hide_nothing_are_read(config, fields):
 
 
 @pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        ({"sliding_window": 4, "max_window_layers": 1}, (0, 4)),
+        ({"sliding_window": 15, "max_window_layers": 0}, (15, 15)),
+        (
+            {"sliding_window": 4, "max_window_layers": 0}
+            | {"layer_types": ["sliding_attention", "full_attention"]},
+            (4, 0),
+        ),
+    ],
+)
+def test_windows_that_hide_tokens_are_read_and_written(fields, windows):
+    for config in (QWEN, TransformerConfig.qwen3(**SIZES)):
+        whole = to_hf(config, config.dtype) | {"use_sliding_window": True} | fields
+        found = from_hf(JsonFile(whole, "config.json"))
+        assert found == dataclasses.replace(config, windows=windows)
+        written = to_hf(found, found.dtype)
+        assert from_hf(JsonFile(written, "config.json")) == found
+        if windows[0] == 0:  # as version 4 reads it, which has no layer_types
+            assert from_hf(JsonFile(written | {"layer_types": None}, "config.json")) == found
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"sliding_window": 4, "max_window_layers": 1}, ["sliding_window=4", "16 or more"]),
-        ({"sliding_window": 15, "max_window_layers": 0}, ["sliding_window=15", "16 or more"]),
-        (
-            {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
-            ["layer_types='sliding_attention'"],
-        ),
         (
             {"use_sliding_window": False, "layer_types": ["full_attention", "sliding_attention"]},
             ["layer_types='sliding_attention'"],
         ),
         ({"layer_types": ["chunked_attention"] * 2}, ["layer_types='chunked_attention'"]),
+        ({"layer_types": ["full_attention"]}, ["num_hidden_layers=2", "got 1"]),
         ({"sliding_window": "4"}, ["sliding_window must be an integer", "'4'"]),
+        ({"sliding_window": 0}, ["sliding_window=0"]),
         ({"max_window_layers": True}, ["max_window_layers must be an integer"]),
+        ({"num_hidden_layers": 10**12}, ["num_hidden_layers=1000000000000"]),
     ],
 )
-def test_windows_that_hide_tokens_are_refused_by_name(fields, words):
-    fields = to_hf(QWEN, QWEN.dtype) | {"use_sliding_window": True} | fields
+def test_windows_that_make_no_sense_are_refused_by_name(fields, words):
+    fields = {"use_sliding_window": True, "sliding_window": 4} | fields
     with pytest.raises(CheckpointError) as error:
-        from_hf(JsonFile(fields, "config.json"))
+        from_hf(JsonFile(to_hf(QWEN, QWEN.dtype) | fields, "config.json"))
     assert all(word in str(error.value) for word in [*words, "config.json"])
 
 
-def test_a_mistral_without_windows_is_a_llama():
+def test_a_mistral_is_a_llama_with_a_window():
     fields = to_hf(CONFIG, CONFIG.dtype) | {"model_type": "mistral"}
     for window in ({"sliding_window": None}, {"sliding_window": 16}, {}):
         assert from_hf(JsonFile(fields | window, "config.json")) == CONFIG
-    for window in ({"sliding_window": 8}, {"max_position_embeddings": 5000}):
-        with pytest.raises(CheckpointError, match=r"sliding_window=.* isn't supported"):
-            from_hf(JsonFile(fields | window, "config.json"))
-    fields |= {"layer_types": ["full_attention"] * 2, "sliding_window": 8}  # it has no types
-    with pytest.raises(CheckpointError, match="sliding_window=8"):
-        from_hf(JsonFile(fields, "config.json"))
+    types = {"layer_types": ["full_attention"] * 2}  # which Mistral doesn't have
+    for more in ({}, types):
+        found = from_hf(JsonFile(fields | more | {"sliding_window": 8}, "config.json"))
+        assert found == dataclasses.replace(CONFIG, windows=(8,))
+        assert to_hf(found, found.dtype)["model_type"] == "mistral"
+    long = fields | {"max_position_embeddings": 5000}
+    assert from_hf(JsonFile(long, "config.json")).windows == (4096, 4096)
+
+
+GEMMA = TransformerConfig.gemma3(**SIZES | {"n_layers": 7, "n_kv_heads": 1, "max_length": 600})
+
+
+def test_the_config_of_gemma_3_in_versions_4_and_5():
+    scaled = dataclasses.replace(GEMMA, rotary=Rotary(1e6, "linear", 8.0), score_width=168)
+    for config in (GEMMA, scaled):
+        fields = to_hf(config, config.dtype)
+        assert fields["model_type"] == "gemma3_text"
+        new = ("rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern")
+        old = ("rope_parameters", "layer_types")
+        for left_out in ((), new, old):
+            kept = {name: value for name, value in fields.items() if name not in left_out}
+            assert from_hf(JsonFile(kept, "config.json")) == config
+    # The hub's first files: the pattern by its older name, and nothing that has a default.
+    short = {k: v for k, v in to_hf(GEMMA, GEMMA.dtype).items() if k not in (*new, *old)}
+    short = {k: v for k, v in short.items() if k not in ("tie_word_embeddings", "head_dim")}
+    found = from_hf(JsonFile(short | {"_sliding_window_pattern": 3}, "config.json"))
+    assert found == dataclasses.replace(GEMMA, windows=(512, 512, 0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "gemma3"}, ["model_type='gemma3'"]),  # with pictures
+        ({"hidden_activation": "silu"}, ["hidden_activation='silu'"]),
+        ({"final_logit_softcapping": 30.0}, ["final_logit_softcapping=30.0"]),
+        ({"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0"]),
+        ({"use_bidirectional_attention": True}, ["use_bidirectional_attention=True"]),
+        ({"query_pre_attn_scalar": 0.5}, ["query_pre_attn_scalar must be an integer"]),
+        ({"layer_types": None, "sliding_window_pattern": 0}, ["sliding_window_pattern=0"]),
+        ({"layer_types": None, "sliding_window": None}, ["sliding_window=None"]),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}},
+            ["yarn", "sliding_att"],
+        ),
+    ],
+)
+def test_a_gemma_of_another_kind_is_refused_by_name(fields, words):
+    with pytest.raises(CheckpointError) as error:
+        from_hf(JsonFile(to_hf(GEMMA, GEMMA.dtype) | fields, "config.json"))
+    assert all(word in str(error.value) for word in [*words, "config.json"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"windows": (4, 8)},  # two sizes
+        {"windows": (4, 0)},  # a part of the layers, without Qwen's biases
+        {"post_norm": True},
+        {"scaled_embedding": True},
+        {"score_width": 5},
+        {"local_rotary": Rotary(), "windows": (4,)},
+        {"norm": "rms_plus_one"},
+        {"activation": "geglu_tanh"},
+    ],
+)
+def test_parts_that_no_architecture_has_together_are_not_saved(options):
+    with pytest.raises(CheckpointError, match="none of gpt2, llama, mistral, qwen2, qwen3, gemma3"):
+        to_hf(dataclasses.replace(CONFIG, **options), "float32")
+
+
+def test_a_checkpoint_larger_than_memory_is_refused_before_it_is_read(folder, monkeypatch):
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params_of(CONFIG)))
+    memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size - 1}
+    monkeypatch.setattr(os, "sysconf", memory.__getitem__)
+    load_pretrained(folder, dtype=jnp.bfloat16)
+    monkeypatch.setattr(checkpoints, "_read", None)
+    with pytest.raises(CheckpointError, match=r"take 0\.0 GiB in float32, more than this machine"):
+        load_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])

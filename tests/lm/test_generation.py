@@ -20,6 +20,7 @@ CONFIGS = {
     "llama": TransformerConfig.llama(**SIZES, n_kv_heads=2),
     "qwen3": TransformerConfig.qwen3(**SIZES, head_dim=16),
     "nope": TransformerConfig.nope(**SIZES),
+    "gemma3": TransformerConfig.gemma3(**SIZES, head_dim=8, windows=(5, 0)),
 }
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
 
@@ -91,6 +92,21 @@ def test_nothing_follows_a_stop_token(small):
         assert int(length) == wanted
         assert row.tolist() == unstopped[:wanted] + [0] * (20 - wanted)
         assert not log_probs[wanted:].any()
+
+
+@pytest.mark.slow
+def test_samples_across_a_window_have_the_models_log_probs():
+    model, params = model_of(CONFIGS["gemma3"])
+    drawn = lm.generate(
+        model, params, PROMPTS, jax.random.key(0), max_new_tokens=12, samples=3,
+        sampling=SamplingParams(1.0),
+    )  # fmt: skip
+    apply = jax.jit(model.apply)
+    for prompt, samples, log_probs in zip(PROMPTS, drawn.tokens, drawn.log_probs, strict=True):
+        rows = jnp.concatenate([jnp.tile(jnp.array(prompt), (3, 1)), samples], axis=1)
+        wanted = jax.nn.log_softmax(apply({"params": params}, rows)[:, len(prompt) - 1 : -1])
+        wanted = jnp.take_along_axis(wanted, samples[..., None], axis=-1)[..., 0]
+        np.testing.assert_allclose(log_probs, wanted, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from metajax.lm import load_pretrained, save_pretrained
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's and transformers' own
 
 VOCABULARY, LENGTH = 97, 24
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def llama_like(**options):
@@ -52,6 +53,13 @@ def rope(kind, **options):
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **options}}
 
 
+def gemma3_like(**options):
+    return llama_like(
+        num_key_value_heads=1, head_dim=24, query_pre_attn_scalar=40, sliding_window=5, **options
+    )
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 5}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -74,6 +82,23 @@ CASES = {
     "qwen2-tied": ("Qwen2Config", llama_like(tie_word_embeddings=True)),
     "qwen3": ("Qwen3Config", llama_like(num_key_value_heads=2, head_dim=24)),
     "qwen3-default-head": ("Qwen3Config", llama_like(tie_word_embeddings=True)),
+    "mistral": ("MistralConfig", llama_like(num_key_value_heads=2, sliding_window=5)),
+    "qwen2-window": ("Qwen2Config", llama_like(**WINDOW, max_window_layers=1)),
+    "qwen3-window": ("Qwen3Config", llama_like(**WINDOW, layer_types=[SLIDING, FULL, SLIDING])),
+    "gemma3": ("Gemma3TextConfig", gemma3_like(layer_types=[SLIDING, FULL, SLIDING])),
+    "gemma3-pattern": ("Gemma3TextConfig", gemma3_like() | {"num_hidden_layers": 7}),
+    "gemma3-other": (
+        "Gemma3TextConfig",
+        gemma3_like(
+            tie_word_embeddings=False,
+            attention_bias=True,
+            rope_parameters={
+                FULL: {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
+                SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+            },
+            layer_types=[SLIDING, FULL, FULL],
+        ),
+    ),
 }
 
 
@@ -144,8 +169,9 @@ def test_a_checkpoint_that_is_saved_again_is_the_same_to_the_bit(case):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, params, reloaded))
 
 
-def test_scan_and_no_scan_are_one_function(tmp_path):
-    reference(*CASES["qwen3"]).save_pretrained(tmp_path)
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_scan_and_no_scan_are_one_function(tmp_path, name):
+    reference(*CASES[name]).save_pretrained(tmp_path)
     tokens = tokens_of()
     outputs = []
     for options in ({}, {"scan": False}, {"remat": True}):
@@ -156,8 +182,9 @@ def test_scan_and_no_scan_are_one_function(tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision_is_read_and_written(tmp_path):
-    theirs = reference(*CASES["llama-grouped"]).to(torch.bfloat16)
+@pytest.mark.parametrize("name", ["llama-grouped", "gemma3"])
+def test_half_precision_is_read_and_written(tmp_path, name):
+    theirs = reference(*CASES[name]).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs")
     model, params = load_pretrained(tmp_path / "theirs")
     assert model.config.dtype == jnp.bfloat16
@@ -272,12 +299,41 @@ def test_windows_that_hide_nothing_change_nothing(tmp_path, kind, options):
     np.testing.assert_allclose(ours, logits_of(theirs, tokens), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["Qwen2Config", "MistralConfig"])
-def test_windows_that_hide_tokens_are_refused(tmp_path, name):
-    windows = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
-    reference(name, llama_like(**windows)).save_pretrained(tmp_path)
-    with pytest.raises(lm.CheckpointError, match="sliding"):
-        load_pretrained(tmp_path)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mistral", "qwen2-window", "gemma3"])
+def test_generation_across_the_window_is_that_of_transformers(tmp_path, name):
+    """With and without a cache on both sides."""
+    theirs = reference(*CASES[name])
+    theirs.config.eos_token_id = None
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    model, params = load_pretrained(tmp_path)
+    for length in (2, 12):
+        prompt = tokens_of()[0, :length].tolist()
+        row = list(prompt)
+        for _ in range(24):
+            row.append(int(logits_of(theirs, np.array([row]))[0, -1].argmax()))
+        assert our_greedy(tmp_path, prompt, 24) == row[length:]
+        assert their_greedy(tmp_path, prompt, max_new_tokens=24) == row[length:]
+        full = jax.jit(model.apply)({"params": params}, np.array([row]))
+        assert full[0, length - 1 : -1].argmax(axis=-1).tolist() == row[length:]
+
+
+def test_the_config_of_gemma_3_in_version_4_means_the_same(tmp_path):
+    """Its fields, read by transformers too."""
+    reference(*CASES["gemma3-pattern"]).save_pretrained(tmp_path / "new")
+    new, params = load_pretrained(tmp_path / "new")
+    save_pretrained(tmp_path / "old", new.config, params)
+    file = tmp_path / "old" / "config.json"
+    fields = json.loads(file.read_text())
+    for name in ("rope_parameters", "layer_types", "dtype"):
+        del fields[name]
+    file.write_text(json.dumps(fields))
+    old, _ = load_pretrained(tmp_path / "old")
+    assert old.config == new.config
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    ours = jax.jit(old.apply)({"params": params}, tokens_of())
+    np.testing.assert_allclose(ours, logits_of(theirs, tokens_of()), rtol=0, atol=1e-4)
 
 
 def test_float16_computes_as_in_transformers(tmp_path):

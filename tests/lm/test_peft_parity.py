@@ -24,16 +24,20 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's, transformers'
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
 
-@pytest.fixture(params=["llama", "gpt2"])
+@pytest.fixture(params=["llama", "gpt2", "gemma3"])
 def base(request, tmp_path):
     """A tiny random model of transformers, and ours with its weights."""
     torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 31, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 16,
+    }  # fmt: skip
     if request.param == "llama":
-        fields = transformers.LlamaConfig(
-            vocab_size=31, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, intermediate_size=48, max_position_embeddings=16,
-        )  # fmt: skip
-        theirs = transformers.LlamaForCausalLM(fields)
+        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    elif request.param == "gemma3":
+        layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+        fields = transformers.Gemma3TextConfig(**sizes, **layers, head_dim=16)
+        theirs = transformers.Gemma3ForCausalLM(fields)
     else:
         fields = transformers.GPT2Config(
             vocab_size=31, n_embd=32, n_layer=2, n_head=4, n_inner=48, n_positions=16,

@@ -21,6 +21,7 @@ CONFIGS = {
     "llama": CONFIG,
     "qwen3": TransformerConfig.qwen3(**SIZES | {"head_dim": 16}),
     "nope": TransformerConfig.nope(**SIZES),
+    "gemma3": TransformerConfig.gemma3(**SIZES | {"head_dim": 16}, windows=(7, 0)),
 }
 
 
