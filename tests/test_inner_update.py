@@ -134,7 +134,13 @@ CLIPPED = {
 }
 
 
-@pytest.mark.parametrize("mode", [*MODES, metajax.first_order()], ids=lambda mode: mode.name)
+FEW = [
+    *(metajax.unrolled(), metajax.first_order()),
+    *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[1:]),
+]
+
+
+@pytest.mark.parametrize("mode", FEW, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("clip", CLIPPED.values(), ids=CLIPPED)
 def test_clipping_where_the_inner_gradient_and_the_parameters_are_zero(clip, mode):
     """θ = 0, loss Σ b (θ − 1)² with b = 0, rate 0.1: φ = 0.2 b, and d/db of Σ (φ − 1)² is −0.4."""

@@ -25,7 +25,14 @@ LEARNERS = {
     "metaoptnet": lambda: metajax.metaoptnet(linear, n_way=N_WAY),
     "proto-maml": lambda: metajax.proto_maml(linear, optax.sgd(0.1), n_way=N_WAY, steps=1),
 }
-every_learner = pytest.mark.parametrize("build", LEARNERS.values(), ids=LEARNERS)
+SLOW = ("mixed", "matching", "metaoptnet")
+every_learner = pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(build, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, build in LEARNERS.items()
+    ],
+)
 PARAMS = jax.random.normal(jax.random.key(0), (4, N_WAY))
 
 
