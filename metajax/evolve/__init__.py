@@ -4,7 +4,7 @@ The model proposes tasks, answers them, learns from the answers that it can trus
 only if held-out tasks say that the new one isn't worse.
 """
 
-from metajax.evolve.completions import chosen_completions, is_correct
+from metajax.evolve.completions import chosen_completions, is_correct, rewards_of
 from metajax.evolve.curricula import Curriculum, accelerated, one_harder
 from metajax.evolve.data import (
     as_examples,
@@ -13,6 +13,7 @@ from metajax.evolve.data import (
     published_mixture,
     real_examples,
     real_only,
+    sampled_examples,
 )
 from metajax.evolve.fine_tuning import every_round, fine_tune
 from metajax.evolve.gates import (
@@ -34,6 +35,7 @@ from metajax.evolve.proposers import (
     program_proposer,
     without_duplicates,
 )
+from metajax.evolve.rejection_sampling import rejection_sampling
 from metajax.evolve.solvers import model_solver
 from metajax.evolve.state import (
     EvolveConfig,
@@ -67,6 +69,7 @@ from metajax.evolve.verifiers import (
     majority_vote,
     most_common_length,
     must_end,
+    uncertainty,
 )
 from metajax.evolve.views import View, permuted_tokens, solve_in_views
 
@@ -127,7 +130,11 @@ __all__ = [
     "published_mixture",
     "real_examples",
     "real_only",
+    "rejection_sampling",
+    "rewards_of",
+    "sampled_examples",
     "solve_in_views",
     "text_problem",
+    "uncertainty",
     "without_duplicates",
 ]

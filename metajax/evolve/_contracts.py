@@ -42,9 +42,9 @@ def check_completions(completions: Completions, count: int) -> None:
 
 
 def check_verdict(verdict: Verdict, count: int, samples: int) -> None:
-    """Raises an ArgumentError for wrong shapes, weights that aren't in [0, 1], and choices that
-    aren't among the samples."""
-    for name, leaf in zip(("choice", "weight", "agreement"), verdict, strict=True):
+    """Raises an ArgumentError for wrong shapes, weights that aren't in [0, 1], choices that aren't
+    among the samples, and rewards that aren't finite."""
+    for name, leaf in zip(("choice", "weight", "agreement"), verdict[:3], strict=True):
         if np.shape(leaf) != (count,):
             raise ArgumentError(
                 f"verify must return {name}s [{count}], got shape {np.shape(leaf)}."
@@ -57,3 +57,13 @@ def check_verdict(verdict: Verdict, count: int, samples: int) -> None:
         raise ArgumentError(
             f"verify must return choices among the {samples} samples, got {_checks.shown(choice)}."
         )
+    if verdict.rewards is None:
+        return
+    rewards = np.asarray(verdict.rewards)
+    if rewards.shape != (count, samples):
+        raise ArgumentError(
+            f"verify must return rewards [{count}, {samples}], got shape {rewards.shape}."
+        )
+    if not np.isfinite(rewards).all():
+        found = rewards[~np.isfinite(rewards)][0]
+        raise ArgumentError(f"verify must return finite rewards, got {found}.")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax.evolve.types import Answers, Completions
+from metajax.evolve.types import Answers, Completions, Rollouts
 
 
 @jax.jit
@@ -41,3 +41,30 @@ def chosen_completions(completions: Completions, choice: jax.Array | np.ndarray)
         return jnp.take_along_axis(jnp.asarray(leaf), jnp.asarray(index), axis=1)
 
     return Completions(*map(take, completions))
+
+
+def rewards_of(rollouts: Rollouts) -> np.ndarray:
+    """What each sample of a round earns ``[n, samples]``; 0 for tasks that aren't valid, and where
+    the verdict's weight is 0.
+
+    It is ``verdict.rewards``, or, without these, 1 for samples that equal the label and 0 for
+    others.
+
+    Example:
+        >>> from metajax.evolve import Tasks, Verdict
+        >>> tasks = Tasks(None, None, None, np.array([True]))
+        >>> completions = Completions(np.array([[[4], [5], [4]]]), None, np.ones((1, 3), int), None)
+        >>> verdict = Verdict(np.array([0]), np.ones(1), np.ones(1))
+        >>> rewards_of(Rollouts(tasks, completions, verdict)).tolist()
+        [[1.0, 0.0, 1.0]]
+    """
+    tasks, completions, verdict = rollouts
+    if verdict.rewards is None:
+        tokens, lengths = np.asarray(completions.tokens), np.asarray(completions.lengths)
+        choice = np.asarray(verdict.choice)[:, None]
+        same = tokens == np.take_along_axis(tokens, choice[..., None], axis=1)
+        rewards = same.all(axis=-1) & (lengths == np.take_along_axis(lengths, choice, axis=1))
+    else:
+        rewards = verdict.rewards
+    trusted = np.asarray(tasks.valid) & (np.asarray(verdict.weight) > 0)
+    return np.where(trusted[:, None], np.asarray(rewards, float), 0.0)

@@ -72,6 +72,26 @@ def labelled_examples(rollouts: Rollouts) -> Examples:
     return as_examples(rollouts.tasks, answers, np.asarray(rollouts.verdict.weight))
 
 
+def sampled_examples(rollouts: Rollouts, weights: np.ndarray) -> Examples:
+    """All samples of a round as texts, a task's samples one after another.
+
+    Args:
+        rollouts: a round of ``n`` tasks.
+        weights: of each sample, ``[n, samples]``; those of tasks that aren't valid get 0.
+
+    Example:
+        >>> from metajax.evolve import Completions
+        >>> tasks = Tasks(np.array([[5, 6]]), np.array([2]), None, np.array([True]))
+        >>> completions = Completions(np.array([[[7, 1], [8, 1]]]), None, np.array([[2, 2]]), None)
+        >>> sampled_examples(Rollouts(tasks, completions, None), np.ones((1, 2))).tokens.tolist()
+        [[5, 6, 7, 1], [5, 6, 8, 1]]
+    """
+    tokens, lengths = np.asarray(rollouts.completions.tokens), rollouts.completions.lengths
+    repeat = lambda leaf: np.repeat(np.asarray(leaf), tokens.shape[1], axis=0)
+    answers = Answers(tokens.reshape(-1, tokens.shape[-1]), np.asarray(lengths).reshape(-1))
+    return as_examples(jax.tree.map(repeat, rollouts.tasks), answers, weights.reshape(-1))
+
+
 def real_examples(problem: Problem, key: jax.Array, levels: Sequence[int], count: int) -> Examples:
     """Random prompts with right answers; each level is equally likely.
 

@@ -1,6 +1,6 @@
 """GRPO: a policy gradient in which the samples of a task are compared with each other."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from metajax import _checks, lm, trees
 from metajax.errors import ArgumentError
 from metajax.evolve._updates import initial_params, rollouts_of, scaled, train_state, training
-from metajax.evolve.data import as_examples
-from metajax.evolve.types import Answers, Examples, Rollouts, TrainingData, Update
+from metajax.evolve.completions import rewards_of
+from metajax.evolve.data import sampled_examples
+from metajax.evolve.types import Examples, Rollouts, TrainingData, Update
 from metajax.losses import Apply
 from metajax.trainer import TrainState
 from metajax.types import Metrics, Params
@@ -47,25 +48,38 @@ def grpo(
     batch: int = 64,
     micro_batches: int = 8,
     kl: float = 0.05,
-    clip: float = 0.2,
+    clip: float | tuple[float, float] = 0.2,
+    normalise: Literal["answers", "tokens"] | float = "tokens",
+    only_ended: bool = False,
     real_share: float = 0.25,
     trainable: trees.Trainable = None,
     mesh: Mesh | None = None,
 ) -> Update:
     """Group relative policy optimization, with the verifier's label as the reward.
 
-    A sample's reward r is 1 if it equals the label and the label is trusted, else 0. Its advantage
+    A sample's reward r is what ``Verdict.rewards`` says. Without these it is 1 if the sample equals
+    the label, else 0. All rewards of a task whose label isn't trusted are 0. A sample's advantage
     is A = (r − mean r) / std r over the samples of its task, and 0 if these are all alike. The loss
     of a token, with the ratio ρ = π(token) / π_old(token), is
 
-        −min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β (π_0/π − log(π_0/π) − 1).
+        −min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) + β (π_0/π − log(π_0/π) − 1).
 
     π is the policy at ``temperature``, π_old the same at the start of the round, and π_0 the same
-    at the parameters that ``init`` got, which are kept in the optimizer's state.
+    at the parameters that ``init`` got, which are kept in the optimizer's state. So ρ is 1 in the
+    first of a round's steps alone.
 
-    It differs from the paper in three points. The loss is a mean over the tokens of a micro-batch,
-    not over answers (as in DAPO, arXiv 2503.14476). Samples with advantage 0 are not drawn. A share
-    of each batch is real data, whose loss is the cross-entropy at temperature 1.
+    ``normalise`` says how the losses of tokens become one. Published variants are:
+
+    - GRPO: ``normalise="answers"``, the mean over answers of the mean over each answer's tokens.
+    - DAPO: ``normalise="tokens", clip=(0.2, 0.28), kl=0, only_ended=True``, the mean over all
+      tokens. Each micro-batch has a mean of its own; ``micro_batches=1`` is as published.
+    - Dr. GRPO: ``normalise=c``, a number such as the most tokens that an answer may have: the sum
+      over each answer's tokens, divided by c, and A = r − mean r.
+
+    In all of them samples with advantage 0 are not drawn, so tasks whose samples are all right or
+    all wrong are left out (as in DAPO). A share of each batch is real data, whose loss is the
+    cross-entropy at temperature 1. std is that of the samples themselves; libraries that divide by
+    k − 1 of k samples have advantages √((k − 1) / k) of these.
 
     Args:
         apply: ``apply(params, tokens)`` returns logits.
@@ -75,7 +89,10 @@ def grpo(
         batch: texts in an update.
         micro_batches: number of parts of an update that are computed one after another.
         kl: β, at least 0.
-        clip: ε, positive.
+        clip: ε, positive; or a pair (ε_low, ε_high).
+        normalise: ``"answers"``, ``"tokens"`` or a positive number.
+        only_ended: whether answers without an end token are not drawn. They count in the mean and
+            the standard deviation of their task.
         real_share: share of real data, in (0, 1).
         trainable: which leaves learn; all if None.
         mesh: devices that share the micro-batches.
@@ -83,7 +100,13 @@ def grpo(
     Raises:
         ArgumentError: an argument is out of its bounds; when run, a solver with a single sample.
 
-    Source: Shao et al. 2024, "DeepSeekMath" (arXiv 2402.03300), equations 3 and 4.
+    Example:
+        >>> dapo = {"normalise": "tokens", "clip": (0.2, 0.28), "kl": 0.0, "only_ended": True}
+        >>> update = grpo(lambda params, tokens: params[tokens], optax.sgd(0.1), steps=4, **dapo)
+
+    Source: Shao et al. 2024, "DeepSeekMath" (arXiv 2402.03300), equations 3 and 4; Yu et al. 2025,
+    "DAPO" (arXiv 2503.14476); Liu et al. 2025, "Understanding R1-Zero-Like Training" (arXiv
+    2503.20783), for Dr. GRPO.
     """
     for name, value in (("steps", steps), ("batch", batch), ("micro_batches", micro_batches)):
         _checks.positive_int(name, value)
@@ -93,28 +116,37 @@ def grpo(
         )
     _checks.positive_float("temperature", temperature)
     _checks.non_negative_float("kl", kl)
-    _checks.positive_float("clip", clip)
+    low, high = _clip_of(clip)
+    if isinstance(normalise, str):
+        _checks.one_of("normalise", normalise, ("answers", "tokens"))
+    else:
+        _checks.positive_float("normalise", normalise)
+    _checks.instance("only_ended", only_ended, bool, "True or False")
     _checks.between("real_share", real_share, 0, 1, ends="()")
     optimizer = scaled(optimizer, trainable, keep_initial=kl > 0)
     size = batch // micro_batches
 
     def loss_fn(params: Params, scored: _Scored) -> tuple[jax.Array, Metrics]:
         real, mask = scored.real[:, None], scored.mask[:, 1:]
+        sampled = mask & ~real
         temperatures = jnp.where(real, 1.0, temperature)
         log_probs = _log_probs(apply, params, scored.tokens, temperatures)
-        ratio = jnp.exp(log_probs - scored.old[:, 1:])
+        # Elsewhere ``old`` and ``reference`` are 0, of which an exponential might be infinite.
+        against = lambda other, sign: jnp.where(sampled, sign * (log_probs - other[:, 1:]), 0)
+        ratio = jnp.exp(against(scored.old, 1))
         advantage = scored.advantage[:, None]
-        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - low, 1 + high) * advantage)
         metrics = {}
         if kl:
-            difference = scored.reference[:, 1:] - log_probs
+            difference = against(scored.reference, -1)
             divergence = jnp.exp(difference) - difference - 1
             gain = gain - kl * divergence
-            sampled = mask & ~real
-            total = jnp.where(sampled, divergence, 0).sum()
-            metrics["kl"] = total / jnp.maximum(sampled.sum(), 1)
-        losses = jnp.where(real, -log_probs, -gain)
-        return jnp.where(mask, losses, 0).sum() / jnp.maximum(mask.sum(), 1), metrics
+            metrics["kl"] = divergence.sum() / jnp.maximum(sampled.sum(), 1)
+        losses = jnp.where(mask, jnp.where(real, -log_probs, -gain), 0)
+        if normalise == "tokens":
+            return losses.sum() / jnp.maximum(mask.sum(), 1), metrics
+        count = jnp.maximum(mask.sum(axis=1), 1) if normalise == "answers" else normalise
+        return (losses.sum(axis=1) / count).mean(), metrics
 
     def draw(data, key):
         scored, weights = data
@@ -138,7 +170,13 @@ def grpo(
         state: TrainState, data: TrainingData, key: jax.Array, scale: float = 1.0
     ) -> tuple[TrainState, Metrics, int]:
         del key  # the state's key decides what is drawn
-        scored, lengths, weights = _scored(rollouts_of(data, "grpo"), data.real, real_share)
+        scored, lengths, weights = _scored(
+            rollouts_of(data, "grpo"),
+            data.real,
+            real_share,
+            standardise=isinstance(normalise, str),
+            only_ended=only_ended,
+        )
         rows = np.flatnonzero(~scored.real & (weights > 0))
         scored = scored._replace(old=log_probs_under(state.params, scored, rows))
         if kl:
@@ -151,21 +189,37 @@ def grpo(
     return Update("GRPO", init, update, float(temperature))
 
 
+def _clip_of(clip: float | tuple[float, float]) -> tuple[float, float]:
+    """ε_low and ε_high."""
+    if not isinstance(clip, tuple | list):
+        each = _checks.positive_float("clip", clip)
+        return each, each
+    if len(clip) != 2:
+        raise ArgumentError(f"clip must be a number or a pair (low, high), got {clip!r}.")
+    low, high = (_checks.positive_float(f"clip[{place}]", each) for place, each in enumerate(clip))
+    return low, high
+
+
 def _scored(
-    rollouts: Rollouts, real: Examples, real_share: float
+    rollouts: Rollouts,
+    real: Examples,
+    real_share: float,
+    *,
+    standardise: bool = True,
+    only_ended: bool = False,
 ) -> tuple[_Scored, np.ndarray, np.ndarray]:
     """A round's completions and real data, their lengths, and how often each is drawn.
 
     Those whose advantage is 0 are not drawn. ``old`` and ``reference`` are 0 still.
     """
-    tokens, _, lengths, _ = map(np.asarray, rollouts.completions)
-    n, samples, width = tokens.shape
+    n, samples, _ = np.shape(rollouts.completions.tokens)
     if samples < 2:
         raise ArgumentError("grpo compares a task's samples: solve must give at least 2, got 1.")
-    advantage = _advantages(rollouts).reshape(-1)
-    repeat = lambda leaf: np.repeat(np.asarray(leaf), samples, axis=0)
-    flat = Answers(tokens.reshape(-1, width), lengths.reshape(-1))
-    sampled = as_examples(jax.tree.map(repeat, rollouts.tasks), flat, np.abs(advantage) > 0)
+    advantage = _advantages(rollouts, standardise)
+    drawn = advantage != 0
+    if only_ended:
+        drawn &= np.asarray(rollouts.completions.ended)
+    sampled = sampled_examples(rollouts, drawn)
     count = min(len(real.tokens), n * samples)
     room = max(sampled.tokens.shape[1], real.tokens.shape[1])
     wide = lambda rows: np.pad(rows, ((0, 0), (0, room - rows.shape[1])))
@@ -180,7 +234,7 @@ def _scored(
     scored = _Scored(
         both(wide(sampled.tokens), wide(real.tokens)),
         mask,
-        both(advantage, np.ones(len(real.tokens))).astype(np.float32),
+        both(advantage.reshape(-1), np.ones(len(real.tokens))).astype(np.float32),
         np.arange(len(mask)) >= n * samples,
         zero,
         zero,
@@ -188,16 +242,16 @@ def _scored(
     return scored, total, np.concatenate(chances).astype(np.float32)
 
 
-def _advantages(rollouts: Rollouts) -> np.ndarray:
+def _advantages(rollouts: Rollouts, standardise: bool = True) -> np.ndarray:
     """Each sample's reward compared with those of its task: ``[n, samples]``."""
-    tokens, _, lengths, _ = map(np.asarray, rollouts.completions)
-    choice = np.asarray(rollouts.verdict.choice)[:, None]
-    label = np.take_along_axis(tokens, choice[..., None], axis=1)
-    same = (tokens == label).all(axis=-1) & (lengths == np.take_along_axis(lengths, choice, axis=1))
-    trusted = np.asarray(rollouts.tasks.valid) & (np.asarray(rollouts.verdict.weight) > 0)
-    reward = (same & trusted[:, None]).astype(float)
+    reward = rewards_of(rollouts)
+    compared = reward - reward.mean(axis=1, keepdims=True)
+    # Rounding would make a little of rewards that are all alike.
+    compared[np.ptp(reward, axis=1) == 0] = 0
+    if not standardise:
+        return compared
     spread = reward.std(axis=1, keepdims=True)
-    return (reward - reward.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1)
+    return compared / np.where(spread > 0, spread, 1)
 
 
 def _log_probs(apply: Apply, params: Params, tokens: jax.Array, temperature: Any) -> jax.Array:

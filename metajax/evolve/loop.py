@@ -19,6 +19,9 @@ from metajax.evolve.state import EvolveConfig, EvolveState, RoundReport
 from metajax.evolve.types import Examples, Levels, Rollouts, Tasks, TrainingData
 from metajax.types import Params
 
+_SILENT = 3
+"""Rounds in a row without a valid task after which the loop stops, whatever its patience."""
+
 
 def evolve(
     config: EvolveConfig, state: EvolveState, *, patience: int = 3
@@ -30,12 +33,14 @@ def evolve(
     before; the gate accepts it or stays with θ_t. A refused θ_{t+1} is gone, with its optimizer's
     state. Its examples are kept at weight 0, and the next round proposes new tasks of the same
     levels and takes half the step. A round that keeps nothing learns nothing and counts as refused.
+    Three rounds in a row without a valid task end the loop.
 
     Args:
         config: the loop's parts.
         state: from ``init_state``, or any state that was yielded. A restored one goes on bit for
             bit.
-        patience: number of refused rounds in a row after which the loop stops.
+        patience: number of refused rounds in a row after which the loop stops. The last report says
+            why. A stopped state goes on once its ``refusals`` are set to 0.
 
     Raises:
         ArgumentError: tasks, completions or a verdict of wrong shapes, or weights that aren't in
@@ -51,15 +56,24 @@ def evolve(
             f"temperature of update must be that of solve, {drawn_at}, got "
             f"{config.update.temperature}."
         )
-    capacity = len(state.replay.weights)
-    while int(state.round) < capacity and int(state.refusals) < patience:
+    while _why_over(state, patience) is None:
         state, report = _round(config, state)
-        if int(state.refusals) >= patience:
-            reason = f"{patience} rounds in a row brought nothing"
-            report = report._replace(stopped=reason)
-        elif int(state.round) == capacity:
-            report = report._replace(stopped=f"all {capacity} rounds are done")
-        yield state, report
+        yield state, report._replace(stopped=_why_over(state, patience))
+
+
+def _why_over(state: EvolveState, patience: int) -> str | None:
+    """Why there is no further round, or None."""
+    rounds, refusals = int(state.round), int(state.refusals)
+    # A round without a valid task left zeros alone.
+    lengths = np.asarray(state.replay.lengths)[max(rounds - refusals, 0) : rounds]
+    empty = ~np.any(lengths, axis=1)
+    silent = int(np.cumprod(empty[::-1]).sum())
+    if silent >= min(patience, _SILENT):
+        return f"the proposer wrote no valid task in {silent} rounds in a row"
+    if refusals >= patience:
+        return f"{patience} rounds in a row brought nothing"
+    capacity = len(state.replay.weights)
+    return f"all {capacity} rounds are done" if rounds >= capacity else None
 
 
 def _round(config: EvolveConfig, state: EvolveState) -> tuple[EvolveState, RoundReport]:
@@ -102,6 +116,8 @@ def _round(config: EvolveConfig, state: EvolveState) -> tuple[EvolveState, Round
         keep_rate = _keep_rate(config, train.params, keys[5])
         next_levels = config.curriculum.next(levels, keep_rate)
         clock.lap("curriculum")
+    if not np.any(tasks.valid):
+        examples = jax.tree.map(np.zeros_like, examples)  # see _why_over
     state = EvolveState(
         train,
         state.key,

@@ -35,7 +35,8 @@ class EvolveState(NamedTuple):
         levels: first and last level of the next round, int32 ``[2]``.
         refusals: rounds in a row that were not accepted, int32 scalar.
         replay: the examples of all rounds, ``[rounds, n, ...]``: tokens as int16 or int32, and
-            weights of 0 for rounds that were refused or are still to come.
+            weights of 0 for rounds that were refused or are still to come. Zeros alone for rounds
+            without a valid task.
     """
 
     train: TrainState

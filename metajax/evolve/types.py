@@ -80,11 +80,14 @@ class Verdict(NamedTuple):
         choice: index of the sample that is the label, ``[n]``.
         weight: in [0, 1], ``[n]``; 0 where nothing is learned from the task.
         agreement: in [0, 1], ``[n]``: the share of the samples that agree with the label.
+        rewards: of each sample, ``[n, samples]``, for tasks with several right answers; see
+            ``rewards_of``. None where the label alone is right.
     """
 
     choice: Array
     weight: Array
     agreement: Array
+    rewards: Array | None = None
 
 
 class Rollouts(NamedTuple):

@@ -228,6 +228,25 @@ def learnability(success: jax.Array) -> jax.Array:
     return jnp.where(success > 0, 1 - success, 0)
 
 
+@jax.jit
+def uncertainty(success: jax.Array) -> jax.Array:
+    """How far tasks that succeed with probability p are from being always or never right:
+    min(p, 1 − p).
+
+    ``learnability`` is greatest for the rarest success, this for p = 1/2.
+
+    Args:
+        success: p, ``[n]``.
+
+    Example:
+        >>> uncertainty(jnp.array([0.0, 0.25, 0.5, 1.0])).tolist()
+        [0.0, 0.25, 0.5, 0.0]
+
+    Source: Huang et al. 2025, "R-Zero" (arXiv 2508.05004), whose reward is twice this.
+    """
+    return jnp.minimum(success, 1 - success)
+
+
 def _of_first(completions: Completions, trusted: Any) -> Verdict:
     count = len(completions.lengths)
     weight = jnp.broadcast_to(jnp.asarray(trusted, jnp.float32), (count,))

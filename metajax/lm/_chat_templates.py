@@ -9,6 +9,7 @@ from typing import Any
 from metajax._extras import import_extra
 from metajax.errors import ArgumentError
 from metajax.lm._folder import CheckpointError
+from metajax.lm._template_sandbox import sandbox
 
 Message = Mapping[str, Any]
 """One turn of a chat, such as ``{"role": "user", "content": "Hello"}``."""
@@ -70,7 +71,8 @@ def render(
         **variables: others that the template reads.
 
     Raises:
-        ArgumentError: if there is no message, or the template fails on them.
+        ArgumentError: if there is no message, or the template fails on them. It fails too if it
+            loops or grows without end, or reaches for what Python keeps inside of values.
         ImportError: if Jinja isn't installed.
 
     Example:
@@ -80,7 +82,6 @@ def render(
     """
     jinja2 = import_extra("jinja2", extra="lm")
     extensions = import_extra("jinja2.ext", extra="lm")
-    sandbox = import_extra("jinja2.sandbox", extra="lm")
     if not messages:
         raise ArgumentError(f"messages must not be empty, got {messages!r}.")
 
@@ -100,17 +101,22 @@ def render(
         # Jinja's own escapes HTML.
         return json.dumps(value, **{"ensure_ascii": False, **options})
 
-    # A template is a stranger's program: the sandbox keeps it to what it is given.
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, extensions.loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    def strftime_now(form: str) -> str:
+        environment.before("%", (form,))
+        return datetime.datetime.now().strftime(form)
+
     given = {"tools": None, "documents": None, **variables}
     try:
         turns = [{k: v for k, v in message.items() if v is not None} for message in messages]
         given |= {"messages": turns, "add_generation_prompt": add_generation_prompt}
+        environment = sandbox(
+            given,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[Generation, extensions.loopcontrols],
+        )
+        environment.filters["tojson"] = environment.counted("tojson", to_json)
+        environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
         return environment.from_string(source).render(given)
     except Exception as error:  # a template may divide by zero, add a text to a number, ...
         raise ArgumentError(f"messages: the chat template fails on them: {error}") from error

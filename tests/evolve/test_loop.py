@@ -195,6 +195,62 @@ def test_a_proposer_that_brings_nothing_is_a_round_skipped(kind):
         assert report.accepted
 
 
+def silent_in(rounds):
+    """A proposer that writes nothing valid in some rounds."""
+    count = itertools.count(1)
+
+    def propose(params, key, levels):
+        tasks = COPY.draw(key, [levels.last] * 6)
+        return tasks._replace(valid=np.full(6, next(count) not in rounds))
+
+    return propose
+
+
+def test_three_rounds_without_a_valid_task_end_the_run_with_a_word_and_nothing_lost():
+    config = config_of(propose=silent_in({1, 3, 4, 6, 7, 8}))
+    outcome = run(config, begin(config, rounds=12), patience=10)
+    assert [report.accepted for _, report in outcome] == [
+        *(False, True, False, False, True, False, False, False)
+    ]
+    state, report = outcome[-1]
+    assert report.stopped == "the proposer wrote no valid task in 3 rounds in a row"
+    assert [each.stopped for _, each in outcome[:-1]] == [None] * 7
+    assert (report.valid, report.unique, report.kept, report.decision) == (0, 0, 0, None)
+    assert float(state.train.params) == 0.5 + 0.25
+    assert state.replay.weights.any(axis=1).tolist() == [number in (1, 4) for number in range(12)]
+    assert state.levels.tolist() == [5, 5]
+    # It stays over after a restart, until somebody says that it may go on.
+    assert run(config_of(), state, patience=10) == []
+    resumed = run(config_of(), state._replace(refusals=jnp.zeros((), jnp.int32)))
+    assert [report.round for _, report in resumed] == [9, 10, 11, 12]
+    assert resumed[-1][1].stopped == "all 12 rounds are done"
+
+
+def test_a_restart_counts_the_rounds_without_a_valid_task_before_it():
+    config = config_of(propose=silent_in({1, 2, 3}))
+    state = run(config, begin(config, rounds=9), patience=2)[-1][0]
+    (_, report), *more = run(config_of(propose=silent_in({1})), state, patience=9)
+    assert report.stopped == "the proposer wrote no valid task in 3 rounds in a row"
+    assert more == []
+
+
+def test_refusals_for_another_reason_are_said_to_be_that():
+    config = config_of(gate=refuse, propose=silent_in({2, 3}))
+    assert run(config)[-1][1].stopped == "3 rounds in a row brought nothing"
+
+
+def test_rewards_of_a_verdict_are_checked():
+    for rewards, message in (
+        (np.ones((6, 2)), r"rewards \[6, 1\], got shape \(6, 2\)"),
+        (np.full((6, 1), np.inf), "finite rewards, got inf"),
+    ):
+        bad = ev.Verifier(
+            "bad", lambda t, a, r=rewards: ev.must_end().verify(t, a)._replace(rewards=r)
+        )
+        with pytest.raises(ValueError, match=message):
+            run(config_of(verifier=bad))
+
+
 def test_wrong_shapes_and_weights_are_named():
     few = lambda params, key, levels: COPY.draw(key, [3] * 5)
     with pytest.raises(ValueError, match=r"propose must return prompts \[6, width\].*\(5, 8\)"):

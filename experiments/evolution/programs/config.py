@@ -49,8 +49,9 @@ class Config(study.StudyConfig):
     """Answers to each task."""
     temperature: float = 1.0
     """What answers and programs are sampled at."""
-    weight: Literal["learnable", "right"] = "learnable"
-    """Weight of a task of which a share p > 0 of the answers is right: 1 - p, or 1."""
+    weight: Literal["learnable", "uncertain", "right"] = "learnable"
+    """Weight of a task of which a share p > 0 of the answers is right: 1 - p, min(p, 1 - p),
+    or 1."""
     unsolved: Literal["shown", "left_out"] = "shown"
     """What is learned from a deduction that no sample got right: the interpreter's output, or
     nothing."""

@@ -234,7 +234,8 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
 
     Args:
         weight: ``"learnable"`` is 1 - p where the share p of right samples isn't 0, Absolute
-            Zero's reward; ``"right"`` is 1 there.
+            Zero's reward; ``"uncertain"`` is min(p, 1 - p), as R-Zero's; ``"right"`` is 1 where p
+            isn't 0.
         shown: whether the last sample of each task is the ``shown`` one of ``solver``. It doesn't
             count for p; it is the label of deductions, of those that no sample got right too, with
             weight 1.
@@ -260,6 +261,8 @@ def by_interpreter(weight: str = "learnable", *, shown: bool = False) -> ev.Veri
         trusted = (agreement > 0).astype(np.float32)
         if weight == "learnable":
             trusted = np.array(ev.learnability(jnp.asarray(agreement)))
+        if weight == "uncertain":
+            trusted = np.array(ev.uncertainty(jnp.asarray(agreement)))
         choice = sampled.argmax(axis=1)
         if shown:
             choice = np.where(kind == 0, last, choice)

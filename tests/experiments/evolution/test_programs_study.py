@@ -134,6 +134,8 @@ def test_a_label_is_a_right_sample_and_its_weight_what_can_be_learned():
     assert np.asarray(verdict.agreement).tolist() == [1.0, 0.5, 0.0, 0.0, 1.0, 0.5]
     assert np.asarray(verdict.weight).tolist() == [0.0, 0.5, 0.0, 0.0, 0.0, 0.5]
     assert np.asarray(verdict.choice)[1] == 1
+    uncertain = play.by_interpreter("uncertain").verify(tasks, completions)
+    assert np.asarray(uncertain.weight).tolist() == [0.0, 0.5, 0.0, 0.0, 0.0, 0.5]
     plain = play.by_interpreter("right").verify(tasks, completions)
     assert np.asarray(plain.weight).tolist() == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
 
