@@ -58,8 +58,8 @@ def with_places(batch: TokenBatch) -> TokenBatch:
     Logits cost most where the vocabulary is large. With places a ``Transformer`` computes them
     where the loss needs them. The loss is the same. How many there are, ``n``, is a part of the
     arrays' shapes: that of the row with most targets, rounded up to an eighth of the length. The
-    batch stays as it is where n were more than half the length, and inside a compiled function,
-    where the targets aren't known.
+    batch has no places where n were more than half the length. It stays as it is inside a compiled
+    function whose argument it is: the targets aren't known there.
 
     Args:
         batch: arrays ``[batch, length + 1]``, such as ``pack``'s; for ``row_sampler``, all rows.
@@ -76,8 +76,9 @@ def with_places(batch: TokenBatch) -> TokenBatch:
     check_batch(batch)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in batch):
         return batch
-    counted = counted_targets(batch._replace(places=None))
-    return batch._replace(places=_places_of(np.asarray(counted)))
+    with jax.ensure_compile_time_eval():  # the targets are known inside a compiled function too
+        counted = np.asarray(counted_targets(batch._replace(places=None)))
+    return batch._replace(places=_places_of(counted))
 
 
 def check_batch(batch: TokenBatch) -> None:
