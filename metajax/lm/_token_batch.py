@@ -19,7 +19,7 @@ _PARTS = 8
 class TokenBatch(NamedTuple):
     """Rows of tokens, each predicted from those before it in its document.
 
-    A model reads ``tokens[:, :-1]`` and predicts ``tokens[:, 1:]``, so ``tokens``, ``segment_ids`` and
+    A model reads ``tokens[:, :-1]`` and predicts ``tokens[:, 1:]``, so these, ``segment_ids`` and
     ``mask`` have one column more than it reads.
 
     Attributes:

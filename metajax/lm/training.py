@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.tree_util import Partial
 
 from metajax import _checks
@@ -265,6 +264,7 @@ def supervised(loss_fn: LossFn) -> Learner:
 
     Example:
         >>> import metajax
+        >>> import optax
         >>> draw = text_sampler(jnp.arange(64) % 8, length=8, batch=4)
         >>> loss_fn = next_token_loss(lambda params, tokens: params[tokens])  # bigrams
         >>> trainer = metajax.meta_trainer(

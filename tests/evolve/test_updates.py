@@ -9,8 +9,8 @@ from compilations import no_compilation
 from toys import COPY, solved
 
 import metajax
-from metajax import evolve as ev
 from metajax import _marks, lm
+from metajax import evolve as ev
 from metajax.evolve.grpo import _advantages, _scored
 from metajax.evolve.meta_step import _grouped
 from metajax.lm import lora
