@@ -73,11 +73,12 @@ class _Attention(nn.Module):
             mixed = mixed.astype(config.dtype)
         else:
             cached, prefix = cached
-            cached = tuple(
+            keys, values = (
                 jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2), (0, 0, shared.start, 0))
                 for old, new in zip(cached, (key, value), strict=True)
             )
-            mixed = attend_to_cache(query, *cached, shared.mask, score_width, prefix)
+            cached = (keys, values)
+            mixed = attend_to_cache(query, keys, values, shared.mask, score_width, prefix)
         mixed = mixed.reshape(batch, length, -1)
         scale = 0.02 / math.sqrt(2 * config.n_layers)
         output = Dense(config.width, config.output_bias, config.dtype, scale, name="output")

@@ -22,11 +22,11 @@ CONFIGS = {
 LENGTH = 24
 
 
-def rows_of(count=6, answers=(2, 4), seed=0):
+def rows_of(count=6, seed=0):
     """Packed texts, whose answers are their last tokens."""
     random = np.random.default_rng(seed)
     texts = [random.integers(0, 13, random.integers(9, 14)) for _ in range(2 * count)]
-    lengths = random.integers(*answers, len(texts))
+    lengths = random.integers(2, 4, len(texts))
     masks = [np.arange(len(text)) >= len(text) - n for text, n in zip(texts, lengths, strict=True)]
     return lm.pack(texts, LENGTH, masks=masks)
 
