@@ -12,7 +12,7 @@ from metajax.errors import ArgumentError
 from metajax.losses import Apply
 from metajax.types import Params
 
-_PARTS = 8
+_PARTS = 16
 """The number of places is a multiple of the length over this, so that few programs are compiled."""
 
 
@@ -57,7 +57,7 @@ def with_places(batch: TokenBatch) -> TokenBatch:
 
     Logits cost most where the vocabulary is large. With places a ``Transformer`` computes them
     where the loss needs them. The loss is the same. How many there are, ``n``, is a part of the
-    arrays' shapes: that of the row with most targets, rounded up to an eighth of the length. The
+    arrays' shapes: that of the row with most targets, rounded up to a sixteenth of the length. The
     batch has no places where n were more than half the length. It stays as it is inside a compiled
     function whose argument it is: the targets aren't known there.
 
@@ -111,8 +111,8 @@ def _places_of(targets: np.ndarray) -> np.ndarray | None:
         the length.
 
     Example:
-        >>> _places_of(np.arange(16) == np.array([[3], [9]])).tolist()
-        [[3, 16], [9, 16]]
+        >>> _places_of(np.arange(8) < np.array([[2], [1]])).tolist()
+        [[0, 1], [0, 8]]
     """
     length = targets.shape[1]
     counts = targets.sum(axis=1, keepdims=True)

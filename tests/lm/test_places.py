@@ -40,11 +40,10 @@ def test_places_are_those_of_the_targets_that_count():
     rows = rows_of()
     placed = lm.with_places(rows)
     counted = rows.mask[:, 1:]
-    assert placed.places.shape == (len(rows.tokens), 6)  # in parts of 24 / 8
-    assert 3 < counted.sum(axis=1).max() <= 6
+    assert placed.places.shape == (len(rows.tokens), counted.sum(axis=1).max())
     for row, places in zip(counted, placed.places.tolist(), strict=True):
         where = np.flatnonzero(row).tolist()
-        assert places == where + [LENGTH] * (6 - len(where))
+        assert places == where + [LENGTH] * (placed.places.shape[1] - len(where))
     # Other documents' first tokens are no targets, whatever the mask says.
     every = rows._replace(mask=np.ones_like(rows.mask))
     assert lm.with_places(every).places is None
@@ -68,7 +67,7 @@ def test_more_than_half_and_unknown_targets_are_computed_everywhere():
 
     assert jax.jit(traced)(few) is None
     nothing = lm.with_places(lm.TokenBatch(tokens, mask=np.zeros((2, 17))))
-    assert nothing.places.tolist() == [[16, 16]] * 2
+    assert nothing.places.tolist() == [[16]] * 2
 
 
 def value_and_grads(apply, variables, batch):
@@ -122,7 +121,7 @@ def test_the_loss_in_float64_is_that_of_all_logits(x64):
     # Also where places are known, but not taken.
     for apply in (marked, plain):
         assert_close(value_and_grads(apply, params, lm.with_places(rows)), wanted, 1e-12)
-    assert seen == [None, (len(rows.tokens), 6), None]
+    assert seen == [None, lm.with_places(rows).places.shape, None]
     # A target that is at no place doesn't count, taken or not.
     part = lm.with_places(rows)
     part = part._replace(places=part.places[:, :1])
@@ -168,3 +167,12 @@ def test_wrong_places_are_named():
     for places in (jnp.zeros(2, jnp.int32), jnp.zeros((3, 1), jnp.int32)):
         with pytest.raises(ValueError, match=r"places must be \[batch, n\] = \[2, n\], got"):
             loss_fn(None, lm.TokenBatch(tokens, places=places))
+
+
+def test_the_number_of_places_is_a_sixteenth_of_the_length():
+    tokens = np.zeros((1, 97), np.int32)
+    found = [
+        lm.with_places(lm.TokenBatch(tokens, mask=np.arange(97)[None] > 96 - n)).places
+        for n in (1, 6, 7, 48, 49)
+    ]
+    assert [None if places is None else places.shape[1] for places in found] == [6, 6, 12, 48, None]
