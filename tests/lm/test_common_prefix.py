@@ -87,7 +87,7 @@ def test_samples_masks_penalty_and_stop_tokens_are_the_same(both, small, devices
     found, wanted = both(
         model, params, PROMPTS, jax.random.key(5), max_new_tokens=9, samples=3, allowed=allowed,
         mesh=mesh,
-        sampling=SamplingParams(1.0, top_k=9, stop_tokens=[3, 9, 17], repetition_penalty=1.3),
+        sampling=SamplingParams(1.0, top_k=9, stop_tokens=(3, 9, 17), repetition_penalty=1.3),
     )  # fmt: skip
     assert_same(found, wanted)
     assert len(np.unique(found.lengths)) > 1
