@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -153,8 +154,8 @@ def token_losses(
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     # A module's own apply isn't marked, but the module is.
     marked = any(_marks.has(x, "at_places") for x in (apply, getattr(apply, "__self__", None)))
-    narrow = places is not None and marked
-    if narrow:
+    places = places if marked else None
+    if places is not None:
         options["at"] = jnp.minimum(places, inputs.shape[1] - 1)
         targets = jnp.take_along_axis(targets, options["at"], axis=1)
     logits = apply(params, inputs, **options)
@@ -168,7 +169,7 @@ def token_losses(
         logits = logits / jnp.asarray(temperature, logits.dtype)[..., None]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     right = logits.argmax(axis=-1) == targets
-    if not narrow:
+    if places is None:
         return losses, right
     rows = jnp.arange(len(tokens))[:, None]
     spread = lambda x: jnp.zeros(inputs.shape, x.dtype).at[rows, places].set(x, mode="drop")
