@@ -11,6 +11,7 @@ class _Marked:
     function: Callable[..., Any]
     keyed: bool
     masked: bool
+    at_places: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -29,7 +30,11 @@ def has(function: Any, mark: str) -> bool:
 
 
 def marked(
-    function: Callable[..., Any], *, keyed: bool = False, masked: bool = False
+    function: Callable[..., Any],
+    *,
+    keyed: bool = False,
+    masked: bool = False,
+    at_places: bool = False,
 ) -> Callable[..., Any]:
     """The function with these marks and those that it had; without any, itself.
 
@@ -37,8 +42,9 @@ def marked(
         >>> marked(max) is max
         True
     """
-    keyed, masked = keyed or has(function, "keyed"), masked or has(function, "masked")
-    return _Marked(function, keyed, masked) if keyed or masked else function
+    given = {"keyed": keyed, "masked": masked, "at_places": at_places}
+    marks = {name: mark or has(function, name) for name, mark in given.items()}
+    return _Marked(function, **marks) if any(marks.values()) else function
 
 
 def like(function: Any, wrapper: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,4 +54,5 @@ def like(function: Any, wrapper: Callable[..., Any]) -> Callable[..., Any]:
         >>> has(like(marked(max, masked=True), min), "masked")
         True
     """
-    return marked(wrapper, keyed=has(function, "keyed"), masked=has(function, "masked"))
+    marks = ("keyed", "masked", "at_places")
+    return marked(wrapper, **{name: has(function, name) for name in marks})

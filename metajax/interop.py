@@ -78,7 +78,8 @@ def from_linen(
 
     found = variables["params"] if alone else dict(variables)
     _try_once(apply, found, inputs, key if rngs else None)
-    return found, _marks.marked(apply, keyed=bool(rngs), masked=_marks.has(type(module), "masked"))
+    marks = {name: _marks.has(type(module), name) for name in ("masked", "at_places")}
+    return found, _marks.marked(apply, keyed=bool(rngs), **marks)
 
 
 def _take_key(args: tuple, rngs: Sequence[str]) -> tuple[tuple, jax.Array | None]:

@@ -43,6 +43,16 @@ MODELS: dict[str, TransformerConfig] = {
     "Llama, 1 M": TransformerConfig.llama(
         vocab_size=256, width=128, n_layers=4, n_heads=4, mlp_width=512, max_length=1024
     ),
+    "Gemma 3, 268 M": TransformerConfig.gemma3(
+        vocab_size=262144,
+        width=640,
+        n_layers=18,
+        n_heads=4,
+        n_kv_heads=1,
+        head_dim=256,
+        mlp_width=2048,
+        max_length=1024,
+    ),
 }
 
 
@@ -50,12 +60,14 @@ MODELS: dict[str, TransformerConfig] = {
 class Config:
     """What is measured."""
 
-    models: tuple[str, ...] = tuple(MODELS)
+    models: tuple[str, ...] = tuple(MODELS)[:3]
     """Which of them."""
     batch: int = 8
     """Prompts at once."""
     prompt_length: int = 32
     """Tokens of a prompt."""
+    same: int = 0
+    """How many tokens all prompts begin with, such as worked examples."""
     new_tokens: int = 128
     """Tokens added to each."""
     rounds: int = 5
@@ -65,6 +77,8 @@ class Config:
 
     def __post_init__(self) -> None:
         common.check_positive(self, "batch", "prompt_length", "new_tokens", "rounds")
+        if not 0 <= self.same <= self.prompt_length:
+            raise ValueError(f"same must be from 0 to {self.prompt_length}; got {self.same}")
         for name in self.models:
             if name not in MODELS:
                 raise ValueError(f"models must be some of {', '.join(MODELS)}; got {name}")
@@ -87,6 +101,7 @@ def programs(config: Config, name: str, folder: Path) -> dict[str, Callable[[int
     prompts = np.random.default_rng(0).integers(
         0, architecture.vocab_size, (config.batch, config.prompt_length)
     )
+    prompts[:, : config.same] = prompts[0, : config.same]
     model, params = lm.load_pretrained(folder, scan=False)
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tensor = torch.tensor(prompts)
@@ -161,10 +176,11 @@ def measure(config: Config, name: str) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
+    alike = f", of which the first {result['same']} are the same" if result["same"] else ""
     lines = [
         f"Greedy generation in float32: {result['batch']} prompts of {result['prompt_length']} "
-        f"tokens, {result['new_tokens']} new ones each; the median of {result['rounds']} calls, in "
-        "tokens a second, and as a multiple of transformers'.",
+        f"tokens{alike}, {result['new_tokens']} new ones each; the median of {result['rounds']} "
+        "calls, in tokens a second, and as a multiple of transformers'.",
         "",
         "| model | transformers (threads) | metajax, one device | prompts shared between cores "
         "| tokens that agree |",
@@ -198,10 +214,11 @@ def run(config: Config) -> str:
     """Measures, and writes the files into ``config.out``; returns the table."""
     config.out.mkdir(parents=True, exist_ok=True)
     environment = common.environment()
+    sizes = ("batch", "prompt_length", "same", "new_tokens", "rounds")
     result = {
         "command": common.command("experiments.benchmarks.generation", config),
         "environment": environment,
-        **{n: getattr(config, n) for n in ("batch", "prompt_length", "new_tokens", "rounds")},
+        **{name: getattr(config, name) for name in sizes},
         "rows": [measure(config, name) for name in config.models],
     }
     write(config.out, "generation", result, table(result), chart)

@@ -43,6 +43,9 @@ QUERY_VALUE, ALL = r"attention/(query|value)/kernel", r"(attention|mlp)/\w+/kern
 class Cell:
     """A task's size, how many are computed together, and which matrices have factors.
 
+    The loss is on all tokens, or on the last ``answer`` of each sequence. Some have a vocabulary
+    other than the model's.
+
     The numbers at once were the fastest in trials: activations of some 500 tokens stay in cache.
     """
 
@@ -50,12 +53,29 @@ class Cell:
     length: int
     at_once: int
     targets: str = QUERY_VALUE
+    answer: int = 0
+    vocabulary: int = 0
 
     @property
     def name(self) -> str:
         """The cell in words."""
         matrices = "query and value" if self.targets == QUERY_VALUE else "all matrices"
-        return f"{self.sequences} × {self.length} tokens, {matrices}"
+        loss = f", loss on {self.answer}" if self.answer else ""
+        vocabulary = f", of a vocabulary of {self.vocabulary:,}" if self.vocabulary else ""
+        return f"{self.sequences} × {self.length} tokens{loss}{vocabulary}, {matrices}"
+
+    @property
+    def model(self) -> TransformerConfig:
+        """The model that adapts."""
+        return dataclasses.replace(MODEL, vocab_size=self.vocabulary or MODEL.vocab_size)
+
+    @property
+    def batch(self) -> lm.TokenBatch:
+        """The mask of a task, and the places of its targets, with tokens to be filled in."""
+        shape = (self.sequences, self.length + 1)
+        mask = np.arange(shape[1]) >= shape[1] - (self.answer or self.length)
+        zeros = np.zeros(shape, np.int32)
+        return lm.with_places(lm.TokenBatch(zeros, mask=np.broadcast_to(mask, shape)))
 
 
 CELLS: dict[str, Cell] = {
@@ -63,6 +83,7 @@ CELLS: dict[str, Cell] = {
     "4x16": Cell(4, 16, 8),
     "4x16-all": Cell(4, 16, 8, ALL),
     "8x32": Cell(8, 32, 2),
+    "8x64-answers": Cell(8, 64, 1, answer=12, vocabulary=262144),
 }
 
 
@@ -70,7 +91,7 @@ CELLS: dict[str, Cell] = {
 class Config:
     """What is measured."""
 
-    cells: tuple[str, ...] = tuple(CELLS)
+    cells: tuple[str, ...] = tuple(CELLS)[:4]
     """Which of them."""
     tasks: int = 32
     """Tasks that are adapted."""
@@ -111,7 +132,7 @@ class Program:
 
 def ours(config: Config, cell: Cell, params: Any, factors: Any, tokens: Any) -> Program:
     """All tasks in one program, in chunks, shared between the cores."""
-    apply: Any = Transformer(MODEL).apply
+    apply: Any = Transformer(cell.model).apply
     loss_fn = lm.next_token_loss(apply)
     mesh = metajax.task_mesh(config.tasks)
 
@@ -120,7 +141,7 @@ def ours(config: Config, cell: Cell, params: Any, factors: Any, tokens: Any) -> 
             variables, info = metajax.adapt(
                 loss_fn,
                 {"params": params, "lora": factors},
-                lm.TokenBatch(tokens),
+                cell.batch._replace(tokens=tokens),
                 optimizer=optax.adam(config.rate),
                 steps=config.steps,
                 mode=metajax.first_order(),  # nothing is differentiated through adaptation
@@ -153,10 +174,12 @@ def ours(config: Config, cell: Cell, params: Any, factors: Any, tokens: Any) -> 
     )
 
 
-def peers(config: Config, folder: Path, tokens: np.ndarray) -> list[Program]:
+def peers(config: Config, cell: Cell, folder: Path, tokens: np.ndarray) -> list[Program]:
     """peft with one thread and with one a core; the tasks one after another."""
     tokens = tokens[: config.peer_tasks]
-    adapt = torch_lora.adapter(folder, tokens, steps=config.steps, rate=config.rate)
+    adapt = torch_lora.adapter(
+        folder, tokens, cell.batch.mask, steps=config.steps, rate=config.rate
+    )
 
     def program(threads: int) -> Program:
         plural = "s" if threads > 1 else ""
@@ -168,7 +191,7 @@ def peers(config: Config, folder: Path, tokens: np.ndarray) -> list[Program]:
 def programs(config: Config, cell: Cell, folder: Path) -> list[Program]:
     """metajax's and peft's, from one checkpoint and one adapter."""
     key = jax.random.key(0)
-    params: Any = jax.jit(Transformer(MODEL).init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    params: Any = jax.jit(Transformer(cell.model).init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
     factors = lora.init(
         params,
         jax.random.fold_in(key, 1),
@@ -176,27 +199,30 @@ def programs(config: Config, cell: Cell, folder: Path) -> list[Program]:
         targets=cell.targets,
         alpha=2 * config.rank,
     )
-    lm.save_pretrained(folder / "base", MODEL, params)
-    save_adapters(folder / "adapter", factors, config=MODEL)
+    lm.save_pretrained(folder / "base", cell.model, params)
+    save_adapters(folder / "adapter", factors, config=cell.model)
     tokens = np.random.default_rng(0).integers(
-        0, MODEL.vocab_size, (config.tasks, cell.sequences, cell.length + 1), np.int32
+        0, cell.model.vocab_size, (config.tasks, cell.sequences, cell.length + 1), np.int32
     )
-    return [ours(config, cell, params, factors, tokens), *peers(config, folder, tokens)]
+    return [ours(config, cell, params, factors, tokens), *peers(config, cell, folder, tokens)]
 
 
 def gigaflops(config: Config, cell: Cell) -> float:
     """The products with base matrices of all tasks: forward, and back to their inputs.
 
     Nothing is differentiated below the first block's factors, nor with respect to base matrices.
+    The head's products are those of the tokens with a loss.
     """
     shapes = jax.eval_shape(
-        Transformer(MODEL).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        Transformer(cell.model).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     )
     flat = jax.tree.leaves_with_path(shapes["params"])
     kernels = sum(leaf.size for path, leaf in flat if path[-1].key == "kernel")
     first = MODEL.width * MODEL.head_dim * (MODEL.n_heads + 2 * MODEL.n_kv_heads)
     tokens = config.tasks * config.steps * cell.sequences * cell.length
-    return 2 * tokens * (2 * kernels - first) / 1e9
+    head = MODEL.width * cell.model.vocab_size
+    spared = 1 - cell.answer / cell.length if cell.answer else 0
+    return 2 * tokens * (2 * (kernels - spared * head) - first) / 1e9
 
 
 def measured(config: Config, cell: Cell) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def base_model(
     trainer = metajax.meta_trainer(
         lm.supervised(lm.next_token_loss(apply)),
         optimizer,
-        lm.as_episodes(lm.row_sampler(packed, batch=rows // micro_batches)),
+        lm.as_episodes(lm.row_sampler(lm.with_places(packed), batch=rows // micro_batches)),
         meta_batch=micro_batches,
         mesh=metajax.task_mesh(micro_batches),
     )

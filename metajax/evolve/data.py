@@ -215,6 +215,6 @@ def pack_mixture(
     for start in range(0, len(order), 2048):
         part = order[start : start + 2048]
         parts.append(lm.pack([texts[i] for i in part], length, masks=[masks[i] for i in part]))
-    packed = lm.TokenBatch(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+    packed = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     chosen = np.resize(rng.permutation(len(packed.tokens)), rows)
-    return lm.TokenBatch(*(leaf[chosen] for leaf in packed))
+    return jax.tree.map(lambda leaf: leaf[chosen], packed)

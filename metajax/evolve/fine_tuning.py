@@ -117,7 +117,7 @@ def fine_tune(
         if from_base:
             fresh = train_state(optimizer, initial_params(state), state.key)
             state = fresh._replace(step=state.step)
-        state, metrics = train(state, packed, scale)
+        state, metrics = train(state, lm.with_places(packed), scale)
         filled = float((packed.segment_ids != 0).mean())
         return state, metrics, round(steps * rows * (length + 1) * filled)
 

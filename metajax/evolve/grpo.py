@@ -1,5 +1,6 @@
 """GRPO: a policy gradient in which the samples of a task are compared with each other."""
 
+import operator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from metajax.evolve._updates import initial_params, rollouts_of, scaled, train_s
 from metajax.evolve.completions import rewards_of
 from metajax.evolve.data import sampled_examples
 from metajax.evolve.types import Examples, Rollouts, TrainingData, Update
+from metajax.lm._token_batch import token_losses
 from metajax.losses import Apply
 from metajax.trainer import TrainState
 from metajax.types import Metrics, Params
@@ -29,6 +31,7 @@ class _Scored(NamedTuple):
         real: ``[n]``, whether a text is real data, which is imitated.
         old: log-probabilities under the policy that drew the tokens, ``[n, width]``; 0 elsewhere.
         reference: log-probabilities under the initial parameters, the same.
+        places: of the answers' tokens, as a ``TokenBatch`` has them.
     """
 
     tokens: Any
@@ -37,6 +40,7 @@ class _Scored(NamedTuple):
     real: Any
     old: Any
     reference: Any
+    places: Any
 
 
 def grpo(
@@ -130,7 +134,7 @@ def grpo(
         real, mask = scored.real[:, None], scored.mask[:, 1:]
         sampled = mask & ~real
         temperatures = jnp.where(real, 1.0, temperature)
-        log_probs = _log_probs(apply, params, scored.tokens, temperatures)
+        log_probs = _log_probs(apply, params, scored, temperatures)
         # Elsewhere ``old`` and ``reference`` are 0, of which an exponential might be infinite.
         against = lambda other, sign: jnp.where(sampled, sign * (log_probs - other[:, 1:]), 0)
         ratio = jnp.exp(against(scored.old, 1))
@@ -156,14 +160,14 @@ def grpo(
     train = training(
         lm.supervised(loss_fn), optimizer, draw, steps=steps, meta_batch=micro_batches, mesh=mesh
     )
-    policy = jax.jit(lambda params, tokens: _log_probs(apply, params, tokens, temperature))
+    policy = jax.jit(lambda params, scored: _log_probs(apply, params, scored, temperature))
 
     def log_probs_under(params: Params, scored: _Scored, rows: np.ndarray) -> np.ndarray:
         """Of the answers of some rows; as many at a time as in an update."""
         found = np.zeros(scored.tokens.shape, np.float32)
         for start in range(0, len(rows), size):
             part = np.resize(rows[start : start + size], size)
-            found[part, 1:] = policy(params, scored.tokens[part])
+            found[part, 1:] = policy(params, jax.tree.map(operator.itemgetter(part), scored))
         return found * scored.mask
 
     def update(
@@ -231,13 +235,15 @@ def _scored(
     shares = (1 - real_share, real_share) if sampled.weights.any() else (0.0, 1.0)
     chances = [s * w / max(w.sum(), 1e-9) for s, w in zip(shares, weights, strict=True)]
     zero = np.zeros(mask.shape, np.float32)
+    texts = lm.with_places(lm.TokenBatch(both(wide(sampled.tokens), wide(real.tokens)), mask=mask))
     scored = _Scored(
-        both(wide(sampled.tokens), wide(real.tokens)),
+        texts.tokens,
         mask,
         both(advantage.reshape(-1), np.ones(len(real.tokens))).astype(np.float32),
         np.arange(len(mask)) >= n * samples,
         zero,
         zero,
+        texts.places,
     )
     return scored, total, np.concatenate(chances).astype(np.float32)
 
@@ -254,9 +260,8 @@ def _advantages(rollouts: Rollouts, standardise: bool = True) -> np.ndarray:
     return compared / np.where(spread > 0, spread, 1)
 
 
-def _log_probs(apply: Apply, params: Params, tokens: jax.Array, temperature: Any) -> jax.Array:
-    """Log-probability of each token but the first, ``[n, width - 1]``; ``temperature`` is a number
-    or ``[n, 1]``."""
-    logits = apply(params, tokens[:, :-1]).astype(jnp.float32)
-    logits = logits / jnp.asarray(temperature, jnp.float32)[..., None]
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+def _log_probs(apply: Apply, params: Params, scored: _Scored, temperature: Any) -> jax.Array:
+    """Log-probability of each of an answer's tokens, ``[n, width - 1]``; elsewhere any number.
+    ``temperature`` is a number or ``[n, 1]``."""
+    losses, _ = token_losses(apply, params, scored.tokens, scored.places, temperature)
+    return -losses

@@ -121,6 +121,7 @@ def _grouped(data: TrainingData, group: np.ndarray, real_share: float) -> _Group
     texts = jax.tree.map(
         lambda *leaves: np.concatenate(leaves), *(_texts(part, width) for part in (new, real))
     )
+    texts = lm.with_places(texts)
     # Real groups are negative, so that none has both.
     groups = np.concatenate([group, -1 - real.lengths])
     return _Grouped(texts, groups.astype(np.int32), np.concatenate(chances).astype(np.float32))

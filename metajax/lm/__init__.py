@@ -4,13 +4,13 @@ from metajax.lm import lora
 from metajax.lm._folder import CheckpointError
 from metajax.lm._params import DecodingParams, decoding_params
 from metajax.lm._sampling import SamplingParams
+from metajax.lm._token_batch import TokenBatch, with_places
 from metajax.lm.checkpoints import load_pretrained, save_pretrained
 from metajax.lm.generation import Generated, generate, stream
 from metajax.lm.optimizers import muon
 from metajax.lm.peft_format import load_adapters, save_adapters
 from metajax.lm.tokenizers import CharTokenizer, HFTokenizer, Tokenizer, load_tokenizer
 from metajax.lm.training import (
-    TokenBatch,
     as_episodes,
     next_token_loss,
     pack,
@@ -44,4 +44,5 @@ __all__ = [
     "stream",
     "supervised",
     "text_sampler",
+    "with_places",
 ]

@@ -14,8 +14,12 @@ from metajax.parallel import _devices as devices
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"))
-def prefill(variables, tokens, segment_ids, config: TransformerConfig, room: int):
+def prefill(
+    variables, tokens, segment_ids, config: TransformerConfig, room: int, prefix: Any = None
+):
     """Puts prompts ``[prompts, length]`` into a new cache that has room for so many new tokens.
+
+    Tokens ``prefix [n]`` that stand before each of them are computed once.
 
     Returns:
         Logits of each prompt's next token ``[prompts, vocab]``, the cache, and the position of that
@@ -23,15 +27,25 @@ def prefill(variables, tokens, segment_ids, config: TransformerConfig, room: int
     """
     batch, length = tokens.shape
     model: Any = Transformer(config)
+    before, count = None, 0
+    if prefix is not None:
+        count = len(prefix)
+        _, before = model.apply(
+            variables,
+            prefix[None],
+            positions=jnp.arange(count)[None],
+            cache=KVCache.empty(config, 1, count),
+            at=jnp.zeros((1, 0), jnp.int32),
+        )
     logits, cache = model.apply(
         variables,
         tokens,
         segment_ids=segment_ids,
-        positions=positions_in_segments(segment_ids),
-        cache=KVCache.empty(config, batch, length + room - 1),
-        last_only=True,
+        positions=count + positions_in_segments(segment_ids),
+        cache=KVCache.empty(config, batch, length + room - 1, before),
+        at=jnp.full((batch, 1), length - 1),
     )
-    return logits[:, -1], cache, segment_ids.sum(axis=1)
+    return logits[:, -1], cache, count + segment_ids.sum(axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
@@ -55,8 +69,11 @@ def generate(
     room: int,
     samples: int,
     mesh: Mesh | None,
+    prefix: Any = None,
 ):
     """Continues each prompt ``samples`` times by at most ``max_new_tokens``.
+
+    Tokens ``prefix [n]`` stand before each prompt.
 
     Returns:
         Tokens and log-probabilities ``[prompts * samples, room]``, zero after the end, and lengths
@@ -68,11 +85,11 @@ def generate(
     shared = devices.share(
         functools.partial(_generate, config=config, sampling=sampling, room=room, samples=samples),
         mesh,
-        in_specs=(every, rows, rows, rows, masks, every),
+        in_specs=(every, rows, rows, rows, masks, every, every),
         out_specs=rows,
     )
     keys = row_keys(key, len(tokens) * samples)
-    return shared(variables, tokens, segment_ids, keys, allowed, max_new_tokens)
+    return shared(variables, tokens, segment_ids, keys, allowed, max_new_tokens, prefix)
 
 
 def _generate(
@@ -82,6 +99,7 @@ def _generate(
     keys,
     allowed,
     max_new_tokens,
+    prefix,
     *,
     config,
     sampling,
@@ -89,12 +107,15 @@ def _generate(
     samples,
 ):
     """``generate`` for one device's prompts, with a key for each row."""
-    logits, cache, position = prefill(variables, tokens, segment_ids, config, room)
+    logits, cache, position = prefill(variables, tokens, segment_ids, config, room, prefix)
     seen = seen_tokens(tokens, segment_ids, config.vocab_size, sampling)
+    if seen is not None and prefix is not None:
+        seen = seen.at[:, prefix].set(True)
     if samples > 1:
         repeat = functools.partial(jnp.repeat, repeats=samples, axis=0)
         logits, position, seen = jax.tree.map(repeat, (logits, position, seen))
-        cache = jax.tree.map(repeat, cache._replace(filled=None))._replace(filled=cache.filled)
+        once = {"filled": cache.filled, "prefix": cache.prefix}
+        cache = jax.tree.map(repeat, cache._replace(filled=None, prefix=None))._replace(**once)
         if allowed is not None and allowed.shape[1] > 1:
             allowed = jnp.repeat(allowed, samples, axis=1)
     rows = logits.shape[0]

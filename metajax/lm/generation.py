@@ -27,6 +27,8 @@ from metajax.types import Params
 _MULTIPLE = 8
 """Lists of prompts are padded to a multiple of this, and there is room for a multiple of new
 tokens, so that not every length compiles a program."""
+_SHARED = 16
+"""A common prefix is shared in multiples of this, for the same reason."""
 _GREEDY = SamplingParams()
 
 
@@ -61,7 +63,9 @@ def generate(
     """Continues prompts, all at once.
 
     One program: the prompts, padded on the left, go through the model once; then a loop adds a
-    token to each until all have stopped. It is compiled for each shape of its arguments. Lists and
+    token to each until all have stopped. Tokens that all prompts begin with, such as worked
+    examples, are computed once for all of them, in multiples of 16, and their keys and values are
+    kept once. The program is compiled for each shape of its arguments. Lists and
     ``max_new_tokens`` are rounded up to a multiple of 8 for this.
 
     Args:
@@ -98,19 +102,23 @@ def generate(
     samples = _checks.positive_int("samples", samples)
     if sampling.temperature is None and samples > 1:
         raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
-    tokens, segment_ids = _padded(prompts, config, max_new_tokens)
-    devices.equal_share("prompts", len(tokens), mesh)
+    rows = _checked_rows(prompts, config, max_new_tokens)
+    each = devices.equal_share("prompts", len(rows), mesh)
+    shared = _common_prefix(rows) if each * samples > 1 else 0
+    prefix = rows[0][:shared].astype(np.int32) if shared else None
+    rounded = not hasattr(prompts, "shape")
+    tokens, segment_ids = _padded(rows, shared, config.max_length - max_new_tokens, rounded)
     allowed = checked_mask(allowed, max_new_tokens, len(tokens), config.vocab_size)
-    room = _room(tokens, max_new_tokens, config)
+    room = _room(shared + tokens.shape[1], max_new_tokens, config)
     if allowed is not None:
         allowed = np.pad(allowed, ((0, room - max_new_tokens), (0, 0), (0, 0)), mode="edge")
     variables = decoding_variables(config, params, lora, mesh)
-    rows = _decoding.generate(
+    parts = _decoding.generate(
         variables, tokens, segment_ids, key, allowed, jnp.int32(max_new_tokens), config, sampling,
-        room, samples, mesh,
+        room, samples, mesh, prefix,
     )  # fmt: skip
-    grouped = (row.reshape(len(tokens), samples, *row.shape[1:]) for row in rows)
-    return Generated(*(row[:, :, :max_new_tokens] if row.ndim == 3 else row for row in grouped))
+    grouped = (part.reshape(len(rows), samples, *part.shape[1:]) for part in parts)
+    return Generated(*(x[:, :, :max_new_tokens] if x.ndim == 3 else x for x in grouped))
 
 
 def stream(
@@ -136,11 +144,12 @@ def stream(
         True
     """
     config, sampling, key = _checked(model, max_new_tokens, sampling, key)
-    tokens, segment_ids = _padded([prompt], config, max_new_tokens)
+    rows = _checked_rows([prompt], config, max_new_tokens)
+    tokens, segment_ids = _padded(rows, 0, config.max_length - max_new_tokens)
     variables = decoding_variables(config, params, lora, None)
 
     def tokens_as_they_come() -> Iterator[int]:
-        room = _room(tokens, max_new_tokens, config)
+        room = _room(tokens.shape[1], max_new_tokens, config)
         logits, cache, position = _decoding.prefill(variables, tokens, segment_ids, config, room)
         keys = row_keys(key, 1)
         seen = seen_tokens(tokens, segment_ids, config.vocab_size, sampling)
@@ -174,10 +183,9 @@ def _checked(
     return config, dataclasses.replace(sampling, stop_tokens=stops), key
 
 
-def _padded(prompts: Any, config: TransformerConfig, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segment ids ``[prompts, length]``, padded on the left."""
-    is_array = hasattr(prompts, "shape")
-    if is_array and np.ndim(prompts) != 2:
+def _checked_rows(prompts: Any, config: TransformerConfig, new: int) -> list[np.ndarray]:
+    """The tokens of each prompt."""
+    if hasattr(prompts, "shape") and np.ndim(prompts) != 2:
         raise ArgumentError(
             f"prompts must be [prompts, length], got an array of shape {np.shape(prompts)}."
         )
@@ -202,16 +210,39 @@ def _padded(prompts: Any, config: TransformerConfig, new: int) -> tuple[np.ndarr
             f"prompts and max_new_tokens must fit into the model's max_length={config.max_length}, "
             f"got {longest} + {new} tokens."
         )
-    length = longest
-    if not is_array:
-        length = min(-(-longest // _MULTIPLE) * _MULTIPLE, config.max_length - new)
+    return rows
+
+
+def _common_prefix(rows: list[np.ndarray]) -> int:
+    """How many tokens all rows begin with, and have more, rounded down.
+
+    Example:
+        >>> rows = [np.arange(40), np.arange(36), np.arange(33)]
+        >>> _common_prefix(rows), _common_prefix([*rows, np.arange(32)])
+        (32, 16)
+    """
+    most = min(row.size for row in rows) - 1
+    differs = np.any([row[:most] != rows[0][:most] for row in rows], axis=0)
+    return int(np.argmax(np.append(differs, True))) // _SHARED * _SHARED
+
+
+def _padded(
+    rows: list[np.ndarray], start: int, most: int, rounded: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens from ``start`` on and segment ids ``[rows, length]``, padded on the left.
+
+    ``rounded`` makes the length a multiple, unless there are more than ``most`` tokens then.
+    """
+    length = max(row.size for row in rows) - start
+    if rounded:
+        length = min(-(-length // _MULTIPLE) * _MULTIPLE, most - start)
     tokens, segment_ids = np.zeros((2, len(rows), length), np.int32)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(row[start:] for row in rows):
         tokens[number, length - row.size :] = row
         segment_ids[number, length - row.size :] = 1
     return tokens, segment_ids
 
 
-def _room(tokens: np.ndarray, new: int, config: TransformerConfig) -> int:
-    """How many new tokens there is room for."""
-    return min(-(-new // _MULTIPLE) * _MULTIPLE, config.max_length - tokens.shape[1])
+def _room(length: int, new: int, config: TransformerConfig) -> int:
+    """How many new tokens there is room for after so many."""
+    return min(-(-new // _MULTIPLE) * _MULTIPLE, config.max_length - length)

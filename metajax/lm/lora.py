@@ -148,7 +148,9 @@ def frozen_base(model: nn.Module | Apply) -> Apply:
             checked.add(structure)
         return beside(variables)
 
-    return _marks.like(model, apply)
+    return _marks.marked(
+        _marks.like(model, apply), at_places=is_module and _marks.has(module, "at_places")
+    )
 
 
 def init(

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.tree_util import Partial
 
 from metajax import _checks
@@ -15,27 +14,9 @@ from metajax.errors import ArgumentError
 from metajax.keys import is_keyed
 from metajax.learners.base import Learner, episode_loss, nothing_learned
 from metajax.learners.gradient import _predictor
+from metajax.lm._token_batch import TokenBatch, check_batch, counted_targets, token_losses
 from metajax.losses import Apply
 from metajax.types import Episode, LossFn, Metrics, Params, Sampler
-
-
-class TokenBatch(NamedTuple):
-    """Rows of tokens, each predicted from those before it in its document.
-
-    A model reads ``tokens[:, :-1]`` and predicts ``tokens[:, 1:]``, so all three arrays have one
-    column more than it reads.
-
-    Attributes:
-        tokens: integers ``[batch, length + 1]``; of padding, any token.
-        segment_ids: integers ``[batch, length + 1]``, the number of each token's document in its
-            row, from 1 on; 0 is padding. None where each row is one document. A document's first
-            token is never a target, since the token before it is of another.
-        mask: ``[batch, length + 1]``, whether a token counts as a target; None if all do.
-    """
-
-    tokens: Any
-    segment_ids: Any = None
-    mask: Any = None
 
 
 def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Array, Metrics]]:
@@ -44,7 +25,8 @@ def next_token_loss(apply: Apply) -> Callable[[Params, TokenBatch], tuple[jax.Ar
     Args:
         apply: ``apply(params, tokens, segment_ids=...)`` returns logits
             ``[batch, length, vocab]`` for tokens ``[batch, length]``, as ``metajax.from_linen`` of
-            a ``Transformer`` does. It gets ``segment_ids`` only where the batch has them.
+            a ``Transformer`` does. It gets ``segment_ids`` only where the batch has them. Where the
+            batch has ``places``, a ``Transformer`` computes the logits there alone.
 
     Returns:
         ``loss_fn(params, batch) -> (loss, metrics)`` for a ``TokenBatch``. The metrics are
@@ -72,24 +54,12 @@ class _NextTokenLoss:
     apply: Apply
 
     def __call__(self, params: Params, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
-        _check_batch(batch)
-        tokens, segment_ids, mask = batch
-        targets = tokens[:, 1:]
-        counted = jnp.ones(targets.shape, bool) if mask is None else mask[:, 1:].astype(bool)
-        options = {}
-        if segment_ids is not None:
-            before, ids = segment_ids[:, :-1], segment_ids[:, 1:]
-            options["segment_ids"] = before
-            counted &= (ids == before) & (ids != 0)
-        logits = self.apply(params, tokens[:, :-1], **options)
-        if logits.ndim != 3 or logits.shape[:-1] != targets.shape:
-            raise ArgumentError(
-                f"apply must return logits [batch, length, vocab] for tokens {targets.shape}, got "
-                f"shape {logits.shape}."
-            )
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        correct = counted & (logits.argmax(axis=-1) == targets)
+        check_batch(batch)
+        counted, options = counted_targets(batch), {}
+        if batch.segment_ids is not None:
+            options["segment_ids"] = batch.segment_ids[:, :-1]
+        losses, right = token_losses(self.apply, params, batch.tokens, batch.places, **options)
+        correct = counted & right
         count = counted.sum(dtype=losses.dtype)
         share = 1 / jnp.maximum(count, 1)
         wrong = (counted & ~correct).any(axis=1)
@@ -101,21 +71,6 @@ class _NextTokenLoss:
     def predict(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Logits ``[batch, length, vocab]`` of the token after each."""
         return self.apply(params, tokens)
-
-
-def _check_batch(batch: TokenBatch) -> None:
-    tokens = batch.tokens
-    if tokens.ndim != 2 or tokens.shape[1] < 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ArgumentError(
-            f"tokens must be integers [batch, length + 1] with length >= 1, got {tokens.dtype} of "
-            f"shape {tokens.shape}."
-        )
-    for name in ("segment_ids", "mask"):
-        value = getattr(batch, name)
-        if value is not None and value.shape != tokens.shape:
-            raise ArgumentError(
-                f"{name} must have the shape of tokens, {tokens.shape}, got {value.shape}."
-            )
 
 
 def pack(
@@ -249,6 +204,8 @@ def text_sampler(tokens: Any, *, length: int, batch: int) -> Partial:
 def row_sampler(rows: TokenBatch, *, batch: int) -> Partial:
     """Random rows, such as ``pack``'s, drawn with replacement.
 
+    ``with_places(rows)`` makes the loss cheaper where rows have few targets.
+
     Args:
         rows: arrays ``[rows, length + 1]``.
         batch: rows in a batch.
@@ -267,7 +224,7 @@ def row_sampler(rows: TokenBatch, *, batch: int) -> Partial:
         [[1, 2, 3], [1, 2, 3]]
     """
     batch = _checks.positive_int("batch", batch)
-    _check_batch(rows)
+    check_batch(rows)
     if not len(rows.tokens):
         raise ArgumentError("rows must hold at least one row, got none.")
     return Partial(_DrawRows(batch), jax.tree.map(jnp.asarray, rows))
@@ -307,6 +264,7 @@ def supervised(loss_fn: LossFn) -> Learner:
 
     Example:
         >>> import metajax
+        >>> import optax
         >>> draw = text_sampler(jnp.arange(64) % 8, length=8, batch=4)
         >>> loss_fn = next_token_loss(lambda params, tokens: params[tokens])  # bigrams
         >>> trainer = metajax.meta_trainer(

@@ -91,6 +91,8 @@ class KVCache(NamedTuple):
         filled: how many slots are taken, an int32 scalar.
         positions: ``[batch, slots]``, of each token in its segment; None where no layer has a
             window of fewer slots.
+        prefix: for each block keys and values ``[kv heads, tokens, head_dim]`` of tokens that stand
+            before those of every row, at the positions from 0 on; None if there are none.
     """
 
     keys: tuple[jax.Array, ...]
@@ -98,10 +100,13 @@ class KVCache(NamedTuple):
     segment_ids: jax.Array
     filled: jax.Array
     positions: jax.Array | None = None
+    prefix: tuple[tuple[jax.Array, jax.Array], ...] | None = None
 
     @classmethod
-    def empty(cls, config: TransformerConfig, batch: int, slots: int) -> "KVCache":
-        """A cache without tokens.
+    def empty(
+        cls, config: TransformerConfig, batch: int, slots: int, prefix: "KVCache | None" = None
+    ) -> "KVCache":
+        """A cache without tokens, after those of ``prefix``, a full cache of one row, in every row.
 
         Example:
             >>> config = TransformerConfig(vocab_size=8, width=8, n_layers=2, n_heads=2, scan=False)
@@ -111,9 +116,23 @@ class KVCache(NamedTuple):
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         zeros = lambda: tuple(jnp.zeros(shape, config.dtype) for _ in range(config.n_layers))
         segment_ids = jnp.zeros((batch, slots), jnp.int32)
-        narrow = any(window for window, _ in layer_kinds(config, slots))
-        positions = jnp.zeros((batch, slots), jnp.int32) if narrow else None
-        return cls(zeros(), zeros(), segment_ids, jnp.zeros((), jnp.int32), positions)
+        before = None
+        if prefix is not None:
+            pairs = zip(prefix.keys, prefix.values, strict=True)
+            before = tuple((keys[0], values[0]) for keys, values in pairs)
+        cache = cls(zeros(), zeros(), segment_ids, jnp.zeros((), jnp.int32), None, before)
+        narrow = any(window for window, _ in layer_kinds(config, slots + cache.prefix_length))
+        return cache._replace(positions=jnp.zeros_like(segment_ids) if narrow else None)
+
+    @property
+    def prefix_length(self) -> int:
+        """How many tokens ``prefix`` has."""
+        return 0 if self.prefix is None else self.prefix[0][0].shape[1]
+
+    def layer(self, number: int) -> tuple[Any, Any]:
+        """Keys and values of a block's slots, and those of its prefix."""
+        prefix = None if self.prefix is None else self.prefix[number]
+        return (self.keys[number], self.values[number]), prefix
 
 
 class Shared(NamedTuple):
@@ -121,7 +140,7 @@ class Shared(NamedTuple):
 
     Attributes:
         rotations: of ``rotations``; None without rotary positions.
-        mask: ``[batch, 1, queries, keys]``.
+        mask: ``[batch, 1, queries, keys]``; the first keys are those of the cache's prefix.
         start: the first slot of the cache to write to; 0 without one.
     """
 
@@ -156,9 +175,9 @@ def shared_by_kind(
         >>> kinds, [kind.mask[0, 0, 2].tolist() for kind in shared]
         ([0, 0, 1], [[False, True, True], [True, True, True]])
     """
-    start, key_ids, key_positions = 0, segment_ids, positions
+    start, key_ids, key_positions, before = 0, segment_ids, positions, 0
     if cache is not None:
-        start, key_positions = cache.filled, cache.positions
+        start, key_positions, before = cache.filled, cache.positions, cache.prefix_length
         key_ids = jax.lax.dynamic_update_slice(cache.segment_ids, segment_ids, (0, start))
         if key_positions is not None:
             new = positions.astype(key_positions.dtype)
@@ -167,7 +186,14 @@ def shared_by_kind(
     causal = jnp.arange(key_ids.shape[1]) <= (start + jnp.arange(segment_ids.shape[1]))[:, None]
     same = segment_ids[:, :, None] == key_ids[:, None, :]
     seen = (causal & same & (key_ids != 0)[:, None, :])[:, None]
-    layers = layer_kinds(config, key_ids.shape[1])
+    if before:
+        text = (segment_ids != 0)[:, None, :, None]
+        first = jnp.broadcast_to(text, (*seen.shape[:3], before))
+        seen = jnp.concatenate([first, seen], axis=-1)
+        if key_positions is not None:
+            first = jnp.broadcast_to(jnp.arange(before), (len(positions), before))
+            key_positions = jnp.concatenate([first, key_positions], axis=1)
+    layers = layer_kinds(config, seen.shape[-1])
     kinds, shared = list(dict.fromkeys(layers)), []
     for window, rotary in kinds:
         mask, cos_sin = seen, None
@@ -189,19 +215,25 @@ def shared_by_kind(
 
 
 def attend_to_cache(
-    query: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array, score_width: int
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    score_width: int,
+    prefix: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Attention to the slots of a cache.
 
     The cache has heads before slots, so that each head's keys are one matrix: three times as fast
-    on a CPU for a single query.
+    on a CPU for a single query. Those of a prefix are one matrix for all rows together.
 
     Args:
         query: ``[batch, length, heads, d]``.
         keys: ``[batch, kv heads, slots, d]``.
         values: as keys.
-        mask: ``[batch, 1, length, slots]``.
+        mask: ``[batch, 1, length, tokens + slots]``.
         score_width: scores are divided by its square root.
+        prefix: keys and values ``[kv heads, tokens, d]`` that all rows have before their own.
 
     Returns:
         ``[batch, length, heads, d]``.
@@ -216,7 +248,13 @@ def attend_to_cache(
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     grouped = query.reshape(batch, length, keys.shape[1], -1, width)
     scores = jnp.einsum("btkgd,bksd->bkgts", grouped, keys, preferred_element_type=dtype)
+    if prefix is not None:
+        first = jnp.einsum("btkgd,kpd->bkgtp", grouped, prefix[0], preferred_element_type=dtype)
+        scores = jnp.concatenate([first, scores], axis=-1)
     scores = jnp.where(mask[:, :, None], scores / math.sqrt(score_width), lowest(dtype))
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    mixed = jnp.einsum("bkgts,bksd->btkgd", weights, values)
+    before = 0 if prefix is None else prefix[1].shape[1]
+    mixed = jnp.einsum("bkgts,bksd->btkgd", weights[..., before:], values)
+    if prefix is not None:
+        mixed += jnp.einsum("bkgtp,kpd->btkgd", weights[..., :before], prefix[1])
     return mixed.reshape(batch, length, heads, width)

@@ -72,12 +72,13 @@ class _Attention(nn.Module):
             mixed = jax.nn.dot_product_attention(query, key, value, mask=shared.mask, scale=scale)
             mixed = mixed.astype(config.dtype)
         else:
+            cached, prefix = cached
             keys, values = (
                 jax.lax.dynamic_update_slice(old, jnp.swapaxes(new, 1, 2), (0, 0, shared.start, 0))
                 for old, new in zip(cached, (key, value), strict=True)
             )
             cached = (keys, values)
-            mixed = attend_to_cache(query, keys, values, shared.mask, score_width)
+            mixed = attend_to_cache(query, keys, values, shared.mask, score_width, prefix)
         mixed = mixed.reshape(batch, length, -1)
         scale = 0.02 / math.sqrt(2 * config.n_layers)
         output = Dense(config.width, config.output_bias, config.dtype, scale, name="output")
@@ -133,6 +134,7 @@ class Transformer(nn.Module):
 
     Attributes:
         config: its configuration.
+        at_places: True: it takes ``at=``, which ``metajax.lm.next_token_loss`` looks for.
 
     Example:
         >>> config = TransformerConfig.llama(vocab_size=11, width=8, n_layers=2, n_heads=2)
@@ -144,6 +146,7 @@ class Transformer(nn.Module):
     """
 
     config: TransformerConfig
+    at_places = True
 
     @nn.compact
     def __call__(
@@ -153,7 +156,7 @@ class Transformer(nn.Module):
         segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
         cache: KVCache | None = None,
-        last_only: bool = False,
+        at: jax.Array | None = None,
     ) -> Any:
         """Logits of the token after each, ``[batch, length, vocab]`` in float32.
 
@@ -165,16 +168,17 @@ class Transformer(nn.Module):
             positions: ``[batch, length]``; each token's position in its segment if None.
             cache: the tokens before these. These tokens are then written into its next slots, which
                 must be there, and the result is ``(logits, cache)``. ``positions`` must be given.
-            last_only: whether to compute the last token's logits alone, ``[batch, 1, vocab]``.
+            at: integers ``[batch, n]``: the places from 0 to length - 1 whose logits are computed,
+                ``[batch, n, vocab]``; those of all tokens if None.
 
         Raises:
             ArgumentError: tokens aren't integers ``[batch, length]``, or are more than
-                ``max_length``; ids or positions of another shape; a cache with ``scan``, or without
-                positions; factors that don't fit, or of what isn't a matrix of the blocks or the
-                head.
+                ``max_length``; ids, positions or ``at`` of another shape; a cache with ``scan``, or
+                without positions; factors that don't fit, or of what isn't a matrix of the blocks
+                or the head.
         """
         config = self.config
-        _check(config, tokens, segment_ids, positions, cache)
+        _check(config, tokens, segment_ids, positions, cache, at)
         _check_factors(self.variables)
         length = tokens.shape[1]
         if segment_ids is None:
@@ -214,12 +218,12 @@ class Transformer(nn.Module):
             x, _ = blocks(config, name="blocks")(x, None, together, kind)
         else:
             for layer in range(config.n_layers):
-                cached = None if cache is None else (cache.keys[layer], cache.values[layer])
+                cached = None if cache is None else cache.layer(layer)
                 x, cached = block(config, name=f"block_{layer}")(x, cached, shared[kind_of[layer]])
                 written.append(cached)
 
-        if last_only:
-            x = x[:, -1:]
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = _norm(config, "norm")(x)
         if config.tied:
             rows = embed.embedding.astype(config.dtype)
@@ -247,7 +251,9 @@ def _times_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
     return product.T.reshape(*x.shape[:-1], rows.shape[0])
 
 
-def _check(config: TransformerConfig, tokens: Any, segment_ids: Any, positions: Any, cache: Any):
+def _check(
+    config: TransformerConfig, tokens: Any, segment_ids: Any, positions: Any, cache: Any, at: Any
+):
     if jnp.ndim(tokens) != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ArgumentError(
             f"tokens must be integers [batch, length], got {tokens.dtype}{list(tokens.shape)}."
@@ -261,6 +267,8 @@ def _check(config: TransformerConfig, tokens: Any, segment_ids: Any, positions: 
             raise ArgumentError(
                 f"{name} must have the shape of tokens, {tokens.shape}, got {value.shape}."
             )
+    if at is not None and (jnp.ndim(at) != 2 or len(at) != len(tokens)):
+        raise ArgumentError(f"at must be [batch, n] = [{len(tokens)}, n], got {jnp.shape(at)}.")
     if cache is not None:
         if config.scan:
             raise ArgumentError(

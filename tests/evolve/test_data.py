@@ -47,7 +47,7 @@ def test_the_published_shares_in_closed_form():
 
 def texts_of(rows):
     """The texts of packed rows, and their targets, as strings."""
-    for tokens, segments, mask in zip(*rows, strict=True):
+    for tokens, segments, mask in zip(*rows[:3], strict=True):
         for segment in range(1, segments.max() + 1):
             here = segments == segment
             yield COPY.show(tokens[here]), "".join("x" if m else "." for m in mask[here])

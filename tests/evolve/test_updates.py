@@ -9,8 +9,8 @@ from compilations import no_compilation
 from toys import COPY, solved
 
 import metajax
+from metajax import _marks, lm
 from metajax import evolve as ev
-from metajax import lm
 from metajax.evolve.grpo import _advantages, _scored
 from metajax.evolve.meta_step import _grouped
 from metajax.lm import lora
@@ -281,3 +281,28 @@ def test_tasks_of_the_meta_step_are_of_one_group():
 def test_bad_values_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_logits_at_the_answers_alone_change_nothing(name, monkeypatch):
+    data, found = data_of(samples=2), []
+    plain, asked = apply, []
+
+    def at_places(params, tokens, *, at=None, **options):
+        asked.append(at is not None)
+        logits = plain(params, tokens, **options)
+        return logits if at is None else jnp.take_along_axis(logits, at[:, :, None], axis=1)
+
+    for model in (plain, _marks.marked(at_places, at_places=True)):
+        monkeypatch.setitem(globals(), "apply", model)
+        options = {"row_length": 64} if name == "fine-tuning" else {}
+        update = UPDATES[name](**options)
+        state = update.init(PARAMS, jax.random.key(0))
+        found.append(update.update(state, data, jax.random.key(1), 1.0))
+    assert asked
+    assert all(asked)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6),
+        (found[1][0].params, found[1][1:]),
+        (found[0][0].params, found[0][1:]),
+    )

@@ -163,8 +163,8 @@ def test_windows_of_a_text_start_anywhere():
 def test_rows_are_drawn_whole():
     rows = pack([[1, 2, 3], [4, 5], [6, 7, 8, 9]], 3)
     batch = row_sampler(rows, batch=50)(jax.random.key(0))
-    whole = {tuple(map(tuple, row)) for row in np.stack(rows, axis=1).tolist()}
-    drawn = {tuple(map(tuple, row)) for row in np.stack(batch, axis=1).tolist()}
+    whole = {tuple(map(tuple, row)) for row in np.stack(rows[:3], axis=1).tolist()}
+    drawn = {tuple(map(tuple, row)) for row in np.stack(batch[:3], axis=1).tolist()}
     assert drawn == whole
 
 

@@ -131,3 +131,17 @@ def test_logits_and_gradients_of_half_precision_are_near_those_of_float32(name):
     for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(ours), strict=True):
         scale = float(jnp.abs(one).max())
         np.testing.assert_allclose(other.astype(jnp.float32), one, rtol=0, atol=0.05 * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_at_places_are_those_there(name):
+    model, params = model_of(CONFIGS[name])
+    tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 31)
+    at = jnp.array([[0, 7, 7], [11, 3, 4]])
+    apply = jax.jit(model.apply)
+    wanted = apply({"params": params}, tokens)[jnp.arange(2)[:, None], at]
+    np.testing.assert_allclose(apply({"params": params}, tokens, at=at), wanted, atol=1e-5)
+    for wrong in (at[0], at[:1]):
+        with pytest.raises(ValueError, match=r"at must be \[batch, n\] = \[2, n\], got \("):
+            model.apply({"params": params}, tokens, at=wrong)

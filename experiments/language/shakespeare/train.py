@@ -49,7 +49,7 @@ def text_loss(
     """
     rows = lm.pack([tokens], length)
     missing = -len(rows.tokens) % batch
-    rows = lm.TokenBatch(*(np.pad(part, ((0, missing), (0, 0))) for part in rows))
+    rows = jax.tree.map(lambda part: np.pad(part, ((0, missing), (0, 0))), rows)
     batches = jax.tree.map(lambda part: jnp.asarray(part).reshape(-1, batch, length + 1), rows)
 
     @jax.jit

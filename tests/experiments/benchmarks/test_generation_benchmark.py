@@ -21,7 +21,7 @@ def test_all_programs_generate_the_same_tokens(tmp_path, monkeypatch):
     small = TransformerConfig.llama(vocab_size=64, width=32, n_layers=2, n_heads=4, n_kv_heads=2)
     monkeypatch.setattr(generation, "MODELS", {"small": small})
     config = generation.Config(
-        models=("small",), batch=2, prompt_length=5, new_tokens=8, rounds=1, out=tmp_path
+        models=("small",), batch=2, prompt_length=20, same=18, new_tokens=8, rounds=1, out=tmp_path
     )
     table = generation.run(config)
     result = json.loads((tmp_path / "generation.json").read_text())

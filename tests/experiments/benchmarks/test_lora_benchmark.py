@@ -23,14 +23,18 @@ def small(monkeypatch):
         vocab_size=32, width=16, n_layers=2, n_heads=2, mlp_width=24, scan=False
     )
     monkeypatch.setattr(lora, "MODEL", model)
-    cells = {"few": lora.Cell(2, 5, 2), "all": lora.Cell(1, 6, 1, lora.ALL)}
+    cells = {
+        "few": lora.Cell(2, 5, 2),
+        "all": lora.Cell(1, 6, 1, lora.ALL),
+        "answers": lora.Cell(2, 8, 1, answer=3, vocabulary=40),
+    }
     monkeypatch.setattr(lora, "CELLS", cells)
 
 
 @pytest.mark.slow
 def test_both_adapt_with_the_same_losses(tmp_path):
     config = lora.Config(
-        cells=("few", "all"), tasks=3, peer_tasks=2, steps=3, rank=2, rate=0.03, rounds=1,
+        cells=tuple(lora.CELLS), tasks=3, peer_tasks=2, steps=3, rank=2, rate=0.03, rounds=1,
         out=tmp_path,
     )  # fmt: skip
     table = lora.run(config)
@@ -72,3 +76,6 @@ def test_products_are_counted():
     config = lora.Config(cells=("few",), tasks=3, peer_tasks=1, steps=4)
     wanted = 2 * (3 * 4 * 2 * 5) * (2 * kernels - 3 * 256) / 1e9
     assert lora.gigaflops(config, lora.CELLS["few"]) == pytest.approx(wanted)
+    kernels = 2 * (4 * 256 + 3 * 384) + 3 / 8 * 16 * 40  # the head of three tokens in eight
+    wanted = 2 * (3 * 4 * 2 * 8) * (2 * kernels - 3 * 256) / 1e9
+    assert lora.gigaflops(config, lora.CELLS["answers"]) == pytest.approx(wanted)
