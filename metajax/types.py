@@ -31,7 +31,8 @@ class MaskedBatch(NamedTuple):
     """Labelled examples of which some are padding, so that all tasks have one shape.
 
     Attributes:
-        inputs: array ``[examples, ...]``; of padding, any finite values.
+        inputs: array ``[examples, ...]``; of padding, any finite values. A network that takes
+            statistics of the batch must be given the mask; see ``metajax.masked``.
         targets: class indices ``[examples]`` (int32); of padding, any class.
         mask: ``[examples]``, True (or 1) for an example, False (or 0) for padding; None if all are
             real.
