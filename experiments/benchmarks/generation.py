@@ -176,7 +176,7 @@ def measure(config: Config, name: str) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
-    alike = f", of which the first {result['same']} are the same" if result["same"] else ""
+    alike = f", of which the first {result['same']} are the same" if result.get("same") else ""
     lines = [
         f"Greedy generation in float32: {result['batch']} prompts of {result['prompt_length']} "
         f"tokens{alike}, {result['new_tokens']} new ones each; the median of {result['rounds']} "
