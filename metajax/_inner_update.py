@@ -112,15 +112,16 @@ def nudge_for(optimizer: optax.GradientTransformation, params: Params, mode: Gra
 
 def check_differentiable(
     optimizer: optax.GradientTransformation, params: Params, mode: GradientMode
-) -> None:
-    """Raises an ArgumentError if the outer gradient can't pass through the update.
+) -> Nudge:
+    """The same, or an ArgumentError if the outer gradient can't pass through the update.
 
     Under ``first_order`` the inner gradient is a constant, and the update only needs a derivative
     with respect to the parameters.
     """
-    flaw, _ = _probed(optimizer, params, mode)
+    flaw, nudge = _probed(optimizer, params, mode)
     if flaw is not None:
         raise ArgumentError(flaw)
+    return nudge
 
 
 _FOUND: weakref.WeakKeyDictionary[Any, dict[Any, tuple[str | None, Nudge]]] = (

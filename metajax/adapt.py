@@ -93,9 +93,8 @@ def adapt(
     steps = _checks.positive_int("steps", steps)
     mode = default_mode(steps) if mode is None else mode
     adapted, frozen = trees.partition(params, trainable)
-    if mode.differentiates_update:
-        check_differentiable(optimizer, adapted, mode)
-    nudge = nudge_for(optimizer, adapted, mode)
+    probe = check_differentiable if mode.differentiates_update else nudge_for
+    nudge = probe(optimizer, adapted, mode)
     keyed_loss = keys.is_keyed(loss_fn)
     if not (keyed_loss or keys.is_keyed(select)):
         key = None

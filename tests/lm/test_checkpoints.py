@@ -1,7 +1,6 @@
 """Bad checkpoints, and what loading and saving leave behind."""
 
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -11,24 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import params_of
 from safetensors.numpy import load_file, save_file
 
 from metajax.lm import CheckpointError, checkpoints, load_pretrained, lora, save_pretrained
 from metajax.lm._folder import JsonFile
 from metajax.lm._hf_config import from_hf, to_hf
-from metajax.models import Rotary, Transformer, TransformerConfig
+from metajax.models import Rotary, TransformerConfig
 
 SIZES = {"vocab_size": 16, "width": 8, "n_layers": 2, "n_heads": 2, "max_length": 16}
 CONFIG = TransformerConfig.llama(**SIZES)
-
-
-@functools.cache
-def params_of(config):
-    """Random parameters, without compiling an initialisation."""
-    tokens = jnp.zeros((1, 4), jnp.int32)
-    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), shapes)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tokenizers
 from gguf_files import as_llama_cpp_has_them, fields_of, write
+from random_params import params_of
 from safetensors.numpy import load_file
 
 from metajax.lm import (
@@ -24,7 +25,7 @@ from metajax.lm import (
     load_tokenizer,
     save_pretrained,
 )
-from metajax.models import Rotary, Transformer, TransformerConfig
+from metajax.models import Rotary, TransformerConfig
 
 SIZES = {"vocab_size": 32, "width": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
 SIZES |= {"mlp_width": 24, "max_length": 64}
@@ -39,14 +40,6 @@ CONFIGS = {
         **SIZES | {"n_layers": 7, "head_dim": 8}, rotary=Rotary(1e6, "linear", 8.0)
     ),
 }
-
-
-@functools.cache
-def params_of(config):
-    tokens = jnp.zeros((1, 4), jnp.int32)
-    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)["params"]
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), shapes)
 
 
 def tensors_of(config, folder, architecture):
