@@ -1,0 +1,1 @@
+"""Families of tasks in plain text, whose answers a program checks."""
