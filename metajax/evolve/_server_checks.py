@@ -9,7 +9,9 @@ from metajax.evolve._scoring import Scored
 from metajax.evolve._server_requests import Answer
 
 _SIGNIFICANT = 6.0
-"""Standard errors beyond which what was drawn isn't the model's by chance."""
+"""Standard errors of a median beyond which what was drawn isn't the model's by chance."""
+_SKEW = 0.5
+"""A median that is as far off may come from a skew, or from texts that were read otherwise."""
 _ANOTHER = "Does it serve another model, or the adapter of an earlier round?"
 
 
@@ -49,27 +51,32 @@ def must_be_drawn_from(
     """Raises a ServerError where the model would hardly draw such tokens.
 
     The log-probability of a token that the model draws has a mean and a variance, given the tokens
-    before it. So the sum over all tokens of log-probability minus mean is a martingale, about
-    normal, with the sum of the variances as its variance. Without a temperature each token must be
-    about as likely as the likeliest.
+    before it. So a completion's sum of log-probability minus mean, over the root of its sum of
+    variances, has mean 0 and variance 1. Their median is compared: a text that was read as other
+    tokens than were drawn is far off, but few are. Without a temperature each token must be about
+    as likely as the likeliest.
 
     Args:
         answers: all of them; those that aren't ``exact`` don't count.
         scored: the same, by the model.
-        tolerance: of the mean difference, in nats a token; the sum must be six standard errors off,
-            too.
+        tolerance: of the median difference, in nats a token.
         url: the server's.
     """
-    exact = np.array([answer.exact for answer in answers])
-    count = sum(len(answer.tokens) for answer in answers if answer.exact)
-    if not count:
+    counted = np.array([answer.exact and answer.tokens.size > 0 for answer in answers])
+    if not counted.any():
         return
-    away = float((scored.at_temperature - scored.mean)[exact].sum())
-    error = float(np.sqrt(scored.variance[exact].sum()))
-    if abs(away) <= max(tolerance * count, _SIGNIFICANT * error):
+    sizes = np.array([answer.tokens.size for answer in answers])[counted]
+    away = (scored.at_temperature - scored.mean)[counted].sum(axis=1)
+    spread = np.sqrt(scored.variance[counted].sum(axis=1))
+    nats = float(np.median(away / sizes))
+    chance = _SKEW + _SIGNIFICANT * 1.2533 / np.sqrt(len(sizes))
+    certain = np.all(spread == 0)  # without a temperature
+    if abs(nats) <= tolerance or not (
+        certain or abs(np.median(away / np.maximum(spread, 1e-6))) > chance
+    ):
         return
     raise ServerError(
-        f"{url}: the server doesn't draw from the model. Its {count} tokens have a log-probability "
-        f"of {away / count:+.3g} nats a token beside the model's own; tolerance is {tolerance}, "
-        f"and chance makes {error / count:.3g}. {_ANOTHER}"
+        f"{url}: the server doesn't draw from the model. The log-probability of what it drew is "
+        f"{nats:+.3g} nats a token beside the model's own, in the median of {len(sizes)} "
+        f"completions; tolerance is {tolerance}. {_ANOTHER}"
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from metajax.errors import ServerError
 from metajax.evolve._http import Client
-from metajax.evolve._server_texts import Chat, answer_tokens
+from metajax.evolve._server_texts import Chat, readings
 from metajax.lm import HFTokenizer
 
 
@@ -29,16 +29,20 @@ class Answer(NamedTuple):
     """A completion as the server gives it.
 
     Attributes:
-        tokens: the end token among them.
-        log_probs: of each; None where the server doesn't give all.
-        ended: whether there is an end token.
-        exact: whether these are the tokens that it drew, as far as one can tell.
+        readings: what may be its tokens, the end token among them: one, or two where a text leaves
+            it open.
+        log_probs: of each token; None where the server doesn't give all.
+        exact: whether it drew one of the readings, as far as one can tell.
     """
 
-    tokens: np.ndarray
+    readings: list[np.ndarray]
     log_probs: np.ndarray | None
-    ended: bool
     exact: bool
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The first reading."""
+        return self.readings[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,32 +112,41 @@ class Asker:
         try:
             (choice,) = answer["choices"]
             reason, tokens = choice["finish_reason"], choice.get("token_ids")
-            log_probs, exact = _log_probs_of(choice), True
+            log_probs, found, exact = _log_probs_of(choice), [tokens], True
             if tokens is None:
                 log_probs = []  # of tokens that may be others
-                tokens, exact = self._from_text(answer, choice, prompt)
+                found, exact = self._from_text(answer, choice, prompt)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             shown = json.dumps(answer)[:500]
             raise ServerError(f"{self.client.url} gave no completion: {shown}") from error
         if reason not in ("stop", "length"):
             raise ServerError(f"{self.client.url} broke a completion off: {reason!r}.")
+        stopped = tokens is None and reason == "stop"
+        stopped |= self.end in (choice.get("stop_reason"), choice.get("matched_stop"))
+        arrays = [self._whole(tokens, stopped)[:longest] for tokens in found]
+        complete = len(log_probs) >= len(arrays[0]) and None not in log_probs
+        own = np.array(log_probs[: len(arrays[0])], np.float32) if complete else None
+        return Answer(arrays, own, exact)
+
+    def _whole(self, tokens: list[int], stopped: bool) -> np.ndarray:
+        """Tokens up to the end token, which a server may leave out."""
         if self.end in tokens:
             tokens = tokens[: tokens.index(self.end) + 1]
-        elif self.end in (choice.get("stop_reason"), choice.get("matched_stop")):
+        elif stopped:
             tokens = [*tokens, self.end]
-        found = np.array(tokens[:longest], np.int32)
+        found = np.array(tokens, np.int32)
         wrong = found[(found < 0) | (found >= self.vocab_size)]
         if wrong.size:
             raise ServerError(
                 f"{self.client.url} has another model: it drew token {wrong[0]}, but there are "
                 f"{self.vocab_size}."
             )
-        complete = len(log_probs) >= len(found) and None not in log_probs
-        own = np.array(log_probs[: len(found)], np.float32) if complete else None
-        return Answer(found, own, found[-1:].tolist() == [self.end], exact)
+        return found
 
-    def _from_text(self, answer: Any, choice: Any, prompt: list[int]) -> tuple[list[int], bool]:
-        """The tokens of an answer's text, and whether they are those that were drawn."""
+    def _from_text(
+        self, answer: Any, choice: Any, prompt: list[int]
+    ) -> tuple[list[list[int]], bool]:
+        """What may be the tokens of an answer's text, and whether they were drawn."""
         if self.tokenizer is None:
             raise ServerError(
                 f"{self.client.url} gives no token_ids, as newer versions do. Give tokenizer, by "
@@ -145,8 +158,7 @@ class Asker:
         counts = [] if count is None else [count - ended]
         if ended and count is not None and self.server == "openai":
             counts.append(count)  # some don't count the end token
-        tokens, exact = answer_tokens(self.tokenizer, prompt, text, counts)
-        return [*tokens, self.end] if ended else tokens, exact
+        return readings(self.tokenizer, prompt, text, counts)
 
 
 def _log_probs_of(choice: Any) -> list[float | None]:

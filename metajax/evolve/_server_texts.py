@@ -36,12 +36,12 @@ def sent_as(tokenizer: HFTokenizer, tokens: list[int], chat: Chat | None) -> Any
     return sent
 
 
-def answer_tokens(
+def readings(
     tokenizer: HFTokenizer, prompt: list[int], text: str, counts: Sequence[int]
-) -> tuple[list[int], bool]:
-    """The tokens of an answer's text, without the end token.
+) -> tuple[list[list[int]], bool]:
+    """What an answer's text may have been as tokens, without the end token.
 
-    A tokenizer may drop the space that an answer begins with, so both are tried.
+    A tokenizer may drop the space that an answer begins with, so that there are two.
 
     Args:
         tokenizer: the model's.
@@ -50,16 +50,18 @@ def answer_tokens(
         counts: how many tokens it may have drawn; any number if empty.
 
     Returns:
-        The tokens, and whether they spell the text and are as many as were drawn.
+        At least one reading, and whether all spell the text and are as many as were drawn.
     """
     before = as_text(tokenizer, prompt)
-    candidates = []
+    found = []
     for written in (text, f" {text}"):
         whole = tokenizer.encode(before + written)
-        if whole[: len(prompt)] == prompt:
-            candidates.append(whole[len(prompt) :])
-        candidates.append(tokenizer.encode(written, add_special_tokens=False))
+        behind = whole[len(prompt) :]
+        if whole[: len(prompt)] != prompt:
+            behind = tokenizer.encode(written, add_special_tokens=False)
+        if behind not in found:
+            found.append(behind)
     spells = lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True) == text
-    spelled = list(filter(spells, candidates))
-    exact = [each for each in spelled if not counts or len(each) in counts]
-    return [*exact, *spelled, *candidates][0], bool(exact)
+    spelled = list(filter(spells, found))
+    exact = [tokens for tokens in spelled if not counts or len(tokens) in counts]
+    return exact or spelled[:1] or found[:1], bool(exact)

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,9 @@ from metajax.types import Params
 _CHECKED = 8
 """How many completions are scored beside a server that gives log-probabilities."""
 _log = logging.getLogger("metajax.evolve")
+
+_Scored = Callable[[Sequence[tuple[int, np.ndarray]]], Scored]
+"""``scored([(number of an answer, its tokens), ...])``."""
 
 
 def served(
@@ -67,9 +70,9 @@ def served(
 
     The server must draw from ``params``. If it gives log-probabilities, 8 completions are scored by
     ``params`` too; the mean difference may be ``tolerance``. An adapter of an earlier round is
-    noticed so, unless it is closer than that. If not, its tokens must be as likely under ``params``
-    as the model's own samples are on average, within ``tolerance`` or six standard errors. This
-    takes many tokens, and notices no difference that leaves the average as it is.
+    noticed so, unless it is closer than that. If not, what was drawn must be as likely under
+    ``params`` as the model's own samples: the median completion within ``tolerance`` a token, or
+    within chance. This notices clear differences alone, and the better the more completions.
 
     Parameters ``{"params": ..., "lora": ...}`` are handed over as an adapter, when they change;
     ``publish`` is for any others. Plain parameters are taken for the server's base model.
@@ -177,16 +180,18 @@ def served(
         served_as = name_of(params)
         answers = from_first(lambda: asker.ask(served_as, asked, seeds, longest))
 
-        def scored(which: Any) -> Scored:
-            texts = [(given[places[one][0]], answers[one].tokens) for one in which]
+        def scored(tokens: Sequence[tuple[int, np.ndarray]]) -> Scored:
+            texts = [(given[places[number][0]], own) for number, own in tokens]
             return score_all(params, texts, completions.tokens.shape[-1])
 
+        answers = _likeliest(answers, scored)
         found = _log_probs(answers, scored, score, tolerance, url)
         for place, answer, log_probs in zip(places, answers, found, strict=True):
             count = len(answer.tokens)
             completions.tokens[place][:count] = answer.tokens
             completions.log_probs[place][:count] = log_probs[:count]
-            completions.lengths[place], completions.ended[place] = count, answer.ended
+            completions.lengths[place] = count
+            completions.ended[place] = answer.tokens[-1:].tolist() == [end]
         return completions
 
     return _ModelSolver(solve, temperature)
@@ -247,12 +252,29 @@ def _check_lengths(prompts: Iterable[np.ndarray], longest: int, most: int) -> No
         )
 
 
+def _likeliest(answers: list[Answer], scored: _Scored) -> list[Answer]:
+    """The answers with one reading each: that which is likeliest under the model."""
+    open_ones = [
+        (number, tokens)
+        for number, answer in enumerate(answers)
+        if len(answer.readings) > 1
+        for tokens in answer.readings
+    ]
+    if not open_ones:
+        return answers
+    sums = scored(open_ones).log_probs.sum(axis=1)
+    best: dict[int, tuple[float, np.ndarray]] = {}
+    for (number, tokens), log_prob in zip(open_ones, sums.tolist(), strict=True):
+        if number not in best or log_prob > best[number][0]:
+            best[number] = log_prob, tokens
+    return [
+        answer._replace(readings=[best[number][1]]) if number in best else answer
+        for number, answer in enumerate(answers)
+    ]
+
+
 def _log_probs(
-    answers: list[Answer],
-    scored: Callable[[Any], Scored],
-    score: bool,
-    tolerance: float,
-    url: str,
+    answers: list[Answer], scored: _Scored, score: bool, tolerance: float, url: str
 ) -> list[np.ndarray]:
     """Of each answer's tokens, the server's or the model's, after both were compared."""
     inexact = sum(not answer.exact for answer in answers)
@@ -263,11 +285,13 @@ def _log_probs(
             inexact,
             len(answers),
         )
+    numbered = [(number, answer.tokens) for number, answer in enumerate(answers)]
     own = [answer.log_probs for answer in answers if answer.log_probs is not None]
     if score or len(own) < len(answers):
-        every = scored(range(len(answers)))
+        every = scored(numbered)
         must_be_drawn_from(answers, every, tolerance, url)
         return list(every.log_probs)
-    which = np.unique(np.linspace(0, len(answers) - 1, _CHECKED).astype(int))
-    must_agree([answers[one] for one in which], scored(which), tolerance, url)
+    which = np.unique(np.linspace(0, len(answers) - 1, _CHECKED).astype(int)).tolist()
+    some = scored([numbered[number] for number in which])
+    must_agree([answers[number] for number in which], some, tolerance, url)
     return own

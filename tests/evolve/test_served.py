@@ -19,7 +19,7 @@ from metajax import lm
 from metajax.evolve._scoring import Scored
 from metajax.evolve._server_checks import must_be_drawn_from
 from metajax.evolve._server_requests import Answer
-from metajax.evolve._server_texts import answer_tokens
+from metajax.evolve._server_texts import readings
 from metajax.models import Transformer, TransformerConfig
 
 END = 2
@@ -120,7 +120,7 @@ def test_the_model_scores_where_it_should(stand_in, server_gives):
 
 @pytest.mark.parametrize("server", ["vllm", "sglang"])
 def test_each_rounds_adapter_is_handed_over(stand_in, tmp_path, server):
-    solve = solver(stand_in, server=server, adapters=tmp_path)
+    solve = solver(stand_in, server=server, adapters=tmp_path, samples=1)
     factors = [factors_of(stand_in.params, seed) for seed in range(3)]
     for lora in factors:
         params = {"params": stand_in.params, "lora": lora}
@@ -132,12 +132,12 @@ def test_each_rounds_adapter_is_handed_over(stand_in, tmp_path, server):
     assert len(set(names)) == len(names) == 3
     prefix = "base:" if server == "sglang" else ""
     asked = [body["model"] for body in completions_asked(stand_in)]
-    assert asked == [prefix + name for name in names for _ in range(12)]
+    assert asked == [prefix + name for name in names for _ in range(6)]
     # The two newest stay, on the server and in the folder.
     assert sorted(stand_in.adapters) == sorted(names[1:])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
     # A new process, which goes on from there, finds its adapter loaded.
-    resumed = solver(stand_in, server=server, adapters=tmp_path)
+    resumed = solver(stand_in, server=server, adapters=tmp_path, samples=1)
     np.testing.assert_array_equal(resumed(params, KEY, tasks_of()).tokens, found.tokens)
 
 
@@ -160,14 +160,14 @@ def test_parameters_can_be_handed_over_in_another_way(stand_in):
 @pytest.mark.parametrize("gives", [True, False])
 def test_an_adapter_that_is_not_served_is_noticed(stand_in, tmp_path, gives):
     stand_in.serves_base, stand_in.log_probs = True, gives
-    params = {"params": stand_in.params, "lora": factors_of(stand_in.params, 0)}
-    solve = solver(stand_in, samples=16, adapters=tmp_path)
+    factors = jax.tree.map(lambda leaf: 4.0 * leaf, factors_of(stand_in.params, 0))
+    params = {"params": stand_in.params, "lora": factors}
+    solve = solver(stand_in, samples=24, adapters=tmp_path)
     with pytest.raises(metajax.ServerError) as caught:
         solve(params, KEY, tasks_of())
     words = "log-probabilities aren't the model's" if gives else "doesn't draw from the model"
     assert words in str(caught.value)
     assert "the adapter of an earlier round" in str(caught.value)
-    # Log-probabilities differ by what the message says.
     stand_in.serves_base = False
     solve(params, KEY, tasks_of())
 
@@ -188,8 +188,8 @@ def test_log_probs_at_the_temperature_are_named(stand_in):
     solver(stand_in, score=True)(stand_in.params, KEY, tasks_of())
 
 
-@pytest.mark.parametrize("off", [0.0, 3.0])
-def test_what_is_drawn_from_a_model_passes_and_else_does_not(off):
+@pytest.mark.parametrize(("off", "read_otherwise"), [(0.0, 0.0), (0.0, 0.15), (3.0, 0.0)])
+def test_what_is_drawn_from_a_model_passes_and_else_does_not(off, read_otherwise):
     """Tokens from a known distribution; ``off`` moves what they were drawn from."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2000, 5, 30))
@@ -197,19 +197,20 @@ def test_what_is_drawn_from_a_model_passes_and_else_does_not(off):
     noise = rng.gumbel(size=logits.shape)
     drawn = (logits + off * rng.normal(size=logits.shape) + noise).argmax(axis=-1)
     chosen = np.take_along_axis(log_probs, drawn[..., None], axis=-1)[..., 0]
+    chosen[rng.random(2000) < read_otherwise, 2] = -15.0
     mean = (np.exp(log_probs) * log_probs).sum(axis=-1)
     variance = (np.exp(log_probs) * log_probs**2).sum(axis=-1) - mean**2
     scored = Scored(chosen, chosen, mean, variance)
-    answers = [Answer(row, None, False, True) for row in drawn]
+    answers = [Answer([row], None, True) for row in drawn]
     if off:
-        with pytest.raises(metajax.ServerError, match="10000 tokens have a log-probability of -0"):
+        with pytest.raises(metajax.ServerError, match=r"is -0\.\d+ nats a token.*2000 completions"):
             must_be_drawn_from(answers, scored, 0.01, "url")
     else:
         must_be_drawn_from(answers, scored, 1e-9, "url")
 
 
 def test_a_request_is_tried_again(stand_in):
-    stand_in.faults = [429, 503, 500, None]
+    stand_in.faults = [None, 429, 503, 500]
     found = solver(stand_in, name="base", workers=1)(stand_in.params, KEY, tasks_of())
     assert len(completions_asked(stand_in)) == 6
     assert found.lengths[[0, 1, 3]].min() >= 1
@@ -310,11 +311,11 @@ def _is_plain(tokens):
 
 
 def test_the_tokens_of_a_text_are_checked_by_their_number(tokenizer):
-    assert answer_tokens(tokenizer, [1, 5], "abc", [2]) == ([23, 5], True)
-    assert answer_tokens(tokenizer, [1, 5], "abc", []) == ([23, 5], True)
-    assert answer_tokens(tokenizer, [1, 5], "abc", [3]) == ([23, 5], False)
+    assert readings(tokenizer, [1, 5], "abc", [2]) == ([[23, 5]], True)
+    assert readings(tokenizer, [1, 5], "abc", []) == ([[23, 5]], True)
+    assert readings(tokenizer, [1, 5], "abc", [3]) == ([[23, 5]], False)
     # The prompt's last letter would be merged with the answer's first one.
-    assert answer_tokens(tokenizer, [1, 3], "bc", [2]) == ([4, 5], True)
+    assert readings(tokenizer, [1, 3], "bc", [2]) == ([[4, 5]], True)
 
 
 def test_a_prompt_that_the_server_would_read_otherwise_is_named(stand_in, tokenizer):
