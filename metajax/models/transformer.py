@@ -19,7 +19,7 @@ from metajax.models._attention import (
     rotate,
     shared_by_kind,
 )
-from metajax.models._products import product
+from metajax.models._products import product, take_rows
 from metajax.models._rms_norm import RMSNormPlusOne
 from metajax.models.dense import Dense, _check_fits
 from metajax.models.transformer_config import TransformerConfig
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
             )
 
         embed = embedding(config.vocab_size, "embed")
-        x = embed(tokens)
+        x = take_rows(embed.embedding, tokens).astype(config.dtype)
         if config.scaled_embedding:
             x = x * jnp.asarray(math.sqrt(config.width), config.dtype)
         if config.positions == "learned":
