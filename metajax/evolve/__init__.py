@@ -4,6 +4,7 @@ The model proposes tasks, answers them, learns from the answers that it can trus
 only if held-out tasks say that the new one isn't worse.
 """
 
+from metajax.evolve.checkers import checked
 from metajax.evolve.completions import chosen_completions, is_correct, rewards_of
 from metajax.evolve.curricula import Curriculum, accelerated, one_harder
 from metajax.evolve.data import (
@@ -30,6 +31,7 @@ from metajax.evolve.grpo import grpo
 from metajax.evolve.loop import evolve
 from metajax.evolve.meta_step import meta_step
 from metajax.evolve.proposers import (
+    few_shot_proposer,
     fingerprints,
     model_proposer,
     program_proposer,
@@ -101,12 +103,14 @@ __all__ = [
     "agreement_band",
     "all_of",
     "as_examples",
+    "checked",
     "chosen_completions",
     "concatenate_tasks",
     "confident",
     "every_round",
     "evolve",
     "exact_match",
+    "few_shot_proposer",
     "fine_tune",
     "fingerprints",
     "grpo",

@@ -1,5 +1,7 @@
 """Who proposes the next tasks: a program, as published, or the model itself."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -7,8 +9,10 @@ from jax.sharding import Mesh
 from metajax import _checks
 from metajax.errors import ArgumentError
 from metajax.evolve._generate import generate_in_chunks
+from metajax.evolve.text import encode_part
 from metajax.evolve.types import Levels, Problem, Proposer, Tasks
 from metajax.lm import SamplingParams
+from metajax.lm.tokenizers import Tokenizer
 from metajax.models import Transformer
 from metajax.types import Params
 
@@ -117,6 +121,110 @@ def model_proposer(
         valid, levels_read = (np.asarray(part) for part in problem.read(prompts, lengths))
         return without_duplicates(
             Tasks(prompts, lengths, np.where(valid, levels_read, wanted), valid)
+        )
+
+    return propose
+
+
+def few_shot_proposer(
+    model: Transformer,
+    problem: Problem,
+    tokenizer: Tokenizer,
+    *,
+    examples: Callable[[np.random.Generator, Levels], Sequence[int]],
+    read: Callable[[str], int | None],
+    count: int,
+    max_new_tokens: int | None = None,
+    temperature: float = 1.0,
+    chunk: int = 128,
+    mesh: Mesh | None = None,
+) -> Proposer:
+    """The model proposes: it reads worked examples and writes a further one, of which the prompt
+    counts.
+
+    A pretrained model can do this without training. If it learns from its own texts, with a
+    ``prompt_share`` of ``fine_tune``, it learns to propose too. The prompt is the shortest
+    beginning of what it writes that ``read`` takes. What holds no prompt, a prompt of a level that
+    wasn't asked for, and a duplicate within the round are marked as not valid.
+
+    Args:
+        model: the language model.
+        problem: of ``text_problem``; its begin and end tokens are used.
+        tokenizer: the problem's.
+        examples: ``examples(rng, levels)``: the tokens of the worked examples, each with its end
+            token, the begin token first. All texts of a round continue the same ones, which are
+            computed once a chunk.
+        read: the problem's ``read``, of a text.
+        count: texts a round.
+        max_new_tokens: that a text has, at most; those of the longest prompt if None.
+        temperature: of sampling.
+        chunk: texts that are written together.
+        mesh: devices that share them.
+
+    Raises:
+        ArgumentError: a number isn't positive.
+
+    Example:
+        >>> import re
+        >>> import jax.numpy as jnp
+        >>> from metajax import evolve, lm
+        >>> from metajax.models import TransformerConfig
+        >>> tokenizer = lm.CharTokenizer.of("01=.", specials=("_",))
+        >>> read = lambda text: len(text) - 1 if re.fullmatch("[01]+=", text) else None
+        >>> copy = evolve.text_problem(
+        ...     tokenizer, name="copy", end=tokenizer.encode(".")[0], read=read,
+        ...     write=lambda rng, level: "".join(map(str, rng.integers(0, 2, level))) + "=",
+        ...     answer=lambda prompt: prompt[:-1], longest=lambda level: (level + 1, level),
+        ... )
+        >>> config = TransformerConfig.nope(vocab_size=5, width=8, n_layers=1, n_heads=2)
+        >>> model = Transformer(config)
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
+        >>> propose = few_shot_proposer(
+        ...     model, copy, tokenizer, read=read, count=4,
+        ...     examples=lambda rng, levels: tokenizer.encode("10=10."),
+        ... )
+        >>> propose(params, jax.random.key(1), Levels(1, 2)).prompts.shape
+        (4, 3)
+
+    Source: Brown et al. 2020 (arXiv 2005.14165) for the worked examples; Wang et al. 2023,
+    "Self-Instruct" (arXiv 2212.10560).
+    """
+    _checks.positive_int("count", count)
+    _checks.positive_int("chunk", chunk)
+    _checks.positive_float("temperature", temperature)
+    begin = [] if problem.begin is None else [problem.begin]
+
+    def prompt_in(tokens: list[int]) -> list[int] | None:
+        text = tokenizer.decode(tokens)
+        cuts = range(1, len(text) + 1)
+        found = next((cut for cut in cuts if read(text[:cut]) is not None), None)
+        return None if found is None else begin + encode_part(tokenizer, text[:found])
+
+    def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
+        examples_key, write_key = jax.random.split(key)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(examples_key)).tolist())
+        shown = list(examples(rng, levels))
+        width = problem.prompt_length(levels.last)
+        tokens, _, counts = generate_in_chunks(
+            model,
+            params,
+            [shown] * count,
+            write_key,
+            chunk=chunk,
+            mesh=mesh,
+            max_new_tokens=max_new_tokens or width,
+            sampling=SamplingParams(temperature, stop_tokens=(problem.end,)),
+        )
+        written = zip(tokens[:, 0], counts[:, 0], strict=True)
+        found = [prompt_in(row[:length].tolist()) for row, length in written]
+        fits = np.array([row is not None and 0 < len(row) <= width for row in found])
+        rows = [row if fit else [problem.end] for row, fit in zip(found, fits, strict=True)]
+        lengths = np.array([len(row) for row in rows])
+        prompts = np.array([[0] * (width - len(row)) + row for row in rows], np.int32)
+        valid, read_levels = (np.asarray(part) for part in problem.read(prompts, lengths))
+        valid = fits & valid & (read_levels >= levels.first) & (read_levels <= levels.last)
+        return without_duplicates(
+            Tasks(prompts, lengths, np.where(valid, read_levels, levels.last), valid)
         )
 
     return propose

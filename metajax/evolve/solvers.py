@@ -1,7 +1,7 @@
 """Answers of a language model to tasks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ def model_solver(
     samples: int = 1,
     temperature: float | None = None,
     slack: int = 2,
+    prefix: Sequence[int] = (),
     chunk: int = 512,
     mesh: Mesh | None = None,
 ) -> Solver:
@@ -53,6 +54,9 @@ def model_solver(
         samples: completions of each task; more than one needs a ``temperature``.
         temperature: of sampling; None takes the likeliest token.
         slack: how many tokens more than ``answer_length`` a completion may have.
+        prefix: tokens before every prompt, such as worked examples, which the tasks don't have in
+            them. A prompt's first token is left out where the prefix begins with the same one, the
+            begin token. They are computed once a chunk.
         chunk: tasks that are answered together.
         mesh: devices that share them.
 
@@ -83,6 +87,10 @@ def model_solver(
     elif samples > 1:
         raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
     devices.equal_share("chunk", chunk, mesh)
+    before = np.asarray(prefix, np.int32)
+
+    def behind(prompt: np.ndarray) -> np.ndarray:
+        return np.concatenate([before, prompt[int(prompt[:1].tolist() == before[:1].tolist()) :]])
 
     def solve(params: Params, key: jax.Array, tasks: Tasks, /) -> Completions:
         check_tasks(tasks)
@@ -91,7 +99,7 @@ def model_solver(
         tokens, log_probs, counts = generate_in_chunks(
             model,
             params,
-            [row[-length:] for row, length in zip(prompts, lengths, strict=True)],
+            [behind(row[-length:]) for row, length in zip(prompts, lengths, strict=True)],
             key,
             chunk=chunk,
             mesh=mesh,

@@ -121,10 +121,7 @@ class _Texts:
     vocab_size: int
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a part of a text, without begin and end token."""
-        if isinstance(self.tokenizer, HFTokenizer):
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        return self.tokenizer.encode(text)
+        return encode_part(self.tokenizer, text)
 
     def prompt_length(self, level: int) -> int:
         return self.longest(level)[0] + (self.begin is not None)
@@ -237,3 +234,10 @@ class _Texts:
         if self.end in text[first:]:
             text = text[: text.index(self.end, first) + 1]
         return self.tokenizer.decode(self._known(text))
+
+
+def encode_part(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a part of a text, without begin and end token."""
+    if isinstance(tokenizer, HFTokenizer):
+        return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)

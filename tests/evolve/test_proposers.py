@@ -1,5 +1,7 @@
 """Who poses tasks, and what may not be learned from."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from toys import COPY
 import metajax
 from experiments.evolution.strings.tasks import digits
 from metajax import evolve as ev
+from metajax import lm
 from metajax.evolve.proposers import _spread
 from metajax.models import Transformer, TransformerConfig
 
@@ -92,3 +95,62 @@ def test_curricula():
         ev.accelerated(9, at_least=1.5)
     with pytest.raises(ValueError, match="first must be at least 1, got 0"):
         ev.one_harder(0)
+
+
+def few_shot(params_of, *, levels=(1, 2), count=64, temperature=1.0):
+    """Proposals of an untrained model behind a line that it reads, and what that line was."""
+    tokenizer = lm.CharTokenizer.of("01=.", specials=("_",))
+    read = lambda text: len(text) - 1 if re.fullmatch("[01]+=", text) else None
+    problem = ev.text_problem(
+        tokenizer,
+        name="copy",
+        write=lambda rng, level: "".join(map(str, rng.integers(0, 2, level))) + "=",
+        answer=lambda prompt: prompt[:-1],
+        read=read,
+        longest=lambda level: (level + 1, level),
+        begin=0,
+        end=1,
+    )
+    shown = []
+
+    def examples(rng, levels):
+        prompts = [problem.show(row) for row in problem.draw(jax.random.key(1), [1, 2]).prompts]
+        shown.append(int(rng.integers(1000)))
+        text = "".join(f"{prompt[1:]}{prompt[1:-1]}." for prompt in prompts)
+        return [0, *tokenizer.encode(text)]
+
+    model, params = tiny(problem)
+    propose = ev.few_shot_proposer(
+        model, problem, tokenizer, examples=examples, read=read, count=count, chunk=16,
+        temperature=temperature,
+    )  # fmt: skip
+    return problem, propose(params_of(params), jax.random.key(2), ev.Levels(*levels)), shown
+
+
+def test_what_follows_worked_examples_becomes_tasks():
+    problem, tasks, shown = few_shot(lambda params: params)
+    assert len(shown) == 1  # one set of examples a round
+    assert tasks.prompts.shape == (64, problem.prompt_length(2))
+    texts = [problem.show(row) for row in tasks.prompts[tasks.valid]]
+    assert 2 <= len(texts) == len(set(texts)) <= 6  # two of one digit, four of two
+    assert all(text[0] == "_" and text[-1] == "=" for text in texts)
+    assert [len(text) - 2 for text in texts] == tasks.levels[tasks.valid].tolist()
+    # The same prompts as the program would write, so that duplicates and held-out ones are found.
+    known = ev.fingerprints(problem.draw(jax.random.key(3), [1] * 40 + [2] * 40))
+    assert np.isin(ev.fingerprints(tasks)[tasks.valid], known).all()
+
+
+def test_a_level_that_was_not_asked_for_is_no_task():
+    _, tasks, _ = few_shot(lambda params: params, levels=(2, 2))
+    assert tasks.valid.any()
+    assert set(tasks.levels[tasks.valid].tolist()) == {2}
+
+
+def test_a_model_that_writes_no_prompt_proposes_nothing():
+    def silent(params):
+        return params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
+
+    # Of equal logits a low temperature makes no choice: every token is as likely.
+    _, tasks, _ = few_shot(silent, levels=(5, 5), count=16)
+    assert tasks.prompts.shape[0] == 16
+    assert not tasks.valid[tasks.levels != 5].any()
