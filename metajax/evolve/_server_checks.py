@@ -12,6 +12,9 @@ _SIGNIFICANT = 6.0
 """Standard errors of a median beyond which what was drawn isn't the model's by chance."""
 _SKEW = 0.5
 """A median that is as far off may come from a skew, or from texts that were read otherwise."""
+_READABLE = 0.8
+"""The share of texts that must be readable as so many tokens as were drawn. Where fewer are, the
+others were read otherwise, too."""
 _ANOTHER = "Does it serve another model, or the adapter of an earlier round?"
 
 
@@ -57,11 +60,14 @@ def must_be_drawn_from(
     as likely as the likeliest.
 
     Args:
-        answers: all of them; those that aren't ``exact`` don't count.
+        answers: all of them. Those that aren't ``exact`` don't count; where they are more than a
+            fifth, nothing is compared.
         scored: the same, by the model.
         tolerance: of the median difference, in nats a token.
         url: the server's.
     """
+    if np.mean([answer.exact for answer in answers]) < _READABLE:
+        return
     counted = np.array([answer.exact and answer.tokens.size > 0 for answer in answers])
     if not counted.any():
         return

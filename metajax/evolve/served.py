@@ -18,7 +18,7 @@ from metajax.evolve._server_adapters import adapter_publisher
 from metajax.evolve._server_checks import must_agree, must_be_drawn_from
 from metajax.evolve._server_requests import Answer, Asker, Prompt, only_model
 from metajax.evolve._server_texts import Chat, sent_as
-from metajax.evolve.solvers import _MULTIPLE, _ModelSolver
+from metajax.evolve.solvers import _MULTIPLE, _behind, _ModelSolver
 from metajax.evolve.types import Completions, Solver, Tasks
 from metajax.lm import HFTokenizer
 from metajax.models import Transformer
@@ -43,6 +43,7 @@ def served(
     samples: int = 1,
     temperature: float | None = None,
     slack: int = 2,
+    prefix: Sequence[int] = (),
     server: Literal["vllm", "sglang", "transformers", "openai"] = "vllm",
     name: str | None = None,
     tokenizer: HFTokenizer | None = None,
@@ -72,7 +73,8 @@ def served(
     ``params`` too; the mean difference may be ``tolerance``. An adapter of an earlier round is
     noticed so, unless it is closer than that. If not, what was drawn must be as likely under
     ``params`` as the model's own samples: the median completion within ``tolerance`` a token, or
-    within chance. This notices clear differences alone, and the better the more completions.
+    within chance. This notices clear differences alone, and the better the more completions. It is
+    left out where more than a fifth of the texts can't be read as they were drawn.
 
     Parameters ``{"params": ..., "lora": ...}`` are handed over as an adapter, when they change;
     ``publish`` is for any others. Plain parameters are taken for the server's base model.
@@ -87,6 +89,7 @@ def served(
         samples: completions of each task; more than one needs a ``temperature``.
         temperature: of sampling; None takes the likeliest token.
         slack: how many tokens more than ``answer_length`` a completion may have.
+        prefix: tokens before every prompt, as for ``model_solver``.
         server: what it is. ``"openai"`` asks for nothing but what OpenAI's own API has.
         name: the server's name of the base model; its only one if None. For ``transformers serve``
             a folder or a hub's id.
@@ -166,7 +169,7 @@ def served(
         completions = _empty((len(prompts), samples, -(-longest // _MULTIPLE) * _MULTIPLE))
         if not places:
             return completions
-        given = {row: prompts[row, prompts.shape[1] - lengths[row] :] for row, _ in places}
+        given = {row: _behind(prefix, prompts[row, -lengths[row] :]) for row, _ in places}
         _check_lengths(given.values(), longest, model.config.max_length)
         sent = {
             row: sent_as(tokenizer, tokens.tolist(), chat)
@@ -281,7 +284,7 @@ def _log_probs(
     if inexact:
         _log.warning(
             "%d of %d completions were drawn as other tokens than the tokenizer makes of their "
-            "text; the latter count",
+            "text; they are learned as it makes them",
             inexact,
             len(answers),
         )

@@ -104,6 +104,16 @@ def test_completions_are_the_servers(stand_in):
     assert solve.temperature == 0.8
 
 
+def test_a_prefix_stands_before_each_prompt_and_its_score(stand_in):
+    found = solver(stand_in, prefix=[1, 3, 7], score=True)(stand_in.params, KEY, tasks_of())
+    sent = {tuple(body["prompt"]) for body in completions_asked(stand_in)}
+    # The begin token stands once.
+    assert sent == {(1, 3, 7, 5, 6, 7), (1, 3, 7, 8), (1, 3, 7, 4, 4)}
+    tokens = found.tokens[1, 0, : found.lengths[1, 0]].tolist()
+    expected = log_probs_of(stand_in.model, stand_in.params, None, [1, 3, 7, 8], tokens)
+    np.testing.assert_allclose(found.log_probs[1, 0, : len(tokens)], expected, atol=1e-5)
+
+
 def test_only_tasks_that_are_valid_are_sent(stand_in):
     found = solver(stand_in)(stand_in.params, KEY, tasks_of(valid=[False] * 4))
     assert not stand_in.asked
@@ -118,6 +128,7 @@ def test_the_model_scores_where_it_should(stand_in, server_gives):
     np.testing.assert_allclose(found.log_probs, by_hand(stand_in, found), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["vllm", "sglang"])
 def test_each_rounds_adapter_is_handed_over(stand_in, tmp_path, server):
     solve = solver(stand_in, server=server, adapters=tmp_path, samples=1)
@@ -157,6 +168,7 @@ def test_parameters_can_be_handed_over_in_another_way(stand_in):
     assert len(given) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gives", [True, False])
 def test_an_adapter_that_is_not_served_is_noticed(stand_in, tmp_path, gives):
     stand_in.serves_base, stand_in.log_probs = True, gives
@@ -205,6 +217,9 @@ def test_what_is_drawn_from_a_model_passes_and_else_does_not(off, read_otherwise
     if off:
         with pytest.raises(metajax.ServerError, match=r"is -0\.\d+ nats a token.*2000 completions"):
             must_be_drawn_from(answers, scored, 0.01, "url")
+        # Nothing is said where too many texts couldn't be read.
+        unread = [answer._replace(exact=n % 3 > 0) for n, answer in enumerate(answers)]
+        must_be_drawn_from(unread, scored, 0.01, "url")
     else:
         must_be_drawn_from(answers, scored, 1e-9, "url")
 
@@ -245,7 +260,7 @@ def test_a_refusal_ends_all_at_once(stand_in):
         with pytest.raises(metajax.ServerError, match=words) as caught:
             solver(stand_in, workers=1, **options)(stand_in.params, KEY, tasks_of())
         assert "wrong" not in str(caught.value)
-        assert len(stand_in.asked) <= 2
+        assert len(stand_in.asked) <= 4  # of six
 
 
 def test_requests_go_together_as_far_as_asked(stand_in):
@@ -279,6 +294,7 @@ def tokenizer():
     return lm.HFTokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"}, {"default": template})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["transformers", "openai", "chat"])
 def test_a_server_that_takes_text_gives_the_same(stand_in, tokenizer, server):
     stand_in.tokenizer, stand_in.text_alone = tokenizer, True
@@ -297,7 +313,7 @@ def test_a_server_that_takes_text_gives_the_same(stand_in, tokenizer, server):
     # Other tokens only where the tokenizer would write "ab" in one piece, or special ones are lost.
     rows = zip(same.tokens.reshape(-1, 16), same.lengths.reshape(-1), strict=True)
     plain = np.array([_is_plain(row[:length].tolist()) for row, length in rows]).reshape(4, 4)
-    assert plain[[0, 1, 3]].sum() >= 6
+    assert plain[[0, 1, 3]].sum() >= 3
     for of_text, of_tokens in zip(found, same, strict=True):
         np.testing.assert_allclose(of_text[plain], of_tokens[plain], atol=1e-5)
     if server == "transformers":
