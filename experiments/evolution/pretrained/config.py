@@ -79,8 +79,12 @@ class Config(study.StudyConfig):
     """Tasks of each."""
     samples: int = 4
     """Answers to each."""
-    temperature: float = 1.0
-    """What tasks and answers are drawn at."""
+    temperature: float = 0.7
+    """What answers are drawn at."""
+    attempts: int = 2
+    """How often so many tasks are written, until enough of them are valid."""
+    proposal_temperature: float = 1.0
+    """What tasks are drawn at."""
     agreement: float = 0.7
     """Least share of the samples that must agree, with --verifier vote."""
     shots: int = 8
@@ -89,8 +93,9 @@ class Config(study.StudyConfig):
     """Worked examples that it is trained on, at most; the shots are among them."""
     base_levels: int = 3
     """Levels of the worked examples, up to so many."""
-    prompt_share: float = 0.25
-    """Share of the texts whose questions are learned too, so that the model learns to pose them."""
+    prompt_share: float = 0.0
+    """Share of the texts whose questions are learned too. A model that learns few of them repeats
+    them."""
     rank: int = 8
     """Rank of the factors."""
     rate: float = 1e-3
@@ -117,8 +122,8 @@ class Config(study.StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "samples", "temperature", "worked", "levels", "base_levels", "rank", "inner_rate",
-            "batch", "micro_batch", "row_length", "chunk",
+            self, "samples", "temperature", "attempts", "proposal_temperature", "worked", "levels",
+            "base_levels", "rank", "inner_rate", "batch", "micro_batch", "row_length", "chunk",
         )  # fmt: skip
         if self.shots < 0:
             raise ArgumentError(f"shots must be at least 0; got {self.shots}")
