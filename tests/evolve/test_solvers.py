@@ -41,5 +41,6 @@ def test_a_prefix_stands_in_front_of_every_prompt(rows, written_out):
     wanted = ev.model_solver(MODEL, **options)(params, key, tasks_of(written_out))
     np.testing.assert_array_equal(behind.tokens, wanted.tokens)
     np.testing.assert_array_equal(behind.lengths, wanted.lengths)
+    np.testing.assert_allclose(behind.log_probs, wanted.log_probs, rtol=1e-5, atol=1e-6)
     alone = ev.model_solver(MODEL, **options)(params, key, tasks_of(rows))
-    assert (alone.tokens != wanted.tokens).any()
+    assert np.abs(alone.log_probs[:, :, 0] - wanted.log_probs[:, :, 0]).max() > 1e-3
