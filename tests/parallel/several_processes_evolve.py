@@ -1,5 +1,6 @@
 """What test_several_processes_evolve.py runs as two processes, and computes again in one."""
 
+import contextlib
 import pathlib
 import sys
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from evolve.stand_in_server import StandIn, serving
 
 import metajax
 from metajax import evolve as ev
@@ -66,6 +68,25 @@ def generated(mesh):
         mesh=mesh,
     )
     return {name: np.asarray(leaf) for name, leaf in found._asdict().items()}
+
+
+def served():
+    """Completions of a server that the first process alone can ask."""
+    model, params = start()
+    stand_in = StandIn(model, params, url="http://127.0.0.1:9")
+    first = jax.process_index() == 0
+    with serving(stand_in) if first else contextlib.nullcontext():
+        solve = ev.served(
+            stand_in.url,
+            model,
+            answer_length=problem().answer_length,
+            end=END,
+            samples=2,
+            temperature=1.0,
+        )
+        tasks = problem().draw(jax.random.key(4), [1, 2, 2, 3])
+        found = solve(params, jax.random.key(5), tasks)
+    return found._asdict()
 
 
 def decided_by_process(tasks, completions):
@@ -152,6 +173,7 @@ def everything():
         "generate": generated(mesh_of(4)),
         "fine_tune": one_round("fine_tune"),
         "grpo": one_round("grpo"),
+        "served": served(),
         "split generate": generated(mesh_of(2, 2)),
         "split fine_tune": one_round("fine_tune", tasks=2, model=2),
         "split grpo": one_round("grpo", tasks=2, model=2),
