@@ -24,6 +24,12 @@ from metajax.models import Transformer
 HELD_OUT_SEED, TEST_SEED = 11, 2025
 TARGETS = r"block_\d+/(attention|mlp)/\w+/kernel"
 """Which matrices have low-rank factors."""
+GRPO = {
+    "grpo": {"normalise": "answers"},
+    "dr-grpo": {"kl": 0.0},
+    "dapo": {"normalise": "tokens", "clip": (0.2, 0.28), "kl": 0.0, "only_ended": True},
+}
+"""What the published variants differ in; Dr. GRPO's sums are divided by an answer's length."""
 TASK_TEXTS = 8
 """Texts of a task of the MAML step: half to adapt to, half to score."""
 GEMMA = "gemma3-270m"
@@ -54,11 +60,9 @@ class Config(study.StudyConfig):
     """The hardest level of the tasks."""
     proposer: Literal["model", "program"] = "model"
     """Who poses the tasks: the model, behind worked examples, or a program."""
-    update: Literal["rejection", "fine-tune", "grpo", "maml"] = "rejection"
+    update: Literal["rejection", "fine-tune", "grpo", "dr-grpo", "dapo", "maml"] = "rejection"
     """How it learns from a round: by fine-tuning on all right samples, or on one of each task; by
-    GRPO; or by MAML on its own answers."""
-    grpo: Literal["grpo", "dr-grpo", "dapo"] = "grpo"
-    """The published variant, with --update grpo."""
+    GRPO or a published variant of it; or by MAML on its own answers."""
     start: Literal["current", "base"] = "current"
     """Where a round's fine-tuning starts."""
     verifier: Literal["check", "vote"] = "check"
@@ -146,12 +150,12 @@ class Config(study.StudyConfig):
             raise ArgumentError(f"shots must be at most worked={self.worked}; got {self.shots}")
         if self.proposer == "model" and not self.shots:
             raise ArgumentError("shots must be at least 1 with proposer=model; got 0")
-        if self.update == "grpo" and self.shots:
+        if self.update in GRPO and self.shots:
             raise ArgumentError(
-                f"shots must be 0 with update=grpo, since it compares the model with itself without"
-                f" them; got {self.shots}"
+                f"shots must be 0 with update={self.update}, which compares the model with itself "
+                f"without them; got {self.shots}"
             )
-        compared = self.verifier == "vote" or self.update == "grpo"
+        compared = self.verifier == "vote" or self.update in GRPO
         if compared and self.samples < 2:
             raise ArgumentError(f"samples must be at least 2, to be compared; got {self.samples}")
         unit = TASK_TEXTS if self.update == "maml" else self.micro_batch

@@ -10,9 +10,9 @@ examples in front, and some of its own tasks, so that it learns to pose them too
 only if held-out tasks say that it isn't worse. The factors are saved as an adapter that peft reads.
 
 --verifier vote asks nobody what is right: the most common answer is kept, if it ends. --curriculum
-harder begins behind the worked examples' levels, with one level more a round. --update grpo learns
-by a policy gradient, after --steps updates on the worked examples and with --shots 0; maml meta-
-learns.
+harder begins behind the worked examples' levels, with one level more a round. --update grpo,
+dr-grpo and dapo learn by a policy gradient, with --shots 0 after --steps updates on the worked
+examples; maml meta-learns.
 
 The control has as many updates on the worked examples alone. Another family, --outside, is tested
 before and after, and never learned from.
@@ -35,6 +35,7 @@ import metajax
 from experiments import common
 from experiments.evolution import report, study
 from experiments.evolution.pretrained.config import (
+    GRPO,
     TASK_TEXTS,
     Config,
     Setup,
@@ -48,13 +49,6 @@ from metajax import evolve as ev
 from metajax import lm
 from metajax.files import write_atomically
 from metajax.lm import lora
-
-GRPO = {
-    "grpo": {"normalise": "answers"},
-    "dr-grpo": {"kl": 0.0},
-    "dapo": {"normalise": "tokens", "clip": (0.2, 0.28), "kl": 0.0, "only_ended": True},
-}
-"""What the published variants differ in; Dr. GRPO's sums are divided by an answer's length."""
 
 
 def mesh_of(count: int) -> Any:
@@ -138,9 +132,9 @@ def update_of(setup: Setup) -> ev.Update:
     rate = ev.every_round(optax.linear_schedule(config.rate, config.rate / 10, steps), steps)
     options = {"steps": steps, "trainable": lora.is_factor}
     apply = lora.frozen_base(setup.model)
-    if config.update == "grpo":
+    if config.update in GRPO:
         micro_batches = config.batch // config.micro_batch
-        variant: dict[str, Any] = GRPO[config.grpo]
+        variant: dict[str, Any] = GRPO[config.update]
         longest = float(setup.texts.answer_length(config.levels))
         return ev.grpo(
             apply,
