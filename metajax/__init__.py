@@ -9,6 +9,7 @@ from metajax.errors import (
     CheckError,
     MetajaxError,
     NonFiniteError,
+    ServerError,
 )
 from metajax.evaluate import Scores, evaluate, evaluate_episodes, evaluator
 from metajax.interop import from_linen, from_nnx
@@ -77,6 +78,7 @@ __all__ = [
     "R2D2Params",
     "Sampler",
     "Scores",
+    "ServerError",
     "Slope",
     "TrainState",
     "Trainer",

@@ -40,3 +40,15 @@ class NonFiniteError(MetajaxError, FloatingPointError):
 
 class CheckError(MetajaxError, AssertionError):
     """A check of a user's own functions failed: the message says which, and how."""
+
+
+class ServerError(MetajaxError, RuntimeError):
+    """A server refuses, gives no answer, or answers with what can't be used.
+
+    Attributes:
+        status: of the HTTP answer; None where there was none.
+    """
+
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

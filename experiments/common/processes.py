@@ -18,8 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.common.config import DistributedConfig, RunError
+from metajax import parallel
 from metajax.errors import MetajaxError
-from metajax.parallel import use_every_core
 
 
 def connect(config: DistributedConfig) -> None:
@@ -34,7 +34,7 @@ def connect(config: DistributedConfig) -> None:
     >>> connect(DistributedConfig(steps=5))
     """
     if not config.distributed:
-        use_every_core()
+        parallel.use_every_core()
         return
     # Its handler of SIGTERM would take the place of the one that ends a process.
     jax.config.update("jax_enable_preemption_service", False)
@@ -118,13 +118,8 @@ def array_from_first(array: np.ndarray | None, like: jax.ShapeDtypeStruct) -> np
 
 
 def bytes_from_first(content: bytes) -> bytes:
-    """The same for bytes. As integers: a sum of floats with zeros would turn -0.0 to 0.0."""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    # As a power of two, so that few programs are compiled.
-    buffer = np.zeros(1 << max(length - 1, 0).bit_length(), np.uint8)
-    if first():
-        buffer[:length] = np.frombuffer(content, np.uint8)
-    return multihost_utils.broadcast_one_to_all(buffer).tobytes()[:length]
+    """The same for bytes."""
+    return parallel.from_first(lambda: content)
 
 
 def on_first(work: Callable[[], Any]) -> Any:

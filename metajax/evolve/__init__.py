@@ -38,6 +38,7 @@ from metajax.evolve.proposers import (
     without_duplicates,
 )
 from metajax.evolve.rejection_sampling import rejection_sampling
+from metajax.evolve.served import served
 from metajax.evolve.solvers import model_solver
 from metajax.evolve.state import (
     EvolveConfig,
@@ -137,6 +138,7 @@ __all__ = [
     "rejection_sampling",
     "rewards_of",
     "sampled_examples",
+    "served",
     "solve_in_views",
     "text_problem",
     "uncertainty",

@@ -17,6 +17,7 @@ from metajax.evolve.data import sampled_examples
 from metajax.evolve.types import Examples, Rollouts, TrainingData, Update
 from metajax.lm._token_batch import token_losses
 from metajax.losses import Apply
+from metajax.parallel import _devices as devices
 from metajax.trainer import TrainState
 from metajax.types import Metrics, Params
 
@@ -167,7 +168,8 @@ def grpo(
         found = np.zeros(scored.tokens.shape, np.float32)
         for start in range(0, len(rows), size):
             part = np.resize(rows[start : start + size], size)
-            found[part, 1:] = policy(params, jax.tree.map(operator.itemgetter(part), scored))
+            rows_of = jax.tree.map(operator.itemgetter(part), scored)
+            found[part, 1:] = devices.to_host(policy(params, rows_of))
         return found * scored.mask
 
     def update(

@@ -17,6 +17,7 @@ from metajax.evolve.gates import held_out_fingerprints
 from metajax.evolve.proposers import without_duplicates
 from metajax.evolve.state import EvolveConfig, EvolveState, RoundReport
 from metajax.evolve.types import Examples, Levels, Rollouts, Tasks, TrainingData
+from metajax.parallel._processes import agreed
 from metajax.types import Params
 
 _SILENT = 3
@@ -34,6 +35,12 @@ def evolve(
     state. Its examples are kept at weight 0, and the next round proposes new tasks of the same
     levels and takes half the step. A round that keeps nothing learns nothing and counts as refused.
     Three rounds in a row without a valid task end the loop.
+
+    Several processes (``jax.distributed``) make the same calls with the same state. Each calls
+    every part, and what a part gave the first process counts in all of them. So they decide alike,
+    whatever a verifier's Python code does. The update trains on the devices of its mesh. A part
+    that should run once, such as one that asks a server, wraps itself in
+    ``metajax.parallel.from_first``.
 
     Args:
         config: the loop's parts.
@@ -81,19 +88,19 @@ def _round(config: EvolveConfig, state: EvolveState) -> tuple[EvolveState, Round
     levels = Levels(*(int(level) for level in state.levels))
     keys = jax.random.split(jax.random.fold_in(state.key, number), 6)
     clock = _Clock()
-    held_out = config.held_out(levels)
+    held_out = agreed(config.held_out(levels))
 
-    proposed = config.propose(state.train.params, keys[0], levels)
+    proposed = agreed(config.propose(state.train.params, keys[0], levels))
     count = state.replay.weights.shape[1]
     check_tasks(proposed, count, name="propose must return")
     tasks = without_duplicates(proposed, held_out_fingerprints(held_out))
     clock.lap("propose")
-    completions = config.solve(state.train.params, keys[1], tasks)
+    completions = agreed(config.solve(state.train.params, keys[1], tasks))
     if config.corrupt is not None:
         completions = config.corrupt(number, completions)
     check_completions(completions, count)
     clock.lap("solve")
-    verdict = config.verifier.verify(tasks, completions)
+    verdict = agreed(config.verifier.verify(tasks, completions))
     check_verdict(verdict, count, np.shape(completions.tokens)[1])
     rollouts = Rollouts(tasks, completions, verdict)
     examples = _that_fit(labelled_examples(rollouts), state.replay.tokens.shape[2])
@@ -101,12 +108,12 @@ def _round(config: EvolveConfig, state: EvolveState) -> tuple[EvolveState, Round
 
     trained, train, decision, metrics = 0, state.train, None, {}
     if examples.weights.any():
-        data = TrainingData(config.real(keys[2]), _past(state), examples, rollouts)
+        data = TrainingData(agreed(config.real(keys[2])), _past(state), examples, rollouts)
         scale = 0.5 ** int(state.refusals)
         new, history, trained = config.update.update(state.train, data, keys[3], scale)
         metrics = _last(history)
         clock.lap("update")
-        decision = config.gate(state.train.params, new.params, keys[4], held_out)
+        decision = agreed(config.gate(state.train.params, new.params, keys[4], held_out))
         clock.lap("gate")
         if decision.accepted:
             train = new
@@ -114,7 +121,7 @@ def _round(config: EvolveConfig, state: EvolveState) -> tuple[EvolveState, Round
     next_levels = levels
     if accepted:
         keep_rate = _keep_rate(config, train.params, keys[5])
-        next_levels = config.curriculum.next(levels, keep_rate)
+        next_levels = agreed(config.curriculum.next(levels, keep_rate))
         clock.lap("curriculum")
     if not np.any(tasks.valid):
         examples = jax.tree.map(np.zeros_like, examples)  # see _why_over

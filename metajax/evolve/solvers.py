@@ -87,10 +87,6 @@ def model_solver(
     elif samples > 1:
         raise ArgumentError(f"samples={samples} would all be the same: give a temperature.")
     devices.equal_share("chunk", chunk, mesh)
-    before = np.asarray(prefix, np.int32)
-
-    def behind(prompt: np.ndarray) -> np.ndarray:
-        return np.concatenate([before, prompt[int(prompt[:1].tolist() == before[:1].tolist()) :]])
 
     def solve(params: Params, key: jax.Array, tasks: Tasks, /) -> Completions:
         check_tasks(tasks)
@@ -99,7 +95,7 @@ def model_solver(
         tokens, log_probs, counts = generate_in_chunks(
             model,
             params,
-            [behind(row[-length:]) for row, length in zip(prompts, lengths, strict=True)],
+            [_behind(prefix, row[-length:]) for row, length in zip(prompts, lengths, strict=True)],
             key,
             chunk=chunk,
             mesh=mesh,
@@ -113,3 +109,9 @@ def model_solver(
         return Completions(tokens, log_probs, counts, last == end)
 
     return _ModelSolver(solve, temperature)
+
+
+def _behind(prefix: Sequence[int], prompt: np.ndarray) -> np.ndarray:
+    """The prompt behind a prefix, which may have the begin token already."""
+    before = np.asarray(prefix, np.int32)
+    return np.concatenate([before, prompt[int(prompt[:1].tolist() == before[:1].tolist()) :]])

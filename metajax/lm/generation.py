@@ -82,7 +82,9 @@ def generate(
             ``[max_new_tokens, prompts, vocab]``: the tokens that may be chosen at each step.
         lora: low-rank factors beside ``params``.
         mesh: devices that share the prompts, from ``metajax.task_mesh``; JAX's default device if
-            None. They don't wait for each other, and what is generated doesn't depend on them.
+            None. They don't wait for each other, and what is generated doesn't depend on them. With
+            a model axis, parameters that ``metajax.shard_params`` split stay split. Over several
+            processes, all of them make the same call, and each gets the whole result.
 
     Raises:
         ArgumentError: an empty prompt, or a token that isn't in the vocabulary; prompt and new
@@ -117,6 +119,7 @@ def generate(
         variables, tokens, segment_ids, key, allowed, jnp.int32(max_new_tokens), config, sampling,
         room, samples, mesh, prefix,
     )  # fmt: skip
+    parts = devices.on_this_process(parts)
     grouped = (part.reshape(len(rows), samples, *part.shape[1:]) for part in parts)
     return Generated(*(x[:, :, :max_new_tokens] if x.ndim == 3 else x for x in grouped))
 

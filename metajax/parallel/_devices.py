@@ -191,6 +191,17 @@ def to_host(tree: PyTree) -> PyTree:
     return jax.device_get(jax.tree.map(whole, tree))
 
 
+def on_this_process(tree: PyTree) -> PyTree:
+    """Whole arrays on this process's devices; all processes that share them must call it.
+
+    Example:
+        >>> on_this_process((jnp.arange(2),))
+        (Array([0, 1], dtype=int32),)
+    """
+    own = lambda leaf: leaf if leaf.is_fully_addressable else jnp.asarray(to_host(leaf))
+    return jax.tree.map(own, tree)
+
+
 def share(fn: Callable, mesh: Mesh | None, *, in_specs: PyTree, out_specs: PyTree) -> Callable:
     """``fn``, run by every device on its part of the tasks; ``fn`` itself without a mesh.
 

@@ -201,6 +201,21 @@ def test_devices_that_share_the_prompts_change_nothing(small):
 
 
 @pytest.mark.slow
+def test_split_parameters_stay_split_and_generate_the_same(small):
+    model, params = small
+    sampling = SamplingParams(1.0, stop_tokens=())
+    options = {"max_new_tokens": 6, "sampling": sampling, "samples": 2}
+    mesh = metajax.task_mesh(1, model=2)
+    split = lm.decoding_params(metajax.shard_params(params, mesh, min_size=0), mesh=mesh)
+    for leaf in jax.tree.leaves(split.variables):
+        assert leaf.addressable_shards[0].data.size == leaf.size // 2
+    found = lm.generate(model, split, PROMPTS, jax.random.key(4), mesh=mesh, **options)
+    whole = lm.generate(model, params, PROMPTS, jax.random.key(4), **options)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
+    np.testing.assert_allclose(found.log_probs, whole.log_probs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_decoding_params_generate_the_same(small):
     model, params = small
     wanted = lm.generate(model, params, [[1, 2], [3]], max_new_tokens=5)
