@@ -46,7 +46,7 @@ from metajax.evolve.state import (
     RoundReport,
     init_state,
 )
-from metajax.evolve.text import text_problem
+from metajax.evolve.text import encode_part, text_problem
 from metajax.evolve.types import (
     Answers,
     Completions,
@@ -107,6 +107,7 @@ __all__ = [
     "chosen_completions",
     "concatenate_tasks",
     "confident",
+    "encode_part",
     "every_round",
     "evolve",
     "exact_match",

@@ -71,7 +71,7 @@ def checked(
                 prompt = prompt[1:]
             for sample in np.flatnonzero(ended[row]).tolist():
                 answer = tokens[row, sample, : lengths[row, sample] - 1].tolist()
-                text = prompt_and_answer(tokenizer, prompt, answer)
+                text = _prompt_and_answer(tokenizer, prompt, answer)
                 if text not in known:
                     known[text] = _reward(check, *text)
                 rewards[row, sample] = known[text]
@@ -83,7 +83,7 @@ def checked(
     return Verifier(name, verify, uses_oracle=True)
 
 
-def prompt_and_answer(
+def _prompt_and_answer(
     tokenizer: Tokenizer, prompt: list[int], answer: list[int]
 ) -> tuple[str, str]:
     """The texts of both. The answer is read behind its prompt, since some tokenizers drop a space

@@ -237,7 +237,13 @@ class _Texts:
 
 
 def encode_part(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a part of a text, without begin and end token."""
+    """The tokens of a part of a text, without begin and end token.
+
+    Example:
+        >>> from metajax import lm
+        >>> encode_part(lm.CharTokenizer.of("abc"), "cab")
+        [2, 0, 1]
+    """
     if isinstance(tokenizer, HFTokenizer):
         return tokenizer.encode(text, add_special_tokens=False)
     return tokenizer.encode(text)

