@@ -199,11 +199,12 @@ def few_shot_proposer(
     _checks.positive_float("temperature", temperature)
     begin = [] if problem.begin is None else [problem.begin]
 
-    def prompt_in(tokens: list[int]) -> list[int] | None:
+    def prompt_in(tokens: list[int]) -> list[int]:
+        """The prompt that a text begins with; nothing if there is none."""
         text = tokenizer.decode(tokens)
         cuts = range(1, len(text) + 1)
         found = next((cut for cut in cuts if read(text[:cut]) is not None), None)
-        return None if found is None else begin + encode_part(tokenizer, text[:found])
+        return begin + encode_part(tokenizer, text[:found]) if found else []
 
     def written(params: Params, key: jax.Array, levels: Levels) -> Tasks:
         examples_key, write_key = jax.random.split(key)
@@ -222,7 +223,7 @@ def few_shot_proposer(
         )
         texts = zip(tokens[:, 0], counts[:, 0], strict=True)
         found = [prompt_in(row[:length].tolist()) for row, length in texts]
-        fits = np.array([row is not None and 0 < len(row) <= width for row in found])
+        fits = np.array([0 < len(row) <= width for row in found])
         rows = [row if fit else [problem.end] for row, fit in zip(found, fits, strict=True)]
         lengths = np.array([len(row) for row in rows])
         prompts = np.array([[0] * (width - len(row)) + row for row in rows], np.int32)
@@ -231,13 +232,14 @@ def few_shot_proposer(
         return Tasks(prompts, lengths, np.where(valid, read_levels, levels.last), valid)
 
     def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
-        found: list[Tasks] = []
-        for attempt in range(attempts):
-            writes = params if otherwise is None or attempt == 0 else otherwise
-            found.append(written(writes, jax.random.fold_in(key, attempt), levels))
-            tasks = without_duplicates(jax.tree.map(lambda *x: np.concatenate(x), *found))
+        tasks = without_duplicates(written(params, jax.random.fold_in(key, 0), levels))
+        for attempt in range(1, attempts):
             if tasks.valid.sum() >= count:
                 break
+            writes = params if otherwise is None else otherwise
+            more = written(writes, jax.random.fold_in(key, attempt), levels)
+            both = jax.tree.map(lambda *leaves: np.concatenate(leaves), tasks, more)
+            tasks = without_duplicates(both)
         best = np.argsort(~tasks.valid, kind="stable")[:count]
         return jax.tree.map(lambda leaf: leaf[best], tasks)
 

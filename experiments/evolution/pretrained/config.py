@@ -294,6 +294,10 @@ def set_up(run: common.Run, config: Config) -> Setup:
 def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
     """A family in a model's tokens, still without shots. Its texts end with a line break where that
     is a token, else with the tokenizer's end token."""
+    if family.answer is None:
+        raise ArgumentError(
+            f"family must know answers, for worked examples; {family.name} has none."
+        )
     line_break = tokenizer_tokens(tokenizer, "\n")
     problem = ev.text_problem(
         tokenizer,

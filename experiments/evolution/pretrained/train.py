@@ -76,7 +76,7 @@ def proposer(setup: Setup) -> ev.Proposer:
     rows = len(setup.worked.tokens)
 
     def examples(rng: np.random.Generator, levels: ev.Levels) -> list[int]:
-        return shown(texts.problem, setup.worked, rng.permutation(rows)[: config.shots])
+        return shown(texts.problem, setup.worked, rng.permutation(rows)[: config.shots].tolist())
 
     if config.proposer == "program":
         propose = ev.program_proposer(texts.problem, count=config.proposals)
@@ -190,7 +190,7 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
         else up_to(ev.one_harder(levels.first), config.levels),
         real=lambda key: setup.worked,
         held_out=lambda levels: held_out_tasks(config, problem, levels),
-        oracle=None if setup.texts.family.answer is None else problem.answer,
+        oracle=problem.answer,
     )
 
 
