@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from experiments import common
 from experiments.evolution import report, study
+from experiments.evolution.fewer_tokens import FewerTokens
 from experiments.evolution.pretrained import random_checkpoint
 from experiments.evolution.pretrained.families import FAMILIES, Family, FamilyName
 from metajax import evolve as ev
@@ -51,6 +53,9 @@ class Config(study.StudyConfig):
     """What is made without a checkpoint: a tiny Llama, or Gemma's shape, to measure its speed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base weights and the computation; the factors are float32."""
+    vocabulary: int | None = None
+    """Tokens that are kept: those of the tasks, and the first ones; all if None. Fewer are faster.
+    Probabilities are then of these alone; the factors fit the whole model."""
     family: FamilyName = "rules"
     """The tasks; a program checks their answers."""
     outside: FamilyName = "products"
@@ -127,6 +132,7 @@ class Config(study.StudyConfig):
         common.check_positive(
             self, "samples", "temperature", "attempts", "proposal_temperature", "worked", "levels",
             "base_levels", "rank", "inner_rate", "batch", "micro_batch", "row_length", "chunk",
+            "vocabulary",
         )  # fmt: skip
         if self.shots < 0:
             raise ArgumentError(f"shots must be at least 0; got {self.shots}")
@@ -253,10 +259,17 @@ def set_up(run: common.Run, config: Config) -> Setup:
     folder = checkpoint_of(run, config)
     try:
         model, params = lm.load_pretrained(folder, dtype=config.dtype, scan=False)
-        tokenizer = lm.load_tokenizer(folder)
-        count = model.config.vocab_size
-        texts = texts_of(FAMILIES[config.family](config.levels), tokenizer, count)
-        outside = texts_of(FAMILIES[config.outside](OUTSIDE_LEVELS), tokenizer, count)
+        families = FAMILIES[config.family](config.levels), FAMILIES[config.outside](OUTSIDE_LEVELS)
+        tokenizer = FewerTokens(
+            lm.load_tokenizer(folder),
+            itertools.chain.from_iterable(map(sampled_texts, families)),
+            model.config.vocab_size,
+            config.vocabulary,
+        )
+        model, params = tokenizer.cut(model, params)
+        texts, outside = (
+            texts_of(family, tokenizer, model.config.vocab_size) for family in families
+        )
         tests = report.test_tasks(
             texts.problem, jax.random.key(TEST_SEED), texts.family.levels, config.test_prompts
         )
@@ -289,6 +302,14 @@ def set_up(run: common.Run, config: Config) -> Setup:
         raise common.RunError(f"rank: {error}") from error
     variables = {"params": params, "lora": factors}
     return Setup(config, folder, model, variables, texts, tests, outside, outside_tests, worked)
+
+
+def sampled_texts(family: Family) -> Iterator[str]:
+    """Questions and answers of a family, whose tokens are kept."""
+    rng = np.random.default_rng(0)
+    for level in np.repeat(np.array(family.levels), SAMPLED).tolist():
+        question = family.write(rng, level)
+        yield question + family.answer(question) if family.answer else question
 
 
 def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:

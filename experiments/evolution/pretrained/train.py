@@ -337,6 +337,7 @@ def facts(setup: Setup, loop: ev.EvolveConfig) -> dict[str, str]:
     found = {
         "Checkpoint": f"{name}, {sizes[0]:,} parameters, which stay, in {config.dtype}; factors of "
         f"rank {config.rank} have {sizes[1]:,}",
+        "Vocabulary": f"{setup.model.config.vocab_size:,} tokens",
         "Task": f"{setup.texts.problem.name}, {config.test_prompts} prompts of each level, greedy, "
         f"behind {config.shots} worked examples",
         "Worked examples": f"{len(setup.worked.tokens)}, of up to {config.base_levels} levels",
