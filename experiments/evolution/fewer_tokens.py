@@ -28,12 +28,18 @@ class FewerTokens:
         kept: the original numbers of the tokens, in order.
 
     Raises:
-        ArgumentError: the texts have more tokens than ``most``.
+        ArgumentError: the texts have more tokens than ``most``, or the tokenizer has more than the
+            model.
     """
 
     def __init__(
         self, tokenizer: lm.HFTokenizer, texts: Iterable[str], vocab_size: int, most: int | None
     ) -> None:
+        if vocab_size < tokenizer.vocab_size:
+            raise ArgumentError(
+                f"vocab_size must be at least the tokenizer's {tokenizer.vocab_size}, got "
+                f"{vocab_size}."
+            )
         self._tokenizer = tokenizer
         self.kept = np.arange(vocab_size)
         if most is None or most >= vocab_size:
