@@ -1,8 +1,11 @@
-"""Stories in which given words occur: ``Words: dog, jump, happy`` and a story behind it.
+"""Stories in which three given words occur.
 
-A task names a noun, a verb and an adjective, as the prompts did that the TinyStories were written
-to (Eldan and Li 2023, arXiv 2305.07759). The level is how many of the three it names. No program
-writes a right answer, but one checks it: the words are there, and the story comes to an end.
+The question names three things in sentences that a model of stories can go on from: models that
+were trained on stories alone know no headers. No program writes a right answer, but one checks it:
+the words are there, and the story comes to an end.
+
+The words are nouns. Stories go on about the things that they begin with; a verb comes back in
+another tense.
 """
 
 import re
@@ -12,84 +15,82 @@ import numpy as np
 
 from experiments.evolution.pretrained.families.family import Family
 
-NOUNS = (
-    "ball bear bed bird boat book box bunny butterfly cake car cat dinner dog doll door dress duck "
-    "family fish flower food forest frog game garden grass ground hat hill hole house kitchen lady "
-    "leaf man mouse noise paper park party picture pond rabbit rain river rock room school sky "
-    "squirrel stick store story street sun table town toy tree truck wall water wind window"
-).split()
-VERBS = (
-    "catch climb cry dance draw eat explore find fix fly hide hug jump learn listen look reach "
-    "read rest ride run share sing sleep smile stop swim talk touch try wait walk watch wear"
-).split()
-ADJECTIVES = (
-    "angry bad beautiful blue brave bright broken careful clean cold colorful curious dark "
-    "different dirty excited fast favorite friendly funny green hot hungry kind lost loud mean "
-    "new nice old pink pretty proud red sad safe scared scary shiny small soft special strong "
-    "surprised sweet tall tired warm wet yellow yummy"
-).split()
-"""Words that one in seven to one in seventy of a small model's stories have."""
-KINDS = (NOUNS, VERBS, ADJECTIVES)
+WORDS = frozenset(
+    "apple bag ball balloon beach bear bed bike bird boat book bottle bowl box brother bug bunny "
+    "butterfly cake candy car carrot castle cat chair clothes cookie doctor dog doll door dress "
+    "duck elephant farm fire fish floor flower food forest frog fruit game garden gift grass hat "
+    "hill hole house ice jar juice kitchen lady lake leaf letter lion man monkey monster mouse "
+    "music nest noise owner paper park party pet picture plant pond princess puppy rabbit rain "
+    "river road rock room sand sandwich school sea sky snack snake squirrel stick store storm "
+    "street sun swing table tail tower town toy train treasure tree truck voice wall water wind "
+    "window woods yard".split()
+)
+"""Nouns of children's stories."""
+COUNT = 3
+"""Words of a question."""
+LONGEST = 1200
+"""Characters of a story."""
 
-_QUESTION = re.compile(r"Words: ([a-z]+(?:, [a-z]+){0,2})\n")
+_QUESTION = re.compile(
+    r"The ([a-z]+) saw the ([a-z]+) and the ([a-z]+)\. The \1 liked the \2\. The \2 liked the \3\.\n"
+)
 _LOOP = re.compile(r"(\b[^.!?]{12,}[.!?])\W+\1\W+\1")
 
 
 def stories() -> Family:
-    """The family. An answer is at most ``LONGEST`` characters."""
+    """The family; all its questions are of one level."""
     return Family(
-        name="stories with given words",
-        levels=range(1, len(KINDS) + 1),
+        name="stories with three given words",
+        levels=range(1, 2),
         write=write,
         read=read,
         check=check,
         answer=None,
-        longest=lambda level: (7 + 12 * level, LONGEST),
+        longest=lambda level: (110, LONGEST),
     )
 
 
-LONGEST = 1200
-
-
 def question(words: Sequence[str]) -> str:
-    """The question that asks for these words.
+    """The question that asks for three words; they stand in the alphabet's order.
 
-    >>> question(["dog", "jump"])
-    'Words: dog, jump\\n'
+    >>> question(["tree", "dog", "hat"])
+    'The dog saw the hat and the tree. The dog liked the hat. The hat liked the tree.\\n'
     """
-    return f"Words: {', '.join(words)}\n"
+    first, second, third = sorted(words)
+    return (
+        f"The {first} saw the {second} and the {third}. The {first} liked the {second}. The "
+        f"{second} liked the {third}.\n"
+    )
 
 
 def write(rng: np.random.Generator, level: int) -> str:
-    """A random question that names so many words.
+    """A random question.
 
-    >>> write(np.random.default_rng(0), 3)
-    'Words: pond, listen, pink\\n'
+    >>> words_of(write(np.random.default_rng(0), 1))
+    ['leaf', 'pet', 'street']
     """
-    return question([str(rng.choice(kind)) for kind in KINDS[:level]])
+    return question(list(map(str, rng.choice(sorted(WORDS), COUNT, replace=False))))
 
 
-def words_of(text: str) -> list[str] | None:
-    """The words that a question names; None for another text.
+def words_of(text: str) -> list[str]:
+    """The words that a question names; none for another text.
 
-    >>> words_of("Words: dog, jump\\n"), words_of("Words: jump, dog\\n")
-    (['dog', 'jump'], None)
+    >>> words_of(question(["dog", "tree", "hat"])), words_of(question(["dog", "dog", "hat"]))
+    (['dog', 'hat', 'tree'], [])
     """
     found = _QUESTION.fullmatch(text)
-    if not found:
-        return None
-    words = found[1].split(", ")
-    return words if all(w in kind for w, kind in zip(words, KINDS, strict=False)) else None
+    words = list(found.groups()) if found else []
+    known = WORDS.issuperset(words) and words == sorted(set(words))
+    return words if known else []
 
 
 def read(text: str) -> int | None:
-    """How many words a question names; None for another text.
+    """1 for a question, None for another text.
 
-    >>> read("Words: dog, jump, happy\\n"), read("Words: dog, jump, sad\\n")
-    (None, 3)
+    >>> read(question(["dog", "tree", "hat"])), read("The dog saw the hat.")
+    (1, None)
     """
-    words = words_of(text)
-    return None if words is None else len(words)
+    return 1 if words_of(text) else None
 
 
 def words_in(story: str) -> set[str]:
@@ -102,21 +103,22 @@ def words_in(story: str) -> set[str]:
 
 
 def ends_well(story: str) -> bool:
-    """Whether a story ends with a full stop or the like, and says no sentence three times running.
+    """Whether a story ends as a sentence does, and says nothing three times running.
 
     >>> ends_well("They went home."), ends_well("They went")
     (True, False)
+    >>> ends_well("They went to the park. They went to the park. They went to the park.")
+    False
     """
-    return story.rstrip()[-1:] in ('.', '!', '?', '"') and not _LOOP.search(story)
+    return story.rstrip()[-1:] in tuple('.!?"') and not _LOOP.search(story)
 
 
 def check(question: str, story: str) -> float:
     """1 if the story has all words and ends well, else 0.
 
-    >>> check("Words: dog, jump, sad\\n", "A sad Dog did not jump.")
-    1.0
-    >>> check("Words: dog, jump, sad\\n", "A sad dog jumped.")
-    0.0
+    >>> asked = question(["dog", "tree", "hat"])
+    >>> check(asked, "A Dog with a hat sat by a tree."), check(asked, "Dogs have no hat. A tree!")
+    (1.0, 0.0)
     """
     words = words_of(question)
-    return float(words is not None and words_in(story).issuperset(words) and ends_well(story))
+    return float(bool(words) and words_in(story).issuperset(words) and ends_well(story))
