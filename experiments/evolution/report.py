@@ -207,6 +207,9 @@ def write_results(
         *[f"- {name}: {text}" for name, text in facts.items()], "",
     ])  # fmt: skip
     result = {
+        "title": title,
+        "columns": columns,
+        "facts": facts,
         "tested": tested,
         "control_by_round": outcome.control_records,
         "stopped": outcome.followed.stopped,

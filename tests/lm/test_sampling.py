@@ -60,7 +60,8 @@ def test_frequencies_are_the_probabilities(vocabulary, options):
     logits = logits_of(vocabulary)
     allowed = jnp.arange(vocabulary) % 3 != 1 if options.pop("allowed", False) else None
     seen = jnp.arange(vocabulary) % 2 == 0 if options.pop("seen", False) else None
-    sampling = SamplingParams(**{"temperature": 1.0, **options})
+    temperature = options.pop("temperature", 1.0)
+    sampling = SamplingParams(temperature, **options)
     rows = lambda leaf: None if leaf is None else jnp.broadcast_to(leaf, (ROWS, vocabulary))
     tokens, *_ = choose(
         rows(logits), row_keys(jax.random.key(0), ROWS), 0, rows(allowed), rows(seen), sampling
@@ -75,7 +76,7 @@ def test_frequencies_are_the_probabilities(vocabulary, options):
         scores[~np.array(allowed)] = -np.inf
     if sampling.top_k is not None:
         scores[np.argsort(-scores)[sampling.top_k :]] = -np.inf
-    wanted = softmax(scores / sampling.temperature)
+    wanted = softmax(scores / temperature)
     if sampling.top_p is not None:
         order = np.argsort(-wanted)
         ahead = np.cumsum(wanted[order]) - wanted[order]

