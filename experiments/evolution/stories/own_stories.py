@@ -72,7 +72,9 @@ def write(setup: Setup, file: Path) -> OwnStories:
 def split(stories: OwnStories) -> tuple[OwnStories, OwnStories]:
     """Those to learn from, and those that are kept back."""
     back = np.arange(len(stories.lengths)) % KEPT_BACK == 0
-    return tuple(OwnStories(*(leaf[rows] for leaf in stories)) for rows in (~back, back))  # type: ignore[return-value]
+    return OwnStories(*(leaf[~back] for leaf in stories)), OwnStories(
+        *(leaf[back] for leaf in stories)
+    )
 
 
 def texts(setup: Setup, stories: OwnStories) -> list[list[int]]:

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -53,6 +52,8 @@ from metajax.files import write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
 """Of the gate: the acceptable loss on held-out tasks."""
+REAL = 0.7
+"""Least share of the first stories in a round's texts."""
 DAMAGED, SHARE = 2, 0.3
 """The round whose verdicts are turned round, and the share of them."""
 
@@ -63,6 +64,8 @@ class Ready(NamedTuple):
     Attributes:
         setup: the checkpoint and the tasks.
         real: the base's stories, with and without words in front, for a key.
+        count: how many there are.
+        relabelled: how many of them can have words in front.
         back: its stories that are kept back.
         outside: real stories, if there are any.
         losses: of texts, for a model's parameters.
@@ -72,6 +75,7 @@ class Ready(NamedTuple):
 
     setup: Setup
     real: Callable[[jax.Array], ev.Examples]
+    count: int
     relabelled: int
     back: list[list[int]]
     outside: list[list[int]]
@@ -90,7 +94,8 @@ class Ready(NamedTuple):
 def make_ready(setup: Setup, run: common.Run) -> Ready:
     """Lets the base write its stories, and sets the guard of fluency by those kept back."""
     config, end = setup.config, setup.problem.end
-    learned, back = own_stories.split(own_stories.write(setup, run.path / "stories.npz"))
+    written = own_stories.write(setup, config.written or run.path / "stories.npz")
+    learned, back = own_stories.split(written)
     width = 1 + config.longest
     losses = fluency.losses_of(setup.apply, width)
     texts = own_stories.texts(setup, back)
@@ -109,7 +114,9 @@ def make_ready(setup: Setup, run: common.Run) -> Ready:
     real = own_stories.Relabelled(setup, learned, kept_back(setup))
     verifier = fluency.fluent(checked, likelihood, limit)
     outside = real_stories(setup, width)
-    return Ready(setup, real, real.count, texts, outside, losses, verifier, limit)
+    return Ready(
+        setup, real, len(learned.lengths), real.count, texts, outside, losses, verifier, limit
+    )
 
 
 def real_stories(setup: Setup, width: int) -> list[list[int]]:
@@ -174,9 +181,9 @@ def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], An
 
 
 def update_of(setup: Setup, mixture: Callable[[Any], Any]) -> ev.Update:
-    """A round's updates; the rate falls from a half to a twentieth."""
+    """A round's updates; the rate falls from a quarter to a fortieth."""
     config, steps = setup.config, setup.config.round_steps
-    rate = optax.linear_schedule(config.rate / 2, config.rate / 20, steps)
+    rate = optax.linear_schedule(config.rate / 4, config.rate / 40, steps)
     return fine_tuning(setup, steps, ev.every_round(rate, steps), mixture)
 
 
@@ -195,16 +202,16 @@ def gate_of(ready: Ready) -> ev.Gate:
         ]
         change = right[1] - right[0]
         lowest = float(change.mean() - quantile * change.std(ddof=1) / np.sqrt(len(change)))
-        ratio = ready.perplexities(new)["perplexity_own"] / base
+        now, then = (ready.perplexities(each)["perplexity_own"] / base for each in (old, new))
         reasons = []
         if lowest < -MARGIN:
             reasons.append(f"held-out tasks may be worse by {-lowest:.1%}, more than {MARGIN:.0%}")
-        if not ratio <= config.perplexity:
-            reasons.append(f"perplexity is {ratio:.3f} times the base's")
+        if not then <= max(config.perplexity, now):
+            reasons.append(f"perplexity is {then:.3f} times the base's")
         before, after = ({"frontier": float(scores.mean())} for scores in right)
         return ev.Decision(
             not reasons, before, after, {"frontier": lowest},
-            "; ".join(reasons) or f"perplexity is {ratio:.3f} times the base's",
+            "; ".join(reasons) or f"perplexity is {then:.3f} times the base's",
         )  # fmt: skip
 
     return gate
@@ -253,7 +260,7 @@ def loop_config(ready: Ready) -> ev.EvolveConfig:
         propose=lambda params, key, levels: ev.without_duplicates(pose(params, key, levels), never),
         solve=solver(setup, samples=config.samples),
         verifier=verifier,
-        update=ev.rejection_sampling(update_of(setup, ev.published_mixture(1))),
+        update=ev.rejection_sampling(update_of(setup, ev.published_mixture(1, floor=REAL))),
         gate=ev.accept_all() if config.gate == "none" else gate_of(ready),
         curriculum=ev.Curriculum("one level", level, lambda levels, rate: levels),
         real=ready.real,
@@ -330,9 +337,11 @@ def scores_of(
     return scores
 
 
-def base_scores(ready: Ready) -> dict[str, Any]:
+def base_scores(ready: Ready, file: Path) -> dict[str, Any]:
     """The base model's scores: of each prompt on validation tasks, and of the best one on the
-    tests."""
+    tests. They are kept in a file, and read from there."""
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
     setup, config = ready.setup, ready.setup.config
     named = lambda tasks: [
         words_of(setup.tokenizer.decode(row[len(row) - length :].tolist()[begin:]))
@@ -362,7 +371,9 @@ def base_scores(ready: Ready) -> dict[str, Any]:
     tried = {name: score(name, setup.validation) for name in names}
     best = max(names, key=lambda name: (tried[name]["rate"], tried[name]["words"]))
     tested = score(best, setup.tests) | ready.perplexities(setup.params)
-    return {"prompt": best, "tried": tried, "tested": tested}
+    found = {"prompt": best, "tried": tried, "tested": tested}
+    write_atomically(file, json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def worked_example(ready: Ready) -> list[int]:
@@ -458,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     evolved = outcome.followed.state.train.params
     lm.save_pretrained(run.path / "model", setup.model.config, evolved)
-    base = base_scores(ready)
+    base = base_scores(ready, run.path / "base.json")
     test = scores_of(ready, setup.tests)
     tested = {"base": base["tested"]} | {
         name: test(params) | ready.perplexities(params) for name, params in outcome.models().items()
@@ -492,8 +503,8 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
         f" at temperature {config.temperature}",
         "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
         f"{base['prompt']}. Rates in %: {tried}",
-        "Own stories": f"{config.stories}, of which {ready.relabelled} can have words in front; one "
-        f"in {own_stories.KEPT_BACK} is kept back for the perplexity",
+        "Own stories": f"{ready.count} to learn from, of which {ready.relabelled} can have words "
+        f"in front, and {len(ready.back)} that are kept back for the perplexity",
         "Real stories": f"{len(ready.outside)}, for the perplexity alone"
         if ready.outside
         else "none: the perplexity is on the base's own stories, whose floor is the base's",

@@ -1,5 +1,6 @@
 """Stories with given words: the checker, the guard, words put in front afterwards, and a run."""
 
+import itertools
 import json
 import os
 import shutil
