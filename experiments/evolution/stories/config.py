@@ -41,7 +41,7 @@ class Config(study.StudyConfig):
     """Tokens of a story, at most."""
     learned: int = 320
     """Tokens of a text that are learned from: its beginning."""
-    steps: int = 120
+    steps: int = 100
     """Updates on the model's own stories, some of them behind words that they have."""
     rounds: int = 2
     """Rounds of self-evolution."""

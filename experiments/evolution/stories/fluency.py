@@ -85,6 +85,6 @@ def judged(rewards: np.ndarray) -> ev.Verdict:
     [1.0, 0.0]
     """
     right = rewards > 0
-    share = right.mean(axis=1, dtype=np.float32)
-    weight = right.any(axis=1).astype(np.float32)
+    share = np.asarray(right.mean(axis=1), np.float32)
+    weight = np.asarray(right.any(axis=1), np.float32)
     return ev.Verdict(rewards.argmax(axis=1), weight, share, rewards.astype(np.float32))

@@ -24,7 +24,7 @@ from metajax import evolve as ev
 from metajax.evolve.text import encode_part
 from metajax.files import replacing
 
-KEPT_BACK = 8
+KEPT_BACK = 24
 """One in so many of the stories is never learned from."""
 
 
@@ -130,5 +130,8 @@ class Relabelled:
             tokens[place, : len(row)] = row[: config.learned]
         lengths = np.minimum([len(row) for row in rows], config.learned)
         return ev.Examples(
-            tokens, np.array(prompt, np.int32), lengths.astype(np.int32), np.float32(weights)
+            tokens,
+            np.array(prompt, np.int32),
+            lengths.astype(np.int32),
+            np.array(weights, np.float32),
         )

@@ -64,7 +64,7 @@ class Ready(NamedTuple):
     Attributes:
         setup: the checkpoint and the tasks.
         real: the base's stories, with and without words in front, for a key.
-        count: how many there are.
+        learned: how many there are.
         relabelled: how many of them can have words in front.
         back: its stories that are kept back.
         outside: real stories, if there are any.
@@ -75,7 +75,7 @@ class Ready(NamedTuple):
 
     setup: Setup
     real: Callable[[jax.Array], ev.Examples]
-    count: int
+    learned: int
     relabelled: int
     back: list[list[int]]
     outside: list[list[int]]
@@ -83,9 +83,13 @@ class Ready(NamedTuple):
     verifier: ev.Verifier
     limit: float
 
+    def perplexity(self, params: Any) -> float:
+        """On the base's stories that are kept back."""
+        return fluency.perplexity(self.losses(params, self.back))
+
     def perplexities(self, params: Any) -> dict[str, float]:
-        """On the base's stories that are kept back, and on real ones."""
-        found = {"perplexity_own": fluency.perplexity(self.losses(params, self.back))}
+        """On these, and on real stories."""
+        found = {"perplexity_own": self.perplexity(params)}
         if self.outside:
             found["perplexity_real"] = fluency.perplexity(self.losses(params, self.outside))
         return found
@@ -139,15 +143,16 @@ def real_stories(setup: Setup, width: int) -> list[list[int]]:
     return [(begin + encode_part(setup.tokenizer, text))[:width] for text in found]
 
 
-def solver(setup: Setup, **options: Any) -> ev.Solver:
-    """Writes stories."""
+def solver(setup: Setup, *, samples: int = 1, longest: int | None = None) -> ev.Solver:
+    """Writes stories, of at most so many tokens."""
     return ev.model_solver(
         setup.model,
+        answer_length=lambda level: longest or setup.config.longest,
         end=setup.problem.end,
+        samples=samples,
+        temperature=setup.config.temperature,
         slack=0,
         chunk=setup.config.chunk,
-        temperature=setup.config.temperature,
-        **{"answer_length": lambda level: setup.config.longest} | options,
     )
 
 
@@ -192,7 +197,7 @@ def gate_of(ready: Ready) -> ev.Gate:
     its perplexity on the base's stories that are kept back is near the base's."""
     config = ready.setup.config
     solve, quantile = solver(ready.setup), statistics.NormalDist().inv_cdf(CONFIDENCE)
-    base = ready.perplexities(ready.setup.params)["perplexity_own"]
+    base = ready.perplexity(ready.setup.params)
 
     def gate(old: Any, new: Any, key: jax.Array, held_out: ev.HeldOut) -> ev.Decision:
         tasks = ev.concatenate_tasks([held_out.known, held_out.frontier])
@@ -202,7 +207,7 @@ def gate_of(ready: Ready) -> ev.Gate:
         ]
         change = right[1] - right[0]
         lowest = float(change.mean() - quantile * change.std(ddof=1) / np.sqrt(len(change)))
-        now, then = (ready.perplexities(each)["perplexity_own"] / base for each in (old, new))
+        now, then = (ready.perplexity(each) / base for each in (old, new))
         reasons = []
         if lowest < -MARGIN:
             reasons.append(f"held-out tasks may be worse by {-lowest:.1%}, more than {MARGIN:.0%}")
@@ -365,7 +370,7 @@ def base_scores(ready: Ready, file: Path) -> dict[str, Any]:
     def score(name: str, tasks: ev.Tasks) -> dict[str, float]:
         texts = asked(name, tasks)
         room = setup.model.config.max_length - int(np.max(texts.lengths))
-        writer = solver(setup, answer_length=lambda level: min(config.longest, room))
+        writer = solver(setup, longest=min(config.longest, room))
         return scores_of(ready, tasks, texts, writer)(setup.params)
 
     tried = {name: score(name, setup.validation) for name in names}
@@ -503,7 +508,7 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
         f" at temperature {config.temperature}",
         "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
         f"{base['prompt']}. Rates in %: {tried}",
-        "Own stories": f"{ready.count} to learn from, of which {ready.relabelled} can have words "
+        "Own stories": f"{ready.learned} to learn from, of which {ready.relabelled} can have words "
         f"in front, and {len(ready.back)} that are kept back for the perplexity",
         "Real stories": f"{len(ready.outside)}, for the perplexity alone"
         if ready.outside

@@ -73,7 +73,7 @@ def test_losses_are_those_of_a_table_of_bigrams():
     texts = [[1, 2, 3], [4, 4], *[[0, 1, 2, 3, 4, 0]] * 20]
     sums, counts = losses(jnp.asarray(table), texts)
     log_probs = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
-    wanted = [-sum(log_probs[a, b] for a, b in zip(text, text[1:], strict=False)) for text in texts]
+    wanted = [-sum(log_probs[a, b] for a, b in itertools.pairwise(text)) for text in texts]
     np.testing.assert_allclose(sums, wanted, rtol=1e-5)
     assert counts.tolist() == [2, 1] + 20 * [5]
     assert fluency.perplexity((sums, counts)) == pytest.approx(
@@ -183,11 +183,11 @@ def test_a_wrong_option_is_named(options, named):
 
 
 def test_options_that_do_not_fit_the_checkpoint_are_named(setup, tmp_path):
-    for options, named in (
-        ({"longest": 600}, "longest: .* takes 512 tokens"),
-        ({"longest": 100, "learned": 50}, "learned must be above"),
+    for longest, learned, named in (
+        (600, 320, "longest: .* takes 512 tokens"),
+        (100, 50, "learned must be above"),
     ):
-        config = Config(checkpoint=setup.config.checkpoint, **options)
+        config = Config(checkpoint=setup.config.checkpoint, longest=longest, learned=learned)
         with pytest.raises(common.RunError, match=named):
             set_up(common.Run("evolve-stories", tmp_path, config), config)
 

@@ -15,16 +15,17 @@ import numpy as np
 
 from experiments.evolution.pretrained.families.family import Family
 
-WORDS = frozenset(
-    "apple bag ball balloon beach bear bed bike bird boat book bottle bowl box brother bug bunny "
-    "butterfly cake candy car carrot castle cat chair clothes cookie doctor dog doll door dress "
-    "duck elephant farm fire fish floor flower food forest frog fruit game garden gift grass hat "
-    "hill hole house ice jar juice kitchen lady lake leaf letter lion man monkey monster mouse "
-    "music nest noise owner paper park party pet picture plant pond princess puppy rabbit rain "
-    "river road rock room sand sandwich school sea sky snack snake squirrel stick store storm "
-    "street sun swing table tail tower town toy train treasure tree truck voice wall water wind "
-    "window woods yard".split()
+_NOUNS = (
+    "apple bag ball balloon beach bear bed bike bird boat book bottle bowl box brother bug "
+    "bunny butterfly cake candy car carrot castle cat chair clothes cookie doctor dog doll "
+    "door dress duck elephant farm fire fish floor flower food forest frog fruit game garden "
+    "gift grass hat hill hole house ice jar juice kitchen lady lake leaf letter lion man "
+    "monkey monster mouse music nest noise owner paper park party pet picture plant pond "
+    "princess puppy rabbit rain river road rock room sand sandwich school sea sky snack snake "
+    "squirrel stick store storm street sun swing table tail tower town toy train treasure "
+    "tree truck voice wall water wind window woods yard"
 )
+WORDS = frozenset(_NOUNS.split())
 """Nouns of children's stories."""
 COUNT = 3
 """Words of a question."""
@@ -32,7 +33,8 @@ LONGEST = 1200
 """Characters of a story."""
 
 _QUESTION = re.compile(
-    r"The ([a-z]+) saw the ([a-z]+) and the ([a-z]+)\. The \1 liked the \2\. The \2 liked the \3\.\n"
+    r"The ([a-z]+) saw the ([a-z]+) and the ([a-z]+)\. "
+    r"The \1 liked the \2\. The \2 liked the \3\.\n"
 )
 _LOOP = re.compile(r"(\b[^.!?]{12,}[.!?])\W+\1\W+\1")
 
