@@ -85,7 +85,7 @@ def verdict_of(rewards):
     """A verifier that gives these rewards, and tasks and completions of their shape."""
     rewards = np.array(rewards, np.float32)
     tokens = np.arange(rewards.size).reshape(*rewards.shape, 1) + 1
-    tasks = ev.Tasks(np.ones((len(rewards), 1)), np.ones(len(rewards), int), None, None)
+    tasks = ev.Tasks(np.ones((len(rewards), 1)), *np.ones((2, len(rewards)), int), rewards[:, 0] < 2)
     lengths = np.ones(rewards.shape, int)
     completions = ev.Completions(tokens, 0.0 * tokens, lengths, lengths > 0)
     verifier = ev.Verifier("given", lambda tasks, completions: fluency.judged(rewards), True)
@@ -102,8 +102,8 @@ def test_the_guard_refuses_right_but_unlikely_answers():
 
     verdict = fluency.fluent(verifier, likelihood, -2.0).verify(tasks, completions)
     assert asked == [[1], [2], [5]], "wrong answers aren't scored"
-    assert verdict.rewards.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert verdict.weight.tolist() == [1, 0, 0]
+    assert np.asarray(verdict.rewards).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert np.asarray(verdict.weight).tolist() == [1, 0, 0]
     assert verdict.agreement == pytest.approx([2 / 3, 0, 0])
 
 
