@@ -37,12 +37,12 @@ class Config(study.StudyConfig):
     """The file stories.npz of another run of this checkpoint, whose stories are taken."""
     stories: int = 640
     """Stories that the model writes before the first update."""
-    longest: int = 400
+    longest: int = 320
     """Tokens of a story, at most."""
-    learned: int = 320
+    learned: int = 256
     """Tokens of a text that are learned from: its beginning."""
-    steps: int = 100
-    """Updates on the model's own stories, some of them behind words that they have."""
+    steps: int = 50
+    """Updates on the model's own stories, before the first round."""
     rounds: int = 2
     """Rounds of self-evolution."""
     round_steps: int = 16
@@ -57,8 +57,8 @@ class Config(study.StudyConfig):
     """AdamW's learning rate; in a round it falls from a quarter of it to a fortieth."""
     batch: int = 12
     """Texts in an update."""
-    asked: float = 0.7
-    """Share of the texts that have words in front, before the first round."""
+    asked: int = 384
+    """Questions of a program that it answers before the first update."""
     doubtful: float = 0.05
     """Share of the model's own first stories that the guard of fluency would refuse."""
     perplexity: float = 1.05
@@ -80,12 +80,11 @@ class Config(study.StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "stories", "longest", "learned", "samples", "temperature", "batch",
+            self, "stories", "asked", "longest", "learned", "samples", "temperature", "batch",
             "perplexity", "chunk",
         )  # fmt: skip
-        for name in ("asked", "doubtful"):
-            if not 0 < getattr(self, name) < 1:
-                raise ArgumentError(f"{name} must be between 0 and 1; got {getattr(self, name)}")
+        if not 0 < self.doubtful < 1:
+            raise ArgumentError(f"doubtful must be between 0 and 1; got {self.doubtful}")
         for name in ("held_out", "validation", "test_prompts", "stories"):
             if getattr(self, name) < 2:
                 raise ArgumentError(f"{name} must be at least 2; got {getattr(self, name)}")

@@ -1,11 +1,12 @@
-"""What a model writes by itself, and words put in front of it afterwards.
+"""What a model writes by itself, and questions put in front of it afterwards.
 
-A story that was written for no words is right for those that it has (Andrychowicz et al. 2017,
-"Hindsight Experience Replay", arXiv 1707.01495). So the model learns what a question means from
-its own stories, and a program finds the words.
+A story that hasn't the words that were asked for is right for those that it has (Andrychowicz et
+al. 2017, "Hindsight Experience Replay", arXiv 1707.01495). So the model learns what a question
+means from its own stories, of which few are right at first.
 """
 
 import collections
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from experiments.evolution.pretrained.families.stories import (
     ends_well,
     question,
     words_in,
+    words_of,
 )
 from experiments.evolution.stories.config import Setup, prompts
 from metajax import evolve as ev
@@ -86,52 +88,87 @@ def texts(setup: Setup, stories: OwnStories) -> list[list[int]]:
     ]
 
 
-class Relabelled:
-    """The stories, and those that end well behind words that their beginnings have."""
+def free(setup: Setup, stories: OwnStories) -> ev.Examples:
+    """Stories that nothing was asked of, as texts to learn from."""
+    rows = texts(setup, stories)
+    begin = int(setup.problem.begin is not None)
+    return examples(setup, [(row, begin, 1.0) for row in rows])
 
-    def __init__(self, setup: Setup, stories: OwnStories, never: np.ndarray) -> None:
-        self._setup, self._never = setup, never
-        self._rows = texts(setup, stories)
-        decode, begin = setup.tokenizer.decode, int(setup.problem.begin is not None)
-        room = setup.config.learned - setup.problem.prompt_length(1)
-        found = [words_in(decode(row[begin : begin + room])) for row in self._rows]
-        well = [
-            ended and ends_well(decode(row[begin:-1]))
-            for row, ended in zip(self._rows, stories.ended, strict=True)
-        ]
-        self._words = [
-            sorted(WORDS & words) if good else [] for words, good in zip(found, well, strict=True)
-        ]
-        self.count = sum(len(words) >= COUNT for words in self._words)
-        self._often = collections.Counter(word for words in found for word in words)
 
-    def __call__(self, key: jax.Array) -> ev.Examples:
-        """The texts, with other words for each key. Rare words are as likely as common ones."""
-        setup, config = self._setup, self._setup.config
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-        begin = int(setup.problem.begin is not None)
-        rows, prompt, weights = [], [], []
-        for row, words in zip(self._rows, self._words, strict=True):
-            rows.append(row)
-            prompt.append(begin)
-            weights.append((1 - config.asked) / len(self._rows))
-            if len(words) < COUNT:
-                continue
-            chance = np.array([1 / self._often[word] for word in words])
-            chosen = rng.choice(words, COUNT, replace=False, p=chance / chance.sum())
-            header = encode_part(setup.tokenizer, question(list(map(str, chosen))))
-            asked = row[:begin] + header
-            if not np.isin(ev.fingerprints(prompts([asked])), self._never)[0]:
-                rows.append(asked + row[begin:])
-                prompt.append(len(asked))
-                weights.append(config.asked / self.count)
-        tokens = np.zeros((len(rows), config.learned), np.int32)
-        for place, row in enumerate(rows):
-            tokens[place, : len(row)] = row[: config.learned]
-        lengths = np.minimum([len(row) for row in rows], config.learned)
-        return ev.Examples(
-            tokens,
-            np.array(prompt, np.int32),
-            lengths.astype(np.int32),
-            np.array(weights, np.float32),
-        )
+def answers(
+    setup: Setup,
+    rollouts: ev.Rollouts,
+    never: np.ndarray,
+    fluent: Callable[[list[list[int]]], np.ndarray],
+) -> ev.Examples:
+    """Stories as texts to learn from: the right ones behind their questions, and the others that
+    end well behind the question that they are an answer to.
+
+    A right story counts once. Another one counts (k / 3)², where k of the words that were asked for
+    are in it; the others are other nouns of its, rare ones as often as common ones.
+
+    Args:
+        setup: the tasks.
+        rollouts: a round.
+        never: fingerprints of questions that are never learned from.
+        fluent: which of some stories are likely enough.
+    """
+    tasks, completions, verdict = rollouts
+    decode, begin = setup.tokenizer.decode, int(setup.problem.begin is not None)
+    tokens, lengths, ended = (
+        np.asarray(getattr(completions, name)) for name in ("tokens", "lengths", "ended")
+    )
+    right = np.asarray(verdict.rewards) > 0
+    found: list[tuple[list[int], list[int], list[str], set[str]]] = []
+    often: collections.Counter[str] = collections.Counter()
+    rows = []
+    for place in np.flatnonzero(np.asarray(tasks.valid)).tolist():
+        prompt = np.asarray(tasks.prompts[place])[-int(tasks.lengths[place]) :].tolist()
+        asked = words_of(decode(prompt[begin:]))
+        for sample in range(lengths.shape[1]):
+            story = tokens[place, sample, : lengths[place, sample]].tolist()
+            if right[place, sample]:
+                rows.append((prompt + story, len(prompt), 1.0))
+            elif ended[place, sample] and ends_well(decode(story[:-1])):
+                nouns = WORDS & words_in(decode(story))
+                often.update(nouns)
+                found.append((prompt[:begin], story, asked, nouns))
+    rng = np.random.default_rng(len(found))
+    likely = fluent([story for _, story, _, _ in found]) if found else ()
+    for (first, story, asked, nouns), good in zip(found, likely, strict=True):
+        kept = [word for word in asked if word in nouns]
+        others = sorted(nouns.difference(asked))
+        more = COUNT - len(kept)
+        if not good or not kept or len(others) < more:
+            continue
+        if more:
+            chance = np.array([1 / often[word] for word in others])
+            kept += map(str, rng.choice(others, more, replace=False, p=chance / chance.sum()))
+        prompt = first + encode_part(setup.tokenizer, question(kept))
+        if not np.isin(ev.fingerprints(prompts([prompt])), never)[0]:
+            rows.append((prompt + story, len(prompt), ((COUNT - more) / COUNT) ** 2))
+    return examples(setup, rows)
+
+
+def examples(setup: Setup, rows: Sequence[tuple[list[int], int, float]]) -> ev.Examples:
+    """The beginnings of texts, with the lengths of their questions and their weights."""
+    most = setup.config.learned
+    tokens = np.zeros((max(len(rows), 1), most), np.int32)
+    for place, (row, _, _) in enumerate(rows):
+        tokens[place, : min(len(row), most)] = row[:most]
+    rows = rows or [([0], 1, 0.0)]
+    return ev.Examples(
+        tokens,
+        np.array([prompt for _, prompt, _ in rows], np.int32),
+        np.array([min(len(row), most) for row, _, _ in rows], np.int32),
+        np.array([weight for _, _, weight in rows], np.float32),
+    )
+
+
+def together(first: ev.Examples, second: ev.Examples, share: float) -> ev.Examples:
+    """Both, the second drawn so often."""
+    scaled = lambda part, share: part._replace(
+        weights=(part.weights * share / max(part.weights.sum(), 1e-9)).astype(np.float32)
+    )
+    parts = (scaled(first, 1 - share), scaled(second, share))
+    return ev.Examples(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))

@@ -48,11 +48,13 @@ from experiments.evolution.stories.config import (
 from metajax import evolve as ev
 from metajax import lm
 from metajax.evolve.text import encode_part
-from metajax.files import write_atomically
+from metajax.files import replacing, write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
 """Of the gate: the acceptable loss on held-out tasks."""
-REAL = 0.7
+SHARE_ASKED = 0.6
+"""Share of texts with a question in the first data."""
+REAL = 0.6
 """Least share of the first stories in a round's texts."""
 DAMAGED, SHARE = 2, 0.3
 """The round whose verdicts are turned round, and the share of them."""
@@ -63,24 +65,22 @@ class Ready(NamedTuple):
 
     Attributes:
         setup: the checkpoint and the tasks.
-        real: the base's stories, with and without words in front, for a key.
-        learned: how many there are.
-        relabelled: how many of them can have words in front.
+        free: the base's stories, of which nothing was asked.
         back: its stories that are kept back.
         outside: real stories, if there are any.
         losses: of texts, for a model's parameters.
         verifier: checks words, ending and fluency.
+        likelihood: mean log-likelihoods of stories under the base.
         limit: the least mean log-likelihood of a fluent story.
     """
 
     setup: Setup
-    real: Callable[[jax.Array], ev.Examples]
-    learned: int
-    relabelled: int
+    free: ev.Examples
     back: list[list[int]]
     outside: list[list[int]]
     losses: Any
     verifier: ev.Verifier
+    likelihood: Callable[[list[list[int]]], np.ndarray]
     limit: float
 
     def perplexity(self, params: Any) -> float:
@@ -115,12 +115,9 @@ def make_ready(setup: Setup, run: common.Run) -> Ready:
         setup.tokenizer, setup.family.check, end=end, begin=setup.problem.begin,
         name="a program finds words and ending",
     )  # fmt: skip
-    real = own_stories.Relabelled(setup, learned, kept_back(setup))
     verifier = fluency.fluent(checked, likelihood, limit)
-    outside = real_stories(setup, width)
-    return Ready(
-        setup, real, len(learned.lengths), real.count, texts, outside, losses, verifier, limit
-    )
+    free, outside = own_stories.free(setup, learned), real_stories(setup, width)
+    return Ready(setup, free, texts, outside, losses, verifier, likelihood, limit)
 
 
 def real_stories(setup: Setup, width: int) -> list[list[int]]:
@@ -192,6 +189,39 @@ def update_of(setup: Setup, mixture: Callable[[Any], Any]) -> ev.Update:
     return fine_tuning(setup, steps, ev.every_round(rate, steps), mixture)
 
 
+def with_hindsight(ready: Ready, update: ev.Update) -> ev.Update:
+    """Lets an update learn from right stories, and from others behind words that they have."""
+    never = kept_back(ready.setup)
+    fluent = lambda stories: ready.likelihood(stories) >= ready.limit
+
+    def run(state, data, key, scale=1.0):
+        new = own_stories.answers(ready.setup, data.rollouts, never, fluent)
+        return update.update(state, data._replace(new=new), key, scale)
+
+    return update._replace(name=f"{update.name}, wrong stories behind words they have", update=run)
+
+
+def first_data(ready: Ready, file: Path) -> ev.Examples:
+    """The base's stories, free ones and answers to questions of a program; in a file, from where a
+    run resumes."""
+    setup, config = ready.setup, ready.setup.config
+    if not file.exists():
+        key, again = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 6))
+        never = kept_back(setup)
+        tasks = setup.problem.draw(key, np.ones(config.asked, int))
+        tasks = ev.without_duplicates(tasks, never)
+        completions = solver(setup)(setup.params, again, tasks)
+        verdict = ready.verifier.verify(tasks, completions)
+        fluent = lambda stories: ready.likelihood(stories) >= ready.limit
+        rollouts = ev.Rollouts(tasks, completions, verdict)
+        found = own_stories.answers(setup, rollouts, never, fluent)
+        with replacing(file) as path, path.open("wb") as opened:
+            np.savez(opened, **found._asdict())
+    with np.load(file) as loaded:
+        found = ev.Examples(*(loaded[name] for name in ev.Examples._fields))
+    return own_stories.together(ready.free, found, SHARE_ASKED)
+
+
 def gate_of(ready: Ready) -> ev.Gate:
     """Accepts θ_{t+1} if, with confidence, it does held-out tasks not much worse than θ_t, and if
     its perplexity on the base's stories that are kept back is near the base's."""
@@ -242,7 +272,7 @@ def turned_round(verifier: ev.Verifier, seed: int) -> tuple[ev.Verifier, Callabl
     return ev.Verifier(f"{verifier.name}, but wrong in round {DAMAGED}", verify, True), round_is
 
 
-def loop_config(ready: Ready) -> ev.EvolveConfig:
+def loop_config(ready: Ready, real: ev.Examples) -> ev.EvolveConfig:
     """The loop's parts."""
     setup, config = ready.setup, ready.setup.config
     never = kept_back(setup)
@@ -265,16 +295,16 @@ def loop_config(ready: Ready) -> ev.EvolveConfig:
         propose=lambda params, key, levels: ev.without_duplicates(pose(params, key, levels), never),
         solve=solver(setup, samples=config.samples),
         verifier=verifier,
-        update=ev.rejection_sampling(update_of(setup, ev.published_mixture(1, floor=REAL))),
+        update=with_hindsight(ready, update_of(setup, ev.published_mixture(1, floor=REAL))),
         gate=ev.accept_all() if config.gate == "none" else gate_of(ready),
         curriculum=ev.Curriculum("one level", level, lambda levels, rate: levels),
-        real=ready.real,
+        real=lambda key: real,
         held_out=lambda levels: held_out_tasks(setup),
         corrupt=corrupt,
     )
 
 
-def taught(ready: Ready, run: common.Run) -> study.Trained:
+def taught(ready: Ready, real: ev.Examples, run: common.Run) -> study.Trained:
     """θ_0: after the updates on the base's own stories; kept in the run's folder ``base``."""
     folder, setup, config = run.path / "base", ready.setup, ready.setup.config
     done = folder / "trained.json"
@@ -288,7 +318,7 @@ def taught(ready: Ready, run: common.Run) -> study.Trained:
     base = study.train_on_real_data(
         fine_tuning(setup, config.steps // parts, rate, study.real_mixture),
         setup.params,
-        ready.real,
+        lambda key: real,
         rounds=parts,
         seed=config.seed,
         name="own stories",
@@ -342,7 +372,7 @@ def scores_of(
     return scores
 
 
-def base_scores(ready: Ready, file: Path) -> dict[str, Any]:
+def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
     """The base model's scores: of each prompt on validation tasks, and of the best one on the
     tests. They are kept in a file, and read from there."""
     if file.exists():
@@ -353,7 +383,7 @@ def base_scores(ready: Ready, file: Path) -> dict[str, Any]:
         for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
     ]
     begin = int(setup.problem.begin is not None)
-    example = worked_example(ready)
+    example = worked_example(ready, real)
 
     def asked(name: str, tasks: ev.Tasks) -> ev.Tasks:
         if name == base_prompts.EXAMPLE:
@@ -381,9 +411,8 @@ def base_scores(ready: Ready, file: Path) -> dict[str, Any]:
     return found
 
 
-def worked_example(ready: Ready) -> list[int]:
-    """The shortest relabelled story behind its words, as tokens; none if there is none."""
-    found = ready.real(jax.random.key(0))
+def worked_example(ready: Ready, found: ev.Examples) -> list[int]:
+    """The shortest story behind its question, as tokens; none if there is none."""
     begin = int(ready.setup.problem.begin is not None)
     complete = (found.prompt > begin) & (found.lengths < ready.setup.config.learned)
     if not complete.any():
@@ -459,13 +488,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = set_up(run, config)
     common.create(run)
     ready = make_ready(setup, run)
-    loop = loop_config(ready)
+    real = first_data(ready, run.path / "asked.npz")
+    loop = loop_config(ready, real)
     validation = scores_of(ready, setup.validation)
     outcome = study.evolve_and_control(
         run,
         config,
         loop,
-        taught(ready, run),
+        taught(ready, real, run),
         jax.random.key(config.seed + 3),
         longest=setup.problem.prompt_length(1) + config.longest,
         vocab_size=setup.problem.vocab_size,
@@ -474,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     evolved = outcome.followed.state.train.params
     lm.save_pretrained(run.path / "model", setup.model.config, evolved)
-    base = base_scores(ready, run.path / "base.json")
+    base = base_scores(ready, real, run.path / "base.json")
     test = scores_of(ready, setup.tests)
     tested = {"base": base["tested"]} | {
         name: test(params) | ready.perplexities(params) for name, params in outcome.models().items()
@@ -508,8 +538,8 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
         f" at temperature {config.temperature}",
         "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
         f"{base['prompt']}. Rates in %: {tried}",
-        "Own stories": f"{ready.learned} to learn from, of which {ready.relabelled} can have words "
-        f"in front, and {len(ready.back)} that are kept back for the perplexity",
+        "Own stories": f"{len(ready.free.tokens)} free ones, {len(ready.back)} that are kept back "
+        f"for the perplexity, and {config.asked} answers to questions of a program",
         "Real stories": f"{len(ready.outside)}, for the perplexity alone"
         if ready.outside
         else "none: the perplexity is on the base's own stories, whose floor is the base's",
