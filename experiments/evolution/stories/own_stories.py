@@ -68,7 +68,9 @@ def write(setup: Setup, file: Path) -> OwnStories:
                 ended=found.ended[:, 0],
             )
     with np.load(file) as loaded:
-        return OwnStories(*(loaded[name] for name in OwnStories._fields))
+        tokens, lengths, ended = (loaded[name] for name in OwnStories._fields)
+    most = setup.config.longest  # those of another run may be longer
+    return OwnStories(tokens[:, :most], np.minimum(lengths, most), ended & (lengths <= most))
 
 
 def split(stories: OwnStories) -> tuple[OwnStories, OwnStories]:
