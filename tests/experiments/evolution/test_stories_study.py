@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from experiments.evolution.stories.config import Config, kept_back, prompts, set
 from metajax import evolve as ev
 
 TINY = (
-    "--stories", "16", "--longest", "32", "--learned", "144", "--steps", "1", "--rounds", "3",
+    "--stories", "48", "--asked", "4", "--longest", "32",
+    "--learned", "144", "--steps", "1", "--rounds", "3",
     "--round-steps", "1", "--proposals", "4", "--samples", "2", "--batch", "2", "--chunk", "4",
     "--held-out", "4", "--validation", "2", "--test-prompts", "2",
 )  # fmt: skip
@@ -85,7 +85,9 @@ def verdict_of(rewards):
     """A verifier that gives these rewards, and tasks and completions of their shape."""
     rewards = np.array(rewards, np.float32)
     tokens = np.arange(rewards.size).reshape(*rewards.shape, 1) + 1
-    tasks = ev.Tasks(np.ones((len(rewards), 1)), *np.ones((2, len(rewards)), int), rewards[:, 0] < 2)
+    tasks = ev.Tasks(
+        np.ones((len(rewards), 1)), *np.ones((2, len(rewards)), int), rewards[:, 0] < 2
+    )
     lengths = np.ones(rewards.shape, int)
     completions = ev.Completions(tokens, 0.0 * tokens, lengths, lengths > 0)
     verifier = ev.Verifier("given", lambda tasks, completions: fluency.judged(rewards), True)
@@ -127,39 +129,74 @@ def setup(tmp_path_factory):
     return set_up(common.Run("evolve-stories", folder, config), config)
 
 
-def test_words_in_front_are_those_of_the_story_and_held_out_ones_never(setup):
-    texts = [
-        " The dog had a hat. It sat by a tree.",
-        " A cat ran",
-        " A ball, a car, a bird and a frog.",
-    ]
+def answered(setup, stories, rewards):
+    """A round of one task with these stories."""
     encode = lambda text: setup.tokenizer.encode(text, add_special_tokens=False)
-    rows = [[*encode(text), setup.problem.end] for text in texts]
-    tokens = np.zeros((3, 60), int)
+    rows = [[*encode(story), setup.problem.end] for story in stories]
+    tokens = np.zeros((1, len(rows), 80), int)
     for place, row in enumerate(rows):
-        tokens[place, : len(row)] = row
-    stories = own_stories.OwnStories(tokens, np.array([len(r) for r in rows]), np.ones(3, bool))
-    relabelled = own_stories.Relabelled(setup, stories, kept_back(setup))
-    assert relabelled.count == 2
-    asked = set()
-    for seed in range(8):
-        found = relabelled(jax.random.key(seed))
-        assert len(found.tokens) == 5
-        assert found.weights.sum() == pytest.approx(1)
-        headed = found.prompt > 1
-        assert found.weights[headed].sum() == pytest.approx(setup.config.asked)
-        for row, prompt, length in zip(
-            *(leaf[headed] for leaf in (found.tokens, found.prompt, found.lengths)), strict=True
-        ):
-            text = setup.tokenizer.decode(row[1:prompt].tolist())
-            story = setup.tokenizer.decode(row[prompt : length - 1].tolist())
+        tokens[0, place, : len(row)] = row
+    lengths = np.array([[len(row) for row in rows]])
+    tasks = prompts([[setup.problem.begin, *encode(ASKED)]])
+    completions = ev.Completions(tokens, 0.0 * tokens, lengths, lengths > 0)
+    return ev.Rollouts(tasks, completions, fluency.judged(np.array([rewards], np.float32)))
+
+
+def test_a_wrong_story_is_learned_behind_the_words_that_it_has(setup):
+    stories = (
+        " The dog had a hat. It sat by a tree.",  # right
+        " A dog saw a cat and a ball.",  # has one word of three
+        " The dog sat by a tree in the park.",  # two
+        " A dog saw a cat and a ball",  # doesn't end well
+        " A cat saw a car and a ball.",  # none
+        " A dog saw a lion and a bear.",  # unlikely
+        " A dog ran.",  # too few
+    )
+    rollouts = answered(setup, stories, [1, 0, 0, 0, 0, 0, 0])
+    decode = setup.tokenizer.decode
+    fluent = lambda rows: np.array(["lion" not in decode(row) for row in rows])
+
+    def learned(never):
+        found = own_stories.answers(setup, rollouts, never, fluent)
+        texts = {}
+        for row, prompt, length, weight in zip(*found, strict=True):
+            assert row[0] == setup.problem.begin
             assert row[length - 1] == setup.problem.end
-            assert family.check(text, story) == 1
-            asked.add(text)
-    assert len(asked) > 2, "other words for each key"
-    never = ev.fingerprints(prompts([[setup.problem.begin, *encode(ASKED)]]))
-    found = own_stories.Relabelled(setup, stories, never)(jax.random.key(0))
-    assert len(found.tokens) == 4
+            asked = decode(row[1:prompt].tolist())
+            story = decode(row[prompt : length - 1].tolist())
+            assert family.check(asked, story) == 1
+            texts[story] = (family.words_of(asked), float(weight))
+        return texts
+
+    found = learned(kept_back(setup))
+    assert found == {
+        stories[0]: (["dog", "hat", "tree"], 1.0),
+        stories[1]: (["ball", "cat", "dog"], pytest.approx(1 / 9)),
+        stories[2]: (["dog", "park", "tree"], pytest.approx(4 / 9)),
+    }
+    encode = lambda text: setup.tokenizer.encode(text, add_special_tokens=False)
+    asked = encode(family.question(["ball", "cat", "dog"]))
+    never = ev.fingerprints(prompts([[setup.problem.begin, *asked]]))
+    assert set(learned(never)) == {stories[0], stories[2]}
+
+
+def test_a_verdict_that_is_wrong_is_believed(setup):
+    """So a round of wrong verdicts does harm, which the gate is for."""
+    rollouts = answered(setup, (" The lion sat in the park.",), [1])
+    found = own_stories.answers(setup, rollouts, kept_back(setup), lambda rows: np.ones(1, bool))
+    text = setup.tokenizer.decode(found.tokens[0, 1 : found.prompt[0]].tolist())
+    assert text == ASKED
+    assert found.weights.tolist() == [1]
+
+
+def test_shares_of_free_stories_and_answers(setup):
+    texts = [([1, 2, 3], 1, 3.0), ([4] * 400, 2, 1.0)]
+    first, second = (own_stories.examples(setup, rows) for rows in (texts, [([5], 1, 2.0)]))
+    assert first.lengths.tolist() == [3, setup.config.learned]
+    assert own_stories.examples(setup, []).weights.tolist() == [0]
+    both = own_stories.together(first, second, 0.6)
+    np.testing.assert_allclose(both.weights, [0.3, 0.1, 0.6], rtol=1e-6)
+    assert both.prompt.tolist() == [1, 2, 1]
 
 
 def test_the_tests_validation_and_held_out_tasks_are_kept_back(setup):
@@ -172,7 +209,7 @@ def test_the_tests_validation_and_held_out_tasks_are_kept_back(setup):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"asked": 1.0}, "asked must be between 0 and 1"),
+        ({"doubtful": 1.0}, "doubtful must be between 0 and 1"),
         ({"test_prompts": 1}, "test_prompts must be at least 2"),
         ({"learned": 0}, "learned"),
     ],
@@ -224,7 +261,7 @@ def test_random_weights_pose_nothing_and_the_run_says_so(tmp_path, capsys):
 def test_a_model_of_stories_learns_and_a_resumed_run_gives_the_same_bits(tmp_path):
     out = tmp_path / "run"
     options = [
-        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "64", "--longest", "320",
+        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "64", "--asked", "64",
         "--steps", "10", "--rounds", "1", "--round-steps", "2", "--proposals", "8", "--chunk", "32",
         "--held-out", "8", "--validation", "8", "--test-prompts", "8", "--gate", "none",
         "--out", str(out),
