@@ -34,7 +34,14 @@ import optax
 from experiments import common
 from experiments.common import plots
 from experiments.evolution import report, study
-from experiments.evolution.pretrained.families.stories import ends_well, words_in, words_of
+from experiments.evolution.pretrained.families.stories import (
+    COUNT,
+    ends_well,
+    nouns_in,
+    question,
+    words_in,
+    words_of,
+)
 from experiments.evolution.stories import base_prompts, fluency, own_stories
 from experiments.evolution.stories.config import (
     Config,
@@ -272,21 +279,31 @@ def turned_round(verifier: ev.Verifier, seed: int) -> tuple[ev.Verifier, Callabl
     return ev.Verifier(f"{verifier.name}, but wrong in round {DAMAGED}", verify, True), round_is
 
 
+def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
+    """Tasks of the model's own: it begins a text, and asks for the first three nouns in it."""
+    begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
+    write = ev.model_solver(
+        setup.model,
+        answer_length=lambda level: setup.problem.prompt_length(1),
+        end=setup.problem.end,
+        temperature=1.0,
+        slack=0,
+        chunk=4 * setup.config.chunk,
+    )
+    texts = write(params, key, prompts([[begin]] * setup.config.proposals)).tokens
+    found = [nouns_in(setup.tokenizer.decode(row.tolist()))[:COUNT] for row in texts[:, 0]]
+    valid = np.array([len(words) == COUNT for words in found])
+    asked = [
+        question(words if good else ["dog", "hat", "tree"])
+        for words, good in zip(found, valid, strict=True)
+    ]
+    return begun(setup, asked)._replace(valid=valid)
+
+
 def loop_config(ready: Ready, real: ev.Examples) -> ev.EvolveConfig:
     """The loop's parts."""
     setup, config = ready.setup, ready.setup.config
     never = kept_back(setup)
-    begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
-    pose = ev.few_shot_proposer(
-        setup.model,
-        setup.problem,
-        setup.tokenizer,
-        examples=lambda rng, levels: [begin],
-        read=setup.family.read,
-        count=config.proposals,
-        max_new_tokens=setup.problem.prompt_length(1),
-        chunk=4 * config.chunk,
-    )
     verifier, corrupt = ready.verifier, None
     if config.damage == "once":
         verifier, corrupt = turned_round(verifier, config.seed)
@@ -359,10 +376,10 @@ def scores_of(
             strict=True,
         )
         right, ends, words = [], [], []
-        for question, row, length, ended in rows:
+        for asked_for, row, length, ended in rows:
             story = decode(row[: length - int(ended)].tolist())
-            wanted = words_of(question)
-            right.append(bool(ended) and setup.family.check(question, story) > 0)
+            wanted = words_of(asked_for)
+            right.append(bool(ended) and setup.family.check(asked_for, story) > 0)
             ends.append(bool(ended) and ends_well(story))
             words.append(len(words_in(story).intersection(wanted)) / len(wanted))
         good = np.asarray(ready.verifier.verify(tasks, found).weight) > 0
@@ -543,7 +560,7 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
         "Real stories": f"{len(ready.outside)}, for the perplexity alone"
         if ready.outside
         else "none: the perplexity is on the base's own stories, whose floor is the base's",
-        "Proposer": "the model itself, without worked examples",
+        "Proposer": "the model itself: the first three nouns of a text that it begins",
         "Kept": f"{loop.verifier.name}: at least {ready.limit:.2f} nats a token; {config.samples} "
         "samples a task",
         "Update": loop.update.name,

@@ -104,6 +104,16 @@ def words_in(story: str) -> set[str]:
     return set(re.findall(r"[a-z]+", story.lower()))
 
 
+def nouns_in(story: str) -> list[str]:
+    """The nouns of ``WORDS`` in a story, each once, as they come.
+
+    >>> nouns_in("A dog and a hat. The dog sat by a tree.")
+    ['dog', 'hat', 'tree']
+    """
+    found = re.findall(r"[a-z]+", story.lower())
+    return list(dict.fromkeys(word for word in found if word in WORDS))
+
+
 def ends_well(story: str) -> bool:
     """Whether a story ends as a sentence does, and says nothing three times running.
 
