@@ -3,19 +3,19 @@
     python -m experiments.evolution.stories --checkpoint FOLDER --real stories.txt
 
 The checkpoint is a Hugging Face folder of a model that was trained on stories alone, such as
-stories260K, and knows no questions. First it writes stories freely. Half of the texts of its first
-updates are these; the others are the same ones behind three words that they have, so that it
-learns what the words in front mean. Then, round by round, it poses its own three words and writes
-several stories for them. A program checks that the words are there and that the story ends well,
-and the frozen base model, that it is fluent. The model learns all that passes, beside its first
-stories. θ_{t+1} is taken only if it does held-out tasks not worse and its perplexity on held-out
-stories of the base is near the base's. All parameters learn. Nobody gives it a story.
+stories260K, and knows no questions. First it writes stories freely, and stories behind questions of
+a program. Few have the words; a story without them is learned behind words that it has. Then, round
+by round, it poses its own three words and writes several stories for them. A program checks that the
+words are there and that the story ends well, and the frozen base model, that it is fluent. The model
+learns what passes, and again the others behind words that they have, beside its free stories.
+θ_{t+1} is taken only if it does held-out tasks not worse and its perplexity on stories of the base
+is near the base's. All parameters learn. Nobody gives it a story.
 
 The base model's rate is that of the best of several prompts, chosen on validation tasks. --real
 names a file of real stories for the perplexity; without it that of the base's own held-out stories
 is the only one. --damage once turns round 30 % of the verdicts in the second round.
 
-The control has as many updates on the base's stories alone, with words in front as before.
+The control has as many updates on the first data alone.
 
 Without --checkpoint a small model of random weights is made. It shows that the parts work together
 on any machine, and poses no task.
