@@ -4,10 +4,11 @@
 
 The checkpoint is a Hugging Face folder of a model that was trained on stories alone, such as
 stories260K, and knows no questions. First it writes stories freely, and stories behind questions of
-a program. Few have the words; a story without them is learned behind words that it has. Then, round
-by round, it poses its own three words and writes several stories for them. A program checks that the
-words are there and that the story ends well, and the frozen base model, that it is fluent. The model
-learns what passes, and again the others behind words that they have, beside its free stories.
+a program. Few have the words; a story without them is learned behind words that it has. Then,
+round by round, it poses its own three words and writes several stories for them. A program checks
+that the words are there and that the story ends well, and the frozen base model, that it is fluent.
+The model learns what passes, and again the others behind words that they have, beside its free
+stories.
 θ_{t+1} is taken only if it does held-out tasks not worse and its perplexity on stories of the base
 is near the base's. All parameters learn. Nobody gives it a story.
 
