@@ -310,7 +310,7 @@ def loop_config(ready: Ready, real: ev.Examples) -> ev.EvolveConfig:
         verifier, corrupt = turned_round(verifier, config.seed)
     level = ev.Levels(1, 1)
     return ev.EvolveConfig(
-        propose=lambda params, key, levels: ev.without_duplicates(pose(params, key, levels), never),
+        propose=lambda params, key, levels: ev.without_duplicates(pose(setup, params, key), never),
         solve=solver(setup, samples=config.samples),
         verifier=verifier,
         update=with_hindsight(ready, update_of(setup, ev.published_mixture(1, floor=REAL))),
