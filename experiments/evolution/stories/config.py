@@ -45,9 +45,9 @@ class Config(study.StudyConfig):
     """Updates on the model's own stories, before the first round."""
     rounds: int = 2
     """Rounds of self-evolution."""
-    round_steps: int = 16
+    round_steps: int = 24
     """Updates of each."""
-    proposals: int = 64
+    proposals: int = 96
     """Tasks of each."""
     samples: int = 4
     """Stories for each task."""
@@ -61,7 +61,7 @@ class Config(study.StudyConfig):
     """Questions of a program that it answers before the first update."""
     doubtful: float = 0.05
     """Share of the model's own first stories that the guard of fluency would refuse."""
-    perplexity: float = 1.05
+    perplexity: float = 1.1
     """The gate refuses a model whose perplexity on held-out stories is more than so many times the
     base's."""
     gate: Literal["guarded", "none"] = "guarded"

@@ -60,8 +60,10 @@ from metajax.files import replacing, write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
 """Of the gate: the acceptable loss on held-out tasks."""
-SHARE_ASKED = 0.6
-"""Share of texts with a question in the first data."""
+FIRST, LATER = 0.6, 0.3
+"""Share of texts with a question in the first data, before the first round and in the rounds."""
+TEXTS = 4
+"""Texts that it begins to pose a task."""
 REAL = 0.6
 """Least share of the first stories in a round's texts."""
 DAMAGED, SHARE = 2, 0.3
@@ -210,8 +212,7 @@ def with_hindsight(ready: Ready, update: ev.Update) -> ev.Update:
 
 
 def first_data(ready: Ready, file: Path) -> ev.Examples:
-    """The base's stories, free ones and answers to questions of a program; in a file, from where a
-    run resumes."""
+    """The base's answers to questions of a program; in a file, from where a run resumes."""
     setup, config = ready.setup, ready.setup.config
     if not file.exists():
         key, again = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 6))
@@ -227,7 +228,7 @@ def first_data(ready: Ready, file: Path) -> ev.Examples:
             np.savez(opened, **found._asdict())
     with np.load(file) as loaded:
         found = ev.Examples(*(loaded[name] for name in ev.Examples._fields))
-    return own_stories.together(ready.free, found, SHARE_ASKED)
+    return found
 
 
 def gate_of(ready: Ready) -> ev.Gate:
@@ -291,20 +292,20 @@ def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
         slack=0,
         chunk=4 * setup.config.chunk,
     )
-    texts = write(params, key, prompts([[begin]] * setup.config.proposals)).tokens
+    count = setup.config.proposals
+    texts = write(params, key, prompts([[begin]] * (TEXTS * count))).tokens
     found = [nouns_in(setup.tokenizer.decode(row.tolist()))[:COUNT] for row in texts[:, 0]]
-    valid = np.array([len(words) == COUNT for words in found])
-    asked = [
-        question(words if good else ["dog", "hat", "tree"])
-        for words, good in zip(found, valid, strict=True)
-    ]
+    # Valid ones first, so that few stories are written for what is no task.
+    asked = list(dict.fromkeys(question(words) for words in found if len(words) == COUNT))[:count]
+    valid = np.arange(count) < len(asked)
+    asked += [question(["dog", "hat", "tree"])] * (count - len(asked))
     return begun(setup, asked)._replace(valid=valid)
 
 
-def loop_config(ready: Ready, real: ev.Examples) -> ev.EvolveConfig:
+def loop_config(ready: Ready, first: ev.Examples) -> ev.EvolveConfig:
     """The loop's parts."""
     setup, config = ready.setup, ready.setup.config
-    never = kept_back(setup)
+    never, real = kept_back(setup), own_stories.together(ready.free, first, LATER)
     verifier, corrupt = ready.verifier, None
     if config.damage == "once":
         verifier, corrupt = turned_round(verifier, config.seed)
@@ -322,13 +323,14 @@ def loop_config(ready: Ready, real: ev.Examples) -> ev.EvolveConfig:
     )
 
 
-def taught(ready: Ready, real: ev.Examples, run: common.Run) -> study.Trained:
+def taught(ready: Ready, first: ev.Examples, run: common.Run) -> study.Trained:
     """θ_0: after the updates on the base's own stories; kept in the run's folder ``base``."""
     folder, setup, config = run.path / "base", ready.setup, ready.setup.config
     done = folder / "trained.json"
     if config.resume and done.exists():
         _, params = lm.load_pretrained(folder, dtype="float32", scan=False)
         return study.Trained(params, **json.loads(done.read_text(encoding="utf-8")))
+    real = own_stories.together(ready.free, first, FIRST)
     parts = next(each for each in (10, 5, 2, 1) if config.steps % each == 0)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.rate, max(1, config.steps // 20), max(2, config.steps), config.rate / 10
@@ -506,14 +508,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = set_up(run, config)
     common.create(run)
     ready = make_ready(setup, run)
-    real = first_data(ready, run.path / "asked.npz")
-    loop = loop_config(ready, real)
+    first = first_data(ready, run.path / "asked.npz")
+    loop = loop_config(ready, first)
     validation = scores_of(ready, setup.validation)
     outcome = study.evolve_and_control(
         run,
         config,
         loop,
-        taught(ready, real, run),
+        taught(ready, first, run),
         jax.random.key(config.seed + 3),
         longest=setup.problem.prompt_length(1) + config.longest,
         vocab_size=setup.problem.vocab_size,
@@ -522,7 +524,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     evolved = outcome.followed.state.train.params
     lm.save_pretrained(run.path / "model", setup.model.config, evolved)
-    base = base_scores(ready, real, run.path / "base.json")
+    base = base_scores(ready, first, run.path / "base.json")
     test = scores_of(ready, setup.tests)
     tested = {"base": base["tested"]} | {
         name: test(params) | ready.perplexities(params) for name, params in outcome.models().items()
