@@ -121,7 +121,7 @@ def answers(
         np.asarray(getattr(completions, name)) for name in ("tokens", "lengths", "ended")
     )
     right = np.asarray(verdict.rewards) > 0
-    found: list[tuple[list[int], list[int], list[str], set[str]]] = []
+    found: list[tuple[list[int], list[int], list[str], frozenset[str]]] = []
     often: collections.Counter[str] = collections.Counter()
     rows = []
     for place in np.flatnonzero(np.asarray(tasks.valid)).tolist():

@@ -227,8 +227,7 @@ def first_data(ready: Ready, file: Path) -> ev.Examples:
         with replacing(file) as path, path.open("wb") as opened:
             np.savez(opened, **found._asdict())
     with np.load(file) as loaded:
-        found = ev.Examples(*(loaded[name] for name in ev.Examples._fields))
-    return found
+        return ev.Examples(*(loaded[name] for name in ev.Examples._fields))
 
 
 def gate_of(ready: Ready) -> ev.Gate:
