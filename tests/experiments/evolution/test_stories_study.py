@@ -122,7 +122,7 @@ def test_three_in_ten_verdicts_are_turned_round_in_one_round_alone():
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    random_checkpoint.make(folder, seed=1, layers=1, max_length=512)
+    random_checkpoint.make(folder, seed=1, n_layers=1, max_length=512)
     config = Config(checkpoint=folder, longest=200, learned=300, held_out=8, validation=4)
     return set_up(common.Run("evolve-stories", folder, config), config)
 
