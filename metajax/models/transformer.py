@@ -25,6 +25,9 @@ from metajax.models.dense import Dense, _check_fits
 from metajax.models.transformer_config import TransformerConfig
 from metajax.types import Params
 
+_FEW = 32
+"""Up to so many rows are the right matrix of the head's product in decoding: then a CPU reads the
+large one as it is."""
 _ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -229,10 +232,12 @@ class Transformer(nn.Module):
         if config.tied:
             rows = embed.embedding.astype(config.dtype)
             flat = x.reshape(-1, x.shape[-1])
-            if cache is None:
+            if cache is not None and len(flat) <= _FEW:
+                # Without a barrier XLA would exchange the two.
+                logits = product(rows, flat, jnp.float32, transposed=True)
+                logits = jax.lax.optimization_barrier(logits).T
+            else:
                 logits = product(flat, rows, jnp.float32, transposed=True)
-            else:  # few: with them on the right, and rows in order, XLA is fastest on a CPU
-                logits = product(rows, flat, jnp.float32, transposed=True).T
             logits = logits.reshape(*x.shape[:-1], len(rows))
         else:
             logits = Dense(config.vocab_size, False, config.dtype, name="head")(x, jnp.float32)

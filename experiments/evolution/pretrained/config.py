@@ -24,6 +24,12 @@ from metajax.models import Transformer
 HELD_OUT_SEED, TEST_SEED = 11, 2025
 TARGETS = r"block_\d+/(attention|mlp)/\w+/kernel"
 """Which matrices have low-rank factors."""
+GRPO = {
+    "grpo": {"normalise": "answers"},
+    "dr-grpo": {"kl": 0.0},
+    "dapo": {"normalise": "tokens", "clip": (0.2, 0.28), "kl": 0.0, "only_ended": True},
+}
+"""What the published variants differ in; Dr. GRPO's sums are divided by an answer's length."""
 TASK_TEXTS = 8
 """Texts of a task of the MAML step: half to adapt to, half to score."""
 GEMMA = "gemma3-270m"
@@ -54,11 +60,9 @@ class Config(study.StudyConfig):
     """The hardest level of the tasks."""
     proposer: Literal["model", "program"] = "model"
     """Who poses the tasks: the model, behind worked examples, or a program."""
-    update: Literal["rejection", "fine-tune", "grpo", "maml"] = "rejection"
+    update: Literal["rejection", "fine-tune", "grpo", "dr-grpo", "dapo", "maml"] = "rejection"
     """How it learns from a round: by fine-tuning on all right samples, or on one of each task; by
-    GRPO; or by MAML on its own answers."""
-    grpo: Literal["grpo", "dr-grpo", "dapo"] = "grpo"
-    """The published variant, with --update grpo."""
+    GRPO or a published variant of it; or by MAML on its own answers."""
     start: Literal["current", "base"] = "current"
     """Where a round's fine-tuning starts."""
     verifier: Literal["check", "vote"] = "check"
@@ -79,8 +83,12 @@ class Config(study.StudyConfig):
     """Tasks of each."""
     samples: int = 4
     """Answers to each."""
-    temperature: float = 1.0
-    """What tasks and answers are drawn at."""
+    temperature: float = 0.7
+    """What answers are drawn at."""
+    attempts: int = 2
+    """How often so many tasks are written, until enough of them are valid."""
+    proposal_temperature: float = 1.0
+    """What tasks are drawn at."""
     agreement: float = 0.7
     """Least share of the samples that must agree, with --verifier vote."""
     shots: int = 8
@@ -89,8 +97,9 @@ class Config(study.StudyConfig):
     """Worked examples that it is trained on, at most; the shots are among them."""
     base_levels: int = 3
     """Levels of the worked examples, up to so many."""
-    prompt_share: float = 0.25
-    """Share of the texts whose questions are learned too, so that the model learns to pose them."""
+    prompt_share: float = 0.0
+    """Share of the texts whose questions are learned too. A model that learns few of them repeats
+    them."""
     rank: int = 8
     """Rank of the factors."""
     rate: float = 1e-3
@@ -117,8 +126,8 @@ class Config(study.StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "samples", "temperature", "worked", "levels", "base_levels", "rank", "inner_rate",
-            "batch", "micro_batch", "row_length", "chunk",
+            self, "samples", "temperature", "attempts", "proposal_temperature", "worked", "levels",
+            "base_levels", "rank", "inner_rate", "batch", "micro_batch", "row_length", "chunk",
         )  # fmt: skip
         if self.shots < 0:
             raise ArgumentError(f"shots must be at least 0; got {self.shots}")
@@ -141,12 +150,12 @@ class Config(study.StudyConfig):
             raise ArgumentError(f"shots must be at most worked={self.worked}; got {self.shots}")
         if self.proposer == "model" and not self.shots:
             raise ArgumentError("shots must be at least 1 with proposer=model; got 0")
-        if self.update == "grpo" and self.shots:
+        if self.update in GRPO and self.shots:
             raise ArgumentError(
-                f"shots must be 0 with update=grpo, since it compares the model with itself without"
-                f" them; got {self.shots}"
+                f"shots must be 0 with update={self.update}, which compares the model with itself "
+                f"without them; got {self.shots}"
             )
-        compared = self.verifier == "vote" or self.update == "grpo"
+        compared = self.verifier == "vote" or self.update in GRPO
         if compared and self.samples < 2:
             raise ArgumentError(f"samples must be at least 2, to be compared; got {self.samples}")
         unit = TASK_TEXTS if self.update == "maml" else self.micro_batch
@@ -161,20 +170,31 @@ class Texts(NamedTuple):
     """A family in a model's tokens.
 
     Attributes:
+        tokenizer: the model's.
         family: its functions on strings.
         problem: the same on tokens.
-        judge: what its checker says, as a verifier.
         answer_length: tokens of a level's answers with their end, by a sample of them.
         line_length: the same of a question with its answer.
         shots: worked examples that stand before every question; empty for none.
     """
 
+    tokenizer: lm.Tokenizer
     family: Family
     problem: ev.Problem
-    judge: ev.Verifier
     answer_length: Callable[[int], int]
     line_length: Callable[[int], int]
-    shots: list[int]
+    shots: list[int] = []  # noqa: RUF012
+
+    def checker(self, **options: Any) -> ev.Verifier:
+        """What the family's program finds right, as a verifier; options of ``evolve.checked``."""
+        return ev.checked(
+            self.tokenizer,
+            self.family.check,
+            end=self.problem.end,
+            begin=self.problem.begin,
+            name="a program checks",
+            **options,
+        )
 
 
 class Setup(NamedTuple):
@@ -184,7 +204,6 @@ class Setup(NamedTuple):
         config: the options.
         folder: the checkpoint: a folder, a file or a hub's id.
         model: the transformer.
-        tokenizer: its tokenizer.
         variables: its parameters, ``"params"``, and factors from zero beside them, ``"lora"``.
         texts: the family that it learns.
         tests: those tasks that it is tested on, and never learns from.
@@ -196,7 +215,6 @@ class Setup(NamedTuple):
     config: Config
     folder: Path
     model: Transformer
-    tokenizer: lm.Tokenizer
     variables: dict[str, Any]
     texts: Texts
     tests: ev.Tasks
@@ -268,9 +286,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
     except ValueError as error:
         raise common.RunError(f"rank: {error}") from error
     variables = {"params": params, "lora": factors}
-    return Setup(
-        config, folder, model, tokenizer, variables, texts, tests, outside, outside_tests, worked
-    )
+    return Setup(config, folder, model, variables, texts, tests, outside, outside_tests, worked)
 
 
 def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
@@ -287,9 +303,6 @@ def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
         end=line_break[0] if len(line_break) == 1 else None,
         vocab_size=vocab_size,
     )
-    judge = ev.checked(
-        tokenizer, family.check, end=problem.end, begin=problem.begin, name="a program checks"
-    )
 
     @functools.cache
     def lengths(level: int) -> tuple[int, int]:
@@ -298,7 +311,7 @@ def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
         return int(answers.max()), int((prompts + answers).max())
 
     return Texts(
-        family, problem, judge, lambda level: lengths(level)[0], lambda level: lengths(level)[1], []
+        tokenizer, family, problem, lambda level: lengths(level)[0], lambda level: lengths(level)[1]
     )
 
 

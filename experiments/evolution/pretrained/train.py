@@ -10,9 +10,9 @@ examples in front, and some of its own tasks, so that it learns to pose them too
 only if held-out tasks say that it isn't worse. The factors are saved as an adapter that peft reads.
 
 --verifier vote asks nobody what is right: the most common answer is kept, if it ends. --curriculum
-harder begins behind the worked examples' levels, with one level more a round. --update grpo learns
-by a policy gradient, after --steps updates on the worked examples and with --shots 0; maml meta-
-learns.
+harder begins behind the worked examples' levels, with one level more a round. --update grpo,
+dr-grpo and dapo learn by a policy gradient, with --shots 0 after --steps updates on the worked
+examples; maml meta-learns.
 
 The control has as many updates on the worked examples alone. Another family, --outside, is tested
 before and after, and never learned from.
@@ -35,6 +35,7 @@ import metajax
 from experiments import common
 from experiments.evolution import report, study
 from experiments.evolution.pretrained.config import (
+    GRPO,
     TASK_TEXTS,
     Config,
     Setup,
@@ -48,13 +49,6 @@ from metajax import evolve as ev
 from metajax import lm
 from metajax.files import write_atomically
 from metajax.lm import lora
-
-GRPO = {
-    "grpo": {"normalise": "answers"},
-    "dr-grpo": {"kl": 0.0},
-    "dapo": {"normalise": "tokens", "clip": (0.2, 0.28), "kl": 0.0, "only_ended": True},
-}
-"""What the published variants differ in; Dr. GRPO's sums are divided by an answer's length."""
 
 
 def mesh_of(count: int) -> Any:
@@ -90,14 +84,16 @@ def proposer(setup: Setup) -> ev.Proposer:
         propose = ev.few_shot_proposer(
             setup.model,
             texts.problem,
-            setup.tokenizer,
+            texts.tokenizer,
             examples=examples,
             read=texts.family.read,
             count=config.proposals,
             max_new_tokens=texts.line_length(config.levels),
-            temperature=config.temperature,
-            chunk=config.chunk * config.samples,
-            mesh=mesh_of(config.chunk * config.samples),
+            attempts=config.attempts,
+            otherwise=setup.variables,
+            temperature=config.proposal_temperature,
+            chunk=config.chunk,
+            mesh=mesh_of(config.chunk),
         )
     tested = ev.fingerprints(setup.tests)
     return lambda params, key, levels: ev.without_duplicates(propose(params, key, levels), tested)
@@ -136,9 +132,9 @@ def update_of(setup: Setup) -> ev.Update:
     rate = ev.every_round(optax.linear_schedule(config.rate, config.rate / 10, steps), steps)
     options = {"steps": steps, "trainable": lora.is_factor}
     apply = lora.frozen_base(setup.model)
-    if config.update == "grpo":
+    if config.update in GRPO:
         micro_batches = config.batch // config.micro_batch
-        variant: dict[str, Any] = GRPO[config.grpo]
+        variant: dict[str, Any] = GRPO[config.update]
         longest = float(setup.texts.answer_length(config.levels))
         return ev.grpo(
             apply,
@@ -176,18 +172,19 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
     """The loop's parts."""
     config, problem = setup.config, setup.texts.problem
     solve = solver(setup, samples=config.samples, temperature=config.temperature)
-    verifier, judge = ev.all_of(ev.majority_vote(config.agreement), ev.must_end()), solve
+    verifier = ev.all_of(ev.majority_vote(config.agreement), ev.must_end())
+    gate = ev.non_inferior(solve, verifier)
     if config.verifier == "check":
-        # Its verdict on one greedy answer says whether it is right.
-        verifier, judge = setup.texts.judge, solver(setup)
-    gate = ev.accept_all() if config.gate == "none" else ev.non_inferior(judge, verifier)
+        # The rarer a right answer, the more its task counts. The gate takes one greedy answer.
+        verifier = setup.texts.checker(weigh=ev.learnability)
+        gate = ev.non_inferior(solver(setup), setup.texts.checker())
     levels = first_levels(config)
     return ev.EvolveConfig(
         propose=proposer(setup),
         solve=solve,
         verifier=verifier,
         update=update_of(setup),
-        gate=gate,
+        gate=ev.accept_all() if config.gate == "none" else gate,
         curriculum=ev.Curriculum("all levels in every round", levels, lambda levels, rate: levels)
         if config.curriculum == "all"
         else up_to(ev.one_harder(levels.first), config.levels),
@@ -252,16 +249,14 @@ def save_adapters(setup: Setup, folder: Path, variables: Any) -> None:
 def outside_scores(setup: Setup, params: Any) -> dict[str, float]:
     """What is tested at the beginning and the end alone: the other family behind its shots, and the
     own one without shots."""
-    solve, without = (
-        solver(setup, each) for each in (setup.outside, setup.texts._replace(shots=[]))
-    )
-    key = jax.random.key(0)
-    share = lambda judge, tasks, answers: float(report.is_right(judge, tasks, answers).mean())
+
+    def share(texts: Texts, tasks: ev.Tasks) -> float:
+        answers = solver(setup, texts)(params, jax.random.key(0), tasks)
+        return float(report.is_right(texts.checker(), tasks, answers).mean())
+
     return {
-        "outside": share(
-            setup.outside.judge, setup.outside_tests, solve(params, key, setup.outside_tests)
-        ),
-        "without_shots": share(setup.texts.judge, setup.tests, without(params, key, setup.tests)),
+        "outside": share(setup.outside, setup.outside_tests),
+        "without_shots": share(setup.texts._replace(shots=[]), setup.tests),
     }
 
 
@@ -273,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = set_up(run, config)
     common.create(run)
     problem, loop = setup.texts.problem, loop_config(setup)
-    scores = report.scores_of(setup.texts.judge, solver(setup), setup.tests)
+    scores = report.scores_of(setup.texts.checker(), solver(setup), setup.tests)
     outcome = study.evolve_and_control(
         run,
         config,
@@ -293,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, params in outcome.models().items()
     }
     samples = report.examples_text(
-        problem, setup.texts.judge, loop, evolved, setup.texts.family.levels
+        problem, setup.texts.checker(), loop, evolved, setup.texts.family.levels
     )
     write_atomically(run.path / "tasks.txt", samples)
     records = outcome.followed.records

@@ -114,9 +114,7 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
 @pytest.mark.parametrize("update", ["grpo", "dr-grpo", "dapo", "maml", "fine-tune"])
 def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, update):
     out = tmp_path / "run"
-    options = ["--update", update]
-    if update in train.GRPO:
-        options = ["--update", "grpo", "--grpo", update, "--shots", "0"]
+    options = ["--update", update, *(["--shots", "0"] if update in configs.GRPO else [])]
     train.main(
         [*TINY, *VOTE, "--rounds", "1", "--checkpoint", str(checkpoint), "--control", "no",
          "--gate", "non_inferior", *options, "--out", str(out)]
