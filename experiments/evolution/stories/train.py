@@ -554,7 +554,7 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
     return {
         "Checkpoint": f"{setup.name}, {size:,} parameters, all of which learn",
         "Task": f"{setup.problem.name}: {config.test_prompts} test tasks, a story each "
-        f" at temperature {config.temperature}",
+        f"at temperature {config.temperature}",
         "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
         f"{base['prompt']}. Rates in %: {tried}",
         "Own stories": f"{len(ready.free.tokens)} free ones, {len(ready.back)} that are kept back "
