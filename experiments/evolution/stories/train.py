@@ -474,7 +474,7 @@ def samples(ready: Ready, base: dict[str, Any], loop: ev.EvolveConfig, params: A
     shown = []
     for name, model in (("base", setup.params), ("after the last round", params)):
         stories = solver(setup)(model, jax.random.key(0), few)
-        for row in range(3):
+        for row in range(len(few.lengths)):
             text = setup.problem.show([*few.prompts[row], *stories.tokens[row, 0]])
             shown.append(f"[{name}]\n{text}\n")
     return f"Tasks that it posed:\n\n{posed}\nTest tasks:\n\n" + "\n".join(shown)
