@@ -18,7 +18,7 @@ from metajax import evolve as ev
 
 TINY = (
     "--stories", "48", "--asked", "4", "--longest", "32",
-    "--learned", "144", "--steps", "1", "--rounds", "3",
+    "--learned", "144", "--steps", "2", "--rounds", "3",
     "--round-steps", "1", "--proposals", "4", "--samples", "2", "--batch", "2", "--chunk", "4",
     "--held-out", "4", "--validation", "2", "--test-prompts", "2",
 )  # fmt: skip
