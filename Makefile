@@ -25,7 +25,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -96,6 +96,9 @@ evolve-pretrained: $(INSTALLED) $(if $(filter gemma%,$(MODEL)),$(GEMMA_INSTALLED
 
 evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
 	$(RUN) -m experiments.evolution.programs $(OPTIONS)
+
+evolve-stories: $(INSTALLED) ## a small model of stories learns to write with three given words (CHECKPOINT=<folder>)
+	$(RUN) -m experiments.evolution.stories $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(OPTIONS)
 
 bench: $(BENCH_INSTALLED) ## time metajax beside PyTorch and ordinary Flax (twenty minutes)
 	$(RUN) -m experiments.benchmarks.meta_step $(OPTIONS)

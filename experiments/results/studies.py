@@ -125,6 +125,17 @@ STUDIES = {
         "worked examples alone. What the runs are for is told in "
         "[self-evolution](../self-evolution.md).",
     ),
+    "evolution-stories": Study(
+        "A model of stories that learns to write with given words",
+        ("evolve-stories/**/result.json",),
+        tables.pretrained,
+        "`make evolve-stories` on stories260K: stories in % that have three given words and end "
+        "well, one a test task, drawn. The base is asked by the best of several prompts, chosen on "
+        "other tasks. What was tried before is told in "
+        "[decision 050](../decisions/050-a-wrong-story-answers-another-question.md); "
+        "[tasks that it posed, and stories before and after](evolve-stories/seed-0/tasks.txt).",
+        (("evolve-stories/seed-0/rounds.png", "validation tasks and perplexity, round by round"),),
+    ),
     "evolution-programs": Study(
         "Self-evolution on programs",
         ("evolve/programs/result.json",),

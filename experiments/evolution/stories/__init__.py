@@ -1,0 +1,1 @@
+"""Stories with given words, by a small model of stories."""

@@ -1,0 +1,569 @@
+"""A small model of stories that learns to write stories with three given words.
+
+    python -m experiments.evolution.stories --checkpoint FOLDER --real stories.txt
+
+The checkpoint is a Hugging Face folder of a model that was trained on stories alone, such as
+stories260K, and knows no questions. First it writes stories freely, and stories behind questions of
+a program. Few have the words; a story without them is learned behind words that it has. Then,
+round by round, it poses its own three words and writes several stories for them. A program checks
+that the words are there and that the story ends well, and the frozen base model, that it is fluent.
+The model learns what passes, and again the others behind words that they have, beside its free
+stories.
+θ_{t+1} is taken only if it does held-out tasks not worse and its perplexity on stories of the base
+is near the base's. All parameters learn. Nobody gives it a story.
+
+The base model's rate is that of the best of several prompts, chosen on validation tasks. --real
+names a file of real stories for the perplexity; without it that of the base's own held-out stories
+is the only one. --damage once turns round 30 % of the verdicts in the second round.
+
+The control has as many updates on the first data alone.
+
+Without --checkpoint a small model of random weights is made. It shows that the parts work together
+on any machine, and poses no task.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments import common
+from experiments.common import plots
+from experiments.evolution import report, study
+from experiments.evolution.pretrained.families.stories import (
+    COUNT,
+    ends_well,
+    nouns_in,
+    question,
+    words_in,
+    words_of,
+)
+from experiments.evolution.stories import base_prompts, fluency, own_stories
+from experiments.evolution.stories.config import (
+    Config,
+    Setup,
+    begun,
+    held_out_tasks,
+    kept_back,
+    prompts,
+    set_up,
+)
+from metajax import evolve as ev
+from metajax import lm
+from metajax.evolve.text import encode_part
+from metajax.files import replacing, write_atomically
+
+MARGIN, CONFIDENCE = 0.1, 0.95
+"""Of the gate: the acceptable loss on held-out tasks."""
+FIRST, LATER = 0.6, 0.3
+"""Share of texts with a question in the first data, before the first round and in the rounds."""
+TEXTS = 4
+"""Texts that it begins to pose a task."""
+REAL = 0.6
+"""Least share of the first stories in a round's texts."""
+DAMAGED, SHARE = 2, 0.3
+"""The round whose verdicts are turned round, and the share of them."""
+
+
+class Ready(NamedTuple):
+    """What the rounds and the tests share.
+
+    Attributes:
+        setup: the checkpoint and the tasks.
+        free: the base's stories, of which nothing was asked.
+        back: its stories that are kept back.
+        outside: real stories, if there are any.
+        losses: of texts, for a model's parameters.
+        verifier: checks words, ending and fluency.
+        likelihood: mean log-likelihoods of stories under the base.
+        limit: the least mean log-likelihood of a fluent story.
+    """
+
+    setup: Setup
+    free: ev.Examples
+    back: list[list[int]]
+    outside: list[list[int]]
+    losses: Any
+    verifier: ev.Verifier
+    likelihood: Callable[[list[list[int]]], np.ndarray]
+    limit: float
+
+    def perplexity(self, params: Any) -> float:
+        """On the base's stories that are kept back."""
+        return fluency.perplexity(self.losses(params, self.back))
+
+    def perplexities(self, params: Any) -> dict[str, float]:
+        """On these, and on real stories."""
+        found = {"perplexity_own": self.perplexity(params)}
+        if self.outside:
+            found["perplexity_real"] = fluency.perplexity(self.losses(params, self.outside))
+        return found
+
+
+def make_ready(setup: Setup, run: common.Run) -> Ready:
+    """Lets the base write its stories, and sets the guard of fluency by those kept back."""
+    config, end = setup.config, setup.problem.end
+    written = own_stories.write(setup, config.written or run.path / "stories.npz")
+    learned, back = own_stories.split(written)
+    width = 1 + config.longest
+    losses = fluency.losses_of(setup.apply, width)
+    texts = own_stories.texts(setup, back)
+    sums, counts = losses(setup.params, texts)
+    limit = float(np.quantile(-sums / counts, config.doubtful))
+
+    def likelihood(answers: list[list[int]]) -> np.ndarray:
+        first = [end] if setup.problem.begin is None else [setup.problem.begin]
+        sums, counts = losses(setup.params, [first + answer for answer in answers])
+        return -sums / counts
+
+    checked = ev.checked(
+        setup.tokenizer, setup.family.check, end=end, begin=setup.problem.begin,
+        name="a program finds words and ending",
+    )  # fmt: skip
+    verifier = fluency.fluent(checked, likelihood, limit)
+    free, outside = own_stories.free(setup, learned), real_stories(setup, width)
+    return Ready(setup, free, texts, outside, losses, verifier, likelihood, limit)
+
+
+def real_stories(setup: Setup, width: int) -> list[list[int]]:
+    """The beginnings of the file's stories in tokens.
+
+    Raises:
+        RunError: the file can't be read, or has no story.
+    """
+    file = setup.config.real
+    if file is None:
+        return []
+    try:
+        found = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise common.RunError(f"real: {error}") from error
+    found = [text for text in found if text]
+    if not found:
+        raise common.RunError(f"real: {file} has no story")
+    begin = [] if setup.problem.begin is None else [setup.problem.begin]
+    return [(begin + encode_part(setup.tokenizer, text))[:width] for text in found]
+
+
+def solver(setup: Setup, *, samples: int = 1, longest: int | None = None) -> ev.Solver:
+    """Writes stories, of at most so many tokens."""
+    return ev.model_solver(
+        setup.model,
+        answer_length=lambda level: longest or setup.config.longest,
+        end=setup.problem.end,
+        samples=samples,
+        temperature=setup.config.temperature,
+        slack=0,
+        chunk=setup.config.chunk,
+    )
+
+
+def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], Any]) -> ev.Update:
+    """Fine-tuning of all parameters on the beginnings of texts, questions among them."""
+    config = setup.config
+    update = ev.fine_tune(
+        setup.apply,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.01)),
+        steps=steps,
+        mixture=mixture,
+        rows=config.batch,
+        row_length=config.learned - 1,
+        micro_batches=1,
+        pool=steps * config.batch,
+        prompt_share=1.0,
+    )
+
+    def cut(part: ev.Examples) -> ev.Examples:
+        return part._replace(
+            tokens=part.tokens[:, : config.learned],
+            lengths=np.minimum(part.lengths, config.learned),
+        )
+
+    def run(state, data, key, scale=1.0):
+        past = tuple(map(cut, data.past))
+        data = data._replace(real=cut(data.real), past=past, new=cut(data.new))
+        return update.update(state, data, key, scale)
+
+    return update._replace(update=run)
+
+
+def update_of(setup: Setup, mixture: Callable[[Any], Any]) -> ev.Update:
+    """A round's updates; the rate falls from a quarter to a fortieth."""
+    config, steps = setup.config, setup.config.round_steps
+    rate = optax.linear_schedule(config.rate / 4, config.rate / 40, steps)
+    return fine_tuning(setup, steps, ev.every_round(rate, steps), mixture)
+
+
+def with_hindsight(ready: Ready, update: ev.Update) -> ev.Update:
+    """Lets an update learn from right stories, and from others behind words that they have."""
+    never = kept_back(ready.setup)
+    fluent = lambda stories: ready.likelihood(stories) >= ready.limit
+
+    def run(state, data, key, scale=1.0):
+        new = own_stories.answers(ready.setup, data.rollouts, never, fluent)
+        return update.update(state, data._replace(new=new), key, scale)
+
+    return update._replace(name=f"{update.name}, wrong stories behind words they have", update=run)
+
+
+def first_data(ready: Ready, file: Path) -> ev.Examples:
+    """The base's answers to questions of a program; in a file, from where a run resumes."""
+    setup, config = ready.setup, ready.setup.config
+    if not file.exists():
+        key, again = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 6))
+        never = kept_back(setup)
+        tasks = setup.problem.draw(key, np.ones(config.asked, int))
+        tasks = ev.without_duplicates(tasks, never)
+        completions = solver(setup)(setup.params, again, tasks)
+        verdict = ready.verifier.verify(tasks, completions)
+        fluent = lambda stories: ready.likelihood(stories) >= ready.limit
+        rollouts = ev.Rollouts(tasks, completions, verdict)
+        found = own_stories.answers(setup, rollouts, never, fluent)
+        with replacing(file) as path, path.open("wb") as opened:
+            np.savez(opened, **found._asdict())
+    with np.load(file) as loaded:
+        return ev.Examples(*(loaded[name] for name in ev.Examples._fields))
+
+
+def gate_of(ready: Ready) -> ev.Gate:
+    """Accepts θ_{t+1} if, with confidence, it does held-out tasks not much worse than θ_t, and if
+    its perplexity on the base's stories that are kept back is near the base's."""
+    config = ready.setup.config
+    solve, quantile = solver(ready.setup), statistics.NormalDist().inv_cdf(CONFIDENCE)
+    base = ready.perplexity(ready.setup.params)
+
+    def gate(old: Any, new: Any, key: jax.Array, held_out: ev.HeldOut) -> ev.Decision:
+        tasks = ev.concatenate_tasks([held_out.known, held_out.frontier])
+        right = [
+            np.asarray(ready.verifier.verify(tasks, solve(params, key, tasks)).weight)
+            for params in (old, new)
+        ]
+        change = right[1] - right[0]
+        lowest = float(change.mean() - quantile * change.std(ddof=1) / np.sqrt(len(change)))
+        now, then = (ready.perplexity(each) / base for each in (old, new))
+        reasons = []
+        if lowest < -MARGIN:
+            reasons.append(f"held-out tasks may be worse by {-lowest:.1%}, more than {MARGIN:.0%}")
+        if not then <= max(config.perplexity, now):
+            reasons.append(f"perplexity is {then:.3f} times the base's")
+        before, after = ({"frontier": float(scores.mean())} for scores in right)
+        return ev.Decision(
+            not reasons, before, after, {"frontier": lowest},
+            "; ".join(reasons) or f"perplexity is {then:.3f} times the base's",
+        )  # fmt: skip
+
+    return gate
+
+
+def turned_round(verifier: ev.Verifier, seed: int) -> tuple[ev.Verifier, Callable[..., Any]]:
+    """A verifier that says the opposite of a share of its verdicts in one round, and the loop's
+    ``corrupt`` that tells it which round it is."""
+    now = [0]
+
+    def round_is(number: int, completions: ev.Completions) -> ev.Completions:
+        now[0] = number
+        return completions
+
+    def verify(tasks: ev.Tasks, completions: ev.Completions) -> ev.Verdict:
+        verdict = verifier.verify(tasks, completions)
+        if now[0] != DAMAGED:
+            return verdict
+        rewards = np.array(verdict.rewards)
+        wrong = np.random.default_rng(seed).random(rewards.shape) < SHARE
+        return fluency.judged(np.where(wrong, 1 - rewards, rewards))
+
+    return ev.Verifier(f"{verifier.name}, but wrong in round {DAMAGED}", verify, True), round_is
+
+
+def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
+    """Tasks of the model's own: it begins a text, and asks for the first three nouns in it."""
+    begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
+    write = ev.model_solver(
+        setup.model,
+        answer_length=lambda level: setup.problem.prompt_length(1),
+        end=setup.problem.end,
+        temperature=1.0,
+        slack=0,
+        chunk=4 * setup.config.chunk,
+    )
+    count = setup.config.proposals
+    texts = write(params, key, prompts([[begin]] * (TEXTS * count))).tokens
+    found = [nouns_in(setup.tokenizer.decode(row.tolist()))[:COUNT] for row in texts[:, 0]]
+    # Valid ones first, so that few stories are written for what is no task.
+    asked = list(dict.fromkeys(question(words) for words in found if len(words) == COUNT))[:count]
+    valid = np.arange(count) < len(asked)
+    asked += [question(["dog", "hat", "tree"])] * (count - len(asked))
+    return begun(setup, asked)._replace(valid=valid)
+
+
+def loop_config(ready: Ready, first: ev.Examples) -> ev.EvolveConfig:
+    """The loop's parts."""
+    setup, config = ready.setup, ready.setup.config
+    never, real = kept_back(setup), own_stories.together(ready.free, first, LATER)
+    verifier, corrupt = ready.verifier, None
+    if config.damage == "once":
+        verifier, corrupt = turned_round(verifier, config.seed)
+    level = ev.Levels(1, 1)
+    return ev.EvolveConfig(
+        propose=lambda params, key, levels: ev.without_duplicates(pose(setup, params, key), never),
+        solve=solver(setup, samples=config.samples),
+        verifier=verifier,
+        update=with_hindsight(ready, update_of(setup, ev.published_mixture(1, floor=REAL))),
+        gate=ev.accept_all() if config.gate == "none" else gate_of(ready),
+        curriculum=ev.Curriculum("one level", level, lambda levels, rate: levels),
+        real=lambda key: real,
+        held_out=lambda levels: held_out_tasks(setup),
+        corrupt=corrupt,
+    )
+
+
+def taught(ready: Ready, first: ev.Examples, run: common.Run) -> study.Trained:
+    """θ_0: after the updates on the base's own stories; kept in the run's folder ``base``."""
+    folder, setup, config = run.path / "base", ready.setup, ready.setup.config
+    done = folder / "trained.json"
+    if config.resume and done.exists():
+        _, params = lm.load_pretrained(folder, dtype="float32", scan=False)
+        return study.Trained(params, **json.loads(done.read_text(encoding="utf-8")))
+    real = own_stories.together(ready.free, first, FIRST)
+    parts = next(each for each in (10, 5, 2, 1) if config.steps % each == 0)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.rate, max(1, config.steps // 20), max(2, config.steps), config.rate / 10
+    )
+    base = study.train_on_real_data(
+        fine_tuning(setup, config.steps // parts, rate, study.real_mixture),
+        setup.params,
+        lambda key: real,
+        rounds=parts,
+        seed=config.seed,
+        name="own stories",
+    )
+    lm.save_pretrained(folder, setup.model.config, base.params)
+    numbers = {"seconds": base.seconds, "tokens": base.tokens}
+    write_atomically(done, json.dumps(numbers) + "\n")
+    return base
+
+
+def scores_of(
+    ready: Ready, tasks: ev.Tasks, asked: ev.Tasks | None = None, solve: ev.Solver | None = None
+) -> Callable[[Any], dict[str, float]]:
+    """``scores(params)``: shares of stories, one a task, with all words and an ending (``rate``),
+    that are fluent too (``fluent``), that end well (``ends``), and of the words that are there.
+
+    Args:
+        ready: what judges.
+        tasks: what counts.
+        asked: what the model reads instead of the tasks.
+        solve: writes; the solver of the config if None.
+    """
+    setup = ready.setup
+    solve = solve or solver(setup)
+    decode, begin = setup.tokenizer.decode, int(setup.problem.begin is not None)
+    questions = [
+        decode(row[len(row) - length :].tolist()[begin:])
+        for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
+    ]
+
+    def scores(params: Any) -> dict[str, float]:
+        found = solve(params, jax.random.key(0), tasks if asked is None else asked)
+        rows = zip(
+            questions,
+            np.asarray(found.tokens)[:, 0],
+            np.asarray(found.lengths)[:, 0],
+            np.asarray(found.ended)[:, 0],
+            strict=True,
+        )
+        right, ends, words = [], [], []
+        for asked_for, row, length, ended in rows:
+            story = decode(row[: length - int(ended)].tolist())
+            wanted = words_of(asked_for)
+            right.append(bool(ended) and setup.family.check(asked_for, story) > 0)
+            ends.append(bool(ended) and ends_well(story))
+            words.append(len(words_in(story).intersection(wanted)) / len(wanted))
+        good = np.asarray(ready.verifier.verify(tasks, found).weight) > 0
+        named = {"rate": right, "fluent": good, "ends": ends, "words": words}
+        return {name: float(np.mean(values)) for name, values in named.items()}
+
+    return scores
+
+
+def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
+    """The base model's scores: of each prompt on validation tasks, and of the best one on the
+    tests. They are kept in a file, and read from there."""
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    setup, config = ready.setup, ready.setup.config
+    named = lambda tasks: [
+        words_of(setup.tokenizer.decode(row[len(row) - length :].tolist()[begin:]))
+        for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
+    ]
+    begin = int(setup.problem.begin is not None)
+    example = worked_example(ready, real)
+
+    def asked(name: str, tasks: ev.Tasks) -> ev.Tasks:
+        if name == base_prompts.EXAMPLE:
+            rows = [
+                [*example, *row[len(row) - length + begin :].tolist()]
+                for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
+            ]
+            return prompts(rows)
+        text = base_prompts.PROMPTS[name]
+        return begun(setup, [text(*words) for words in named(tasks)])
+
+    names = [*base_prompts.PROMPTS, *([base_prompts.EXAMPLE] if example else [])]
+
+    def score(name: str, tasks: ev.Tasks) -> dict[str, float]:
+        texts = asked(name, tasks)
+        room = setup.model.config.max_length - int(np.max(texts.lengths))
+        writer = solver(setup, longest=min(config.longest, room))
+        return scores_of(ready, tasks, texts, writer)(setup.params)
+
+    tried = {name: score(name, setup.validation) for name in names}
+    best = max(names, key=lambda name: (tried[name]["rate"], tried[name]["words"]))
+    tested = score(best, setup.tests) | ready.perplexities(setup.params)
+    found = {"prompt": best, "tried": tried, "tested": tested}
+    write_atomically(file, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def worked_example(ready: Ready, found: ev.Examples) -> list[int]:
+    """The shortest story behind its question, as tokens; none if there is none."""
+    begin = int(ready.setup.problem.begin is not None)
+    complete = (found.prompt > begin) & (found.lengths < ready.setup.config.learned)
+    if not complete.any():
+        return []
+    row = min(np.flatnonzero(complete), key=lambda row: found.lengths[row])
+    return found.tokens[row, : found.lengths[row]].tolist()
+
+
+def draw_rounds(path: Path, records: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> None:
+    """Draws rates on validation tasks and perplexities beside the base's, round by round."""
+    figure = plots.empty(8.0, 3.2)
+    rates, perplexities = figure.subplots(1, 2)
+    steps = [record["step"] for record in records]
+    for name, label in (("rate", "all three words"), ("words", "share of the words")):
+        rates.plot(steps, [100 * record[name] for record in records], marker="o", label=label)
+    best = base["tried"][base["prompt"]]["rate"]
+    rates.axhline(100 * best, color="grey", linestyle=":", label="base, best prompt")
+    rates.set(xlabel="round", ylabel="validation stories in %", ylim=(-3, 103))
+    for name, label in (
+        ("perplexity_own", "base's own stories"),
+        ("perplexity_real", "real stories"),
+    ):
+        if name in records[0]:
+            ratio = [record[name] / base["tested"][name] for record in records]
+            perplexities.plot(steps, ratio, marker="o", label=label)
+    perplexities.axhline(1.05, color="grey", linestyle=":")
+    perplexities.set(xlabel="round", ylabel="perplexity beside the base's")
+    for axes in (rates, perplexities):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    plots.save(figure, path)
+
+
+def samples(ready: Ready, base: dict[str, Any], loop: ev.EvolveConfig, params: Any) -> str:
+    """Tasks that the model posed with its stories, and test tasks before and after."""
+    setup = ready.setup
+    posed = report.examples_text(setup.problem, ready.verifier, loop, params, [1])
+    few = jax.tree.map(lambda leaf: leaf[:3], setup.tests)
+    shown = []
+    for name, model in (("base", setup.params), ("after the last round", params)):
+        stories = solver(setup)(model, jax.random.key(0), few)
+        for row in range(len(few.lengths)):
+            text = setup.problem.show([*few.prompts[row], *stories.tokens[row, 0]])
+            shown.append(f"[{name}]\n{text}\n")
+    return f"Tasks that it posed:\n\n{posed}\nTest tasks:\n\n" + "\n".join(shown)
+
+
+def columns(tested: Mapping[str, Mapping[str, float]], count: int) -> dict[str, list[str]]:
+    """The table of the tests."""
+    rows = {
+        "rate": "all words, ending",
+        "fluent": "and fluent to the base",
+        "ends": "ends well",
+        "words": "share of the words",
+    }
+    found = {"stories, %": [*rows.values(), "perplexity, base's stories"]}
+    real = all("perplexity_real" in scores for scores in tested.values())
+    if real:
+        found["stories, %"].append("perplexity, real stories")
+    for name, scores in tested.items():
+        found[name] = [report.percent(scores[each], count) for each in rows]
+        found[name].append(f"{scores['perplexity_own']:.3f}")
+        if real:
+            found[name].append(f"{scores['perplexity_real']:.3f}")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Teaches, evolves, tests, and leaves everything in the run folder."""
+    config = common.parse(Config, arguments, __doc__ or "")
+    run = common.open_run("evolve-stories", config)
+    setup = set_up(run, config)
+    common.create(run)
+    ready = make_ready(setup, run)
+    first = first_data(ready, run.path / "asked.npz")
+    loop = loop_config(ready, first)
+    validation = scores_of(ready, setup.validation)
+    outcome = study.evolve_and_control(
+        run,
+        config,
+        loop,
+        taught(ready, first, run),
+        jax.random.key(config.seed + 3),
+        longest=setup.problem.prompt_length(1) + config.longest,
+        vocab_size=setup.problem.vocab_size,
+        scores=lambda params: validation(params) | ready.perplexities(params),
+        control=lambda rounds: update_of(setup, study.real_mixture),
+    )
+    evolved = outcome.followed.state.train.params
+    lm.save_pretrained(run.path / "model", setup.model.config, evolved)
+    base = base_scores(ready, first, run.path / "base.json")
+    test = scores_of(ready, setup.tests)
+    tested = {"base": base["tested"]} | {
+        name: test(params) | ready.perplexities(params) for name, params in outcome.models().items()
+    }
+    write_atomically(run.path / "tasks.txt", samples(ready, base, loop, evolved))
+    draw_rounds(run.path / "rounds.png", outcome.followed.records, base)
+    table = report.write_results(
+        run,
+        outcome,
+        title="A model of stories that learns to write with given words",
+        module="experiments.evolution.stories",
+        columns=columns(tested, config.test_prompts),
+        rounds=report.rounds_table(outcome.followed.records),
+        tested={"models": tested, "base_prompts": base["tried"], "base_prompt": base["prompt"]},
+        facts=facts(ready, loop, base),
+        base="own stories",
+    )
+    print(f"\n{table}\nEverything is in {run.path}.")
+
+
+def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[str, str]:
+    """The lines below the tables."""
+    setup, config = ready.setup, ready.setup.config
+    size = sum(leaf.size for leaf in jax.tree.leaves(setup.params))
+    tried = ", ".join(
+        f"{name} {100 * scores['rate']:.1f}" for name, scores in base["tried"].items()
+    )
+    return {
+        "Checkpoint": f"{setup.name}, {size:,} parameters, all of which learn",
+        "Task": f"{setup.problem.name}: {config.test_prompts} test tasks, a story each "
+        f"at temperature {config.temperature}",
+        "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
+        f"{base['prompt']}. Rates in %: {tried}",
+        "Own stories": f"{len(ready.free.tokens)} free ones, {len(ready.back)} that are kept back "
+        f"for the perplexity, and {config.asked} answers to questions of a program",
+        "Real stories": f"{len(ready.outside)}, for the perplexity alone"
+        if ready.outside
+        else "none: the perplexity is on the base's own stories, whose floor is the base's",
+        "Proposer": "the model itself: the first three nouns of a text that it begins",
+        "Kept": f"{loop.verifier.name}: at least {ready.limit:.2f} nats a token; {config.samples} "
+        "samples a task",
+        "Update": loop.update.name,
+    }

@@ -1,0 +1,275 @@
+"""Stories with given words: the checker, the guard, words put in front afterwards, and a run."""
+
+import itertools
+import json
+import os
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import common
+from experiments.evolution.pretrained import random_checkpoint
+from experiments.evolution.pretrained.families import stories as family
+from experiments.evolution.stories import fluency, own_stories, train
+from experiments.evolution.stories.config import Config, kept_back, prompts, set_up
+from metajax import evolve as ev
+
+TINY = (
+    "--stories", "48", "--asked", "4", "--longest", "32",
+    "--learned", "144", "--steps", "2", "--rounds", "3",
+    "--round-steps", "1", "--proposals", "4", "--samples", "2", "--batch", "2", "--chunk", "4",
+    "--held-out", "4", "--validation", "2", "--test-prompts", "2",
+)  # fmt: skip
+ASKED = "The dog saw the hat and the tree. The dog liked the hat. The hat liked the tree.\n"
+
+
+def test_a_question_names_three_different_known_words_in_the_alphabets_order():
+    assert family.question(["tree", "dog", "hat"]) == ASKED
+    assert family.words_of(ASKED) == ["dog", "hat", "tree"]
+    for other in (
+        ASKED[:-1],
+        " " + ASKED,
+        ASKED.replace("hat", "dog"),
+        ASKED.replace("dog", "zebra"),
+        ASKED.replace("dog", "x").replace("hat", "dog").replace("x", "hat"),
+        ASKED.replace("The hat liked", "The tree liked"),
+    ):
+        assert family.read(other) is None
+        assert family.check(other, "A dog, a hat, a tree.") == 0
+    rng = np.random.default_rng(0)
+    drawn = [family.write(rng, 1) for _ in range(200)]
+    assert len(set(drawn)) > 190
+    for text in drawn:
+        words = family.words_of(text)
+        assert len(set(words)) == 3
+        assert family.question(words) == text
+        assert len(text) <= family.stories().longest(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("story", "right"),
+    [
+        ("The dog had a hat. It sat by a tree.", True),
+        ('DOG and Hat. "Tree!"', True),
+        ("The dogs had a hat. It sat by a tree.", False),
+        ("The dog had a hat by a tree", False),
+        ("The dog had a hat, she said by the tree,", False),
+        ("The dog had a hat.", False),
+        ("A dog sat by a tree. He liked his hat. He liked his hat. He liked his hat.", False),
+        ("A dog sat by a tree. He liked his hat. He liked his hat. He ran.", True),
+        ("", False),
+    ],
+)
+def test_whole_words_and_an_ending_make_a_story_right(story, right):
+    assert family.check(ASKED, story) == right
+    assert family.check(ASKED, " " + story + "\n") == right
+
+
+def test_losses_are_those_of_a_table_of_bigrams():
+    table = np.random.default_rng(0).normal(size=(5, 5))
+    losses = fluency.losses_of(lambda params, tokens: params[tokens], 6)
+    texts = [[1, 2, 3], [4, 4], *[[0, 1, 2, 3, 4, 0]] * 20]
+    sums, counts = losses(jnp.asarray(table), texts)
+    log_probs = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
+    wanted = [-sum(log_probs[a, b] for a, b in itertools.pairwise(text)) for text in texts]
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5)
+    assert counts.tolist() == [2, 1] + 20 * [5]
+    assert fluency.perplexity((sums, counts)) == pytest.approx(
+        np.exp(sum(wanted) / (3 + 100)), rel=1e-5
+    )
+
+
+def verdict_of(rewards):
+    """A verifier that gives these rewards, and tasks and completions of their shape."""
+    rewards = np.array(rewards, np.float32)
+    tokens = np.arange(rewards.size).reshape(*rewards.shape, 1) + 1
+    one, lengths = np.ones(len(rewards), int), np.ones(rewards.shape, int)
+    tasks = ev.Tasks(one[:, None], one, one, one > 0)
+    completions = ev.Completions(tokens, 0.0 * tokens, lengths, lengths > 0)
+    verifier = ev.Verifier("given", lambda tasks, completions: fluency.judged(rewards), True)
+    return verifier, tasks, completions
+
+
+def test_the_guard_refuses_right_but_unlikely_answers():
+    verifier, tasks, completions = verdict_of([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    asked = []
+
+    def likelihood(answers):
+        asked.extend(answers)
+        return np.array([-float(answer[0]) for answer in answers])
+
+    verdict = fluency.fluent(verifier, likelihood, -2.0).verify(tasks, completions)
+    assert asked == [[1], [2], [5]], "wrong answers aren't scored"
+    assert np.asarray(verdict.rewards).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert np.asarray(verdict.weight).tolist() == [1, 0, 0]
+    assert verdict.agreement == pytest.approx([2 / 3, 0, 0])
+
+
+def test_three_in_ten_verdicts_are_turned_round_in_one_round_alone():
+    rewards = np.random.default_rng(1).random((300, 4)) < 0.4
+    verifier, tasks, completions = verdict_of(rewards)
+    damaged, round_is = train.turned_round(verifier, seed=0)
+    for number in (1, 2, 3):
+        assert round_is(number, completions) is completions
+        found = damaged.verify(tasks, completions)
+        share = float((np.asarray(found.rewards) != rewards).mean())
+        assert (0.26 < share < 0.34) if number == 2 else share == 0
+        assert (np.asarray(found.weight) == np.asarray(found.rewards).any(axis=1)).all()
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    random_checkpoint.make(folder, seed=1, n_layers=1, max_length=512)
+    config = Config(checkpoint=folder, longest=200, learned=300, held_out=8, validation=4)
+    return set_up(common.Run("evolve-stories", folder, config), config)
+
+
+def answered(setup, stories, rewards):
+    """A round of one task with these stories."""
+    encode = lambda text: setup.tokenizer.encode(text, add_special_tokens=False)
+    rows = [[*encode(story), setup.problem.end] for story in stories]
+    tokens = np.zeros((1, len(rows), 80), int)
+    for place, row in enumerate(rows):
+        tokens[0, place, : len(row)] = row
+    lengths = np.array([[len(row) for row in rows]])
+    tasks = prompts([[setup.problem.begin, *encode(ASKED)]])
+    completions = ev.Completions(tokens, 0.0 * tokens, lengths, lengths > 0)
+    return ev.Rollouts(tasks, completions, fluency.judged(np.array([rewards], np.float32)))
+
+
+def test_a_wrong_story_is_learned_behind_the_words_that_it_has(setup):
+    stories = (
+        " The dog had a hat. It sat by a tree.",  # right
+        " A dog saw a cat and a ball.",  # has one word of three
+        " The dog sat by a tree in the park.",  # two
+        " A dog saw a cat and a ball",  # doesn't end well
+        " A cat saw a car and a ball.",  # none
+        " A dog saw a lion and a bear.",  # unlikely
+        " A dog ran.",  # too few
+    )
+    rollouts = answered(setup, stories, [1, 0, 0, 0, 0, 0, 0])
+    decode = setup.tokenizer.decode
+    fluent = lambda rows: np.array(["lion" not in decode(row) for row in rows])
+
+    def learned(never):
+        found = own_stories.answers(setup, rollouts, never, fluent)
+        texts = {}
+        for row, prompt, length, weight in zip(*found, strict=True):
+            assert row[0] == setup.problem.begin
+            assert row[length - 1] == setup.problem.end
+            asked = decode(row[1:prompt].tolist())
+            story = decode(row[prompt : length - 1].tolist())
+            assert family.check(asked, story) == 1
+            texts[story] = (family.words_of(asked), float(weight))
+        return texts
+
+    found = learned(kept_back(setup))
+    assert found == {
+        stories[0]: (["dog", "hat", "tree"], 1.0),
+        stories[1]: (["ball", "cat", "dog"], pytest.approx(1 / 9)),
+        stories[2]: (["dog", "park", "tree"], pytest.approx(4 / 9)),
+    }
+    encode = lambda text: setup.tokenizer.encode(text, add_special_tokens=False)
+    asked = encode(family.question(["ball", "cat", "dog"]))
+    never = ev.fingerprints(prompts([[setup.problem.begin, *asked]]))
+    assert set(learned(never)) == {stories[0], stories[2]}
+
+
+def test_a_verdict_that_is_wrong_is_believed(setup):
+    """So a round of wrong verdicts does harm, which the gate is for."""
+    rollouts = answered(setup, (" The lion sat in the park.",), [1])
+    found = own_stories.answers(setup, rollouts, kept_back(setup), lambda rows: np.ones(1, bool))
+    text = setup.tokenizer.decode(found.tokens[0, 1 : found.prompt[0]].tolist())
+    assert text == ASKED
+    assert found.weights.tolist() == [1]
+
+
+def test_shares_of_free_stories_and_answers(setup):
+    texts = [([1, 2, 3], 1, 3.0), ([4] * 400, 2, 1.0)]
+    first, second = (own_stories.examples(setup, rows) for rows in (texts, [([5], 1, 2.0)]))
+    assert first.lengths.tolist() == [3, setup.config.learned]
+    assert own_stories.examples(setup, []).weights.tolist() == [0]
+    both = own_stories.together(first, second, 0.6)
+    np.testing.assert_allclose(both.weights, [0.3, 0.1, 0.6], rtol=1e-6)
+    assert both.prompt.tolist() == [1, 2, 1]
+
+
+def test_the_tests_validation_and_held_out_tasks_are_kept_back(setup):
+    never = kept_back(setup)
+    assert np.isin(ev.fingerprints(setup.tests), never).all()
+    assert np.isin(ev.fingerprints(setup.validation), never).all()
+    assert len(never) == 300 + 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"doubtful": 1.0}, "doubtful must be between 0 and 1"),
+        ({"test_prompts": 1}, "test_prompts must be at least 2"),
+        ({"learned": 0}, "learned"),
+    ],
+)
+def test_a_wrong_option_is_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        Config(**options)
+
+
+def test_options_that_do_not_fit_the_checkpoint_are_named(setup, tmp_path):
+    for longest, learned, named in (
+        (600, 320, "longest: .* takes 512 tokens"),
+        (100, 50, "learned must be above"),
+    ):
+        config = Config(checkpoint=setup.config.checkpoint, longest=longest, learned=learned)
+        with pytest.raises(common.RunError, match=named):
+            set_up(common.Run("evolve-stories", tmp_path, config), config)
+
+
+def lines(out):
+    """The rounds' metrics without what depends on the clock."""
+    return [
+        {name: value for name, value in record.items() if not name.startswith("seconds")}
+        for record in common.read_metrics(out / "rounds" / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.slow
+def test_random_weights_pose_nothing_and_the_run_says_so(tmp_path, capsys):
+    out, real = tmp_path / "run", tmp_path / "real.txt"
+    real.write_text("A dog ran.\n\nThe cat sat on a hat.\n")
+    train.main([*TINY, "--real", str(real), "--out", str(out)])
+    table = (out / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "the proposer wrote no valid task in 3 rounds in a row" in table
+    assert "random weights" in table
+    assert "perplexity, real stories" in table
+    assert str(tmp_path) not in table
+    result = json.loads((out / "result.json").read_text())
+    models = result["tested"]["models"]
+    assert set(models) == {"base", "round 0", "last round"}
+    assert models["base"]["perplexity_real"] > 10
+    assert models["base"]["perplexity_own"] != models["round 0"]["perplexity_own"]
+    assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("METAJAX_STORIES" not in os.environ, reason="METAJAX_STORIES isn't set")
+def test_a_model_of_stories_learns_and_a_resumed_run_gives_the_same_bits(tmp_path):
+    out = tmp_path / "run"
+    options = [
+        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "64", "--asked", "64",
+        "--steps", "10", "--rounds", "1", "--round-steps", "2", "--proposals", "8", "--chunk", "32",
+        "--held-out", "8", "--validation", "8", "--test-prompts", "8", "--gate", "none",
+        "--out", str(out),
+    ]  # fmt: skip
+    train.main([*options, "--control", "no"])
+    before = lines(out)
+    assert before[1]["valid"] > 0, "it poses tasks"
+    models = json.loads((out / "result.json").read_text())["tested"]["models"]
+    assert models["base"]["perplexity_own"] == pytest.approx(3.8, abs=0.4)
+    assert models["last round"]["perplexity_own"] < 1.5 * models["base"]["perplexity_own"]
+    shutil.rmtree(out / "rounds" / "checkpoints" / "1")
+    train.main([*options, "--control", "no", "--resume"])
+    assert lines(out) == before
