@@ -116,15 +116,6 @@ STUDIES = {
         "after the last; the control learns as many steps from real data alone. A section a run; "
         "what the runs are for is told in [self-evolution](../self-evolution.md).",
     ),
-    "evolution-pretrained": Study(
-        "Self-evolution of real checkpoints",
-        ("evolve-pretrained/**/result.json",),
-        tables.pretrained,
-        "`make evolve-pretrained`: right answers in %, greedy, on tasks that no training has seen, "
-        "before the first round and after the last; the control learns as many steps from the "
-        "worked examples alone. What the runs are for is told in "
-        "[self-evolution](../self-evolution.md).",
-    ),
     "evolution-stories": Study(
         "A model of stories that learns to write with given words",
         ("evolve-stories/**/result.json",),
