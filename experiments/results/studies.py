@@ -116,6 +116,15 @@ STUDIES = {
         "after the last; the control learns as many steps from real data alone. A section a run; "
         "what the runs are for is told in [self-evolution](../self-evolution.md).",
     ),
+    "evolution-pretrained": Study(
+        "Self-evolution of real checkpoints",
+        ("evolve-pretrained/**/result.json",),
+        tables.pretrained,
+        "`make evolve-pretrained`: right answers in %, greedy, on tasks that no training has seen, "
+        "before the first round and after the last; the control learns as many steps from the "
+        "worked examples alone. What the runs are for is told in "
+        "[self-evolution](../self-evolution.md).",
+    ),
     "evolution-programs": Study(
         "Self-evolution on programs",
         ("evolve/programs/result.json",),

@@ -183,6 +183,19 @@ def _rounds(path: Path) -> list[str]:
     return markdown_table(columns)
 
 
+def pretrained(found: Found) -> list[str]:
+    """A section a run of a real checkpoint: its own table, the rounds, and its facts."""
+    lines: list[str] = []
+    for path, result in found.items():
+        said = ("Ended", "Machine", "Command", "Time")  # by the line that is the same everywhere
+        facts = "; ".join(
+            f"{name}: {of}" for name, of in result["facts"].items() if name not in said
+        )
+        lines += ["", f"## {path.parent.name}", "", *markdown_table(result["columns"]), ""]
+        lines += [*_rounds(path), "", made(run_of(path), result, f"{result['stopped']}. {facts}")]
+    return lines[1:]
+
+
 def programs(found: Found) -> list[str]:
     """Right answers on held-out programs, by kind of task and number of operations."""
     ((path, result),) = found.items()

