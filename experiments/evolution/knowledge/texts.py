@@ -1,4 +1,4 @@
-"""What the model reads, writes and learns: prompts, parsed lines, and rows of a number of tokens."""
+"""What the model reads, writes and learns: prompts, parsed lines, and rows of tokens."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -84,8 +84,7 @@ def parse(text: str, person: Person, wording: int) -> Parsed:
     read = f" {people.normalised(people.passage(person, wording))} "
     name = f" {people.normalised(person.name)} "
     held_out = {
-        people.normalised(each.text)
-        for each in people.questions(person, people.HELD_OUT_QUESTIONS)
+        people.normalised(each.text) for each in people.questions(person, people.HELD_OUT_QUESTIONS)
     }
     lines = [line for line in text.split("\n\n")[0].split("\n") if line.strip()]
     kept: dict[tuple[str, str], Question] = {}
@@ -118,7 +117,7 @@ class Line(NamedTuple):
 
 
 class Words:
-    """A tokenizer of fewer tokens: those of the texts that are known, and a vocabulary's first ones.
+    """A tokenizer of fewer tokens: those of the known texts, and a vocabulary's first ones.
 
     Attributes:
         kept: the original numbers of the tokens, in order.
@@ -221,9 +220,7 @@ def rows_of(
         raise ArgumentError(f"tokens: {budget} are less than an update of {batch} × {length}")
     documents, masks = documents[: updates * batch], masks[: updates * batch]
     # Each row is a document: packing may not put two into one.
-    packed = [
-        lm.pack([d], length, masks=[m]) for d, m in zip(documents, masks, strict=True)
-    ]
+    packed = [lm.pack([d], length, masks=[m]) for d, m in zip(documents, masks, strict=True)]
     rows = lm.with_places(jax.tree.map(lambda *leaves: np.concatenate(leaves), *packed))
     by_update = lambda leaf: leaf.reshape(updates, batch, *leaf.shape[1:])
     return jax.tree.map(by_update, rows), sum(map(len, documents))

