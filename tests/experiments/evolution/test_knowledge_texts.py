@@ -11,6 +11,7 @@ from experiments.evolution.knowledge.texts import Line, Words
 from experiments.evolution.pretrained import random_checkpoint
 from metajax import lm
 from metajax.errors import ArgumentError
+from metajax.models import Transformer, TransformerConfig
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +162,7 @@ def test_lines_stay_whole_and_each_comes_as_often_as_the_others(words):
     assert (places[batch.places < 30] == 60).all()
 
 
+@pytest.mark.slow
 def test_a_cut_vocabulary_gives_the_logits_of_its_tokens(checkpoint):
     model, params, tokenizer = checkpoint
     used = Words(tokenizer, model.config.vocab_size, 90)
@@ -171,8 +173,6 @@ def test_a_cut_vocabulary_gives_the_logits_of_its_tokens(checkpoint):
     assert used.kept[tokens].tolist() == tokenizer.encode(text, add_special_tokens=False)
     with pytest.raises(ArgumentError, match="tied head"):
         used.cut(model, params)
-    from metajax.models import Transformer, TransformerConfig
-
     config = TransformerConfig.gemma3(
         vocab_size=model.config.vocab_size, width=16, n_layers=1, n_heads=2, mlp_width=16,
         head_dim=8, windows=(0,), max_length=256,
