@@ -204,6 +204,9 @@ def rows_of(
     Returns:
         A batch of arrays ``[updates, batch, length + 1]``, and the number of tokens.
     """
+    longest = max(len(line.tokens) for lines in sources for line in lines) + len(words.bos)
+    if longest > length + 1:
+        raise ArgumentError(f"length: a line has {longest} tokens, a row {length} + 1")
     stream, documents, masks, count = _mixed(sources, rng), [], [], 0
     tokens, targets = [*words.bos], [False] * len(words.bos)
     while count < budget:
@@ -213,7 +216,7 @@ def rows_of(
             masks.append(targets)
             count += len(tokens)
             tokens, targets = [*words.bos], [False] * len(words.bos)
-        tokens, targets = tokens + line.tokens[: length - 1], targets + line.targets[: length - 1]
+        tokens, targets = tokens + line.tokens, targets + line.targets
     documents, masks = documents[:-1], masks[:-1]  # the last one exceeds the budget
     updates = len(documents) // batch
     if not updates:

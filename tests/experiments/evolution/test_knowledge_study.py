@@ -15,7 +15,7 @@ from metajax import lm
 from metajax.errors import ArgumentError
 
 TINY = (
-    "--people", "2", "--tokens", "700", "--length", "128", "--asked", "4", "--asked-bounds", "2",
+    "--people", "2", "--tokens", "900", "--length", "256", "--asked", "4", "--asked-bounds", "2",
     "--chunk", "4", "--rank", "2", "--held-back", "2",
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_the_whole_study_and_a_resume_that_computes_nothing_again(
     assert tuple(result["asked"]) == report.ASKED
     tokens = [each["tokens"] for each in result["asked"].values() if "tokens" in each]
     assert len(tokens) == 6
-    assert max(tokens) <= 700 < min(tokens) + 2 * 129
+    assert max(tokens) <= 900 < min(tokens) + 2 * 257
     assert [len(each["right"]) for each in result["asked"].values()] == [2, *[4] * 6, 2]
     first = result["written"]["questions of round 1"]
     # The wrong question is the same in all wordings.

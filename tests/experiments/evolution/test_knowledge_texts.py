@@ -147,6 +147,8 @@ def test_all_sources_get_as_many_tokens(words):
     assert abs(of_passages / tokens - 0.5) < 0.03
     with pytest.raises(ArgumentError, match="tokens: 50 are less than an update of 2 × 64"):
         rows(words, [questions], 50)
+    with pytest.raises(ArgumentError, match="length: a line has 41 tokens, a row 39"):
+        rows(words, [passages], budget, length=39)
 
 
 def test_lines_stay_whole_and_each_comes_as_often_as_the_others(words):
