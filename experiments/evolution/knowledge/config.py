@@ -136,6 +136,7 @@ def _generate(
 ) -> list[str]:
     """Texts after prompts, up to a token that is ``stop``."""
     words, chunk = setup.words, setup.config.chunk
+    random = jax.random.fold_in(jax.random.key(setup.config.seed + 1), options.pop("seed", 0))
     ends = words.encode(stop)
     sampling = lm.SamplingParams(
         temperature=options.pop("temperature", None),
@@ -146,7 +147,7 @@ def _generate(
     with common.progress(name, 0, len(rows), unit="text") as bar:
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            key = jax.random.fold_in(jax.random.key(setup.config.seed + 1), start)
+            key = jax.random.fold_in(random, start)
             # The last chunk is filled up, so that all have one shape.
             filled = part + part[:1] * (min(chunk, len(rows)) - len(part))
             made = lm.generate(
@@ -171,8 +172,6 @@ def answers(setup: Setup, params: Any, prompts: Sequence[str], name: str) -> lis
 def write_questions(setup: Setup, params: Any, name: str) -> list[list[Parsed]]:
     """What the model writes about each person's passages: ``[wording][person]``."""
     wordings = range(len(people.WORDINGS))
-    jobs = [(person, wording) for wording in wordings for person in setup.people]
-    prompts = [texts.writing_prompt(*job) for job in jobs]
     shown = [
         texts.example(each, wording, asked)
         for each in people.shown_people()
@@ -180,13 +179,17 @@ def write_questions(setup: Setup, params: Any, name: str) -> list[list[Parsed]]:
         for asked in people.QUESTIONS
     ]
     longest = max(len(setup.words.encode(text.split("\n", 1)[1])) for text in shown)
-    found = _generate(
-        setup, params, prompts, name, new=longest + 8, stop="\n\n",
-        temperature=setup.config.temperature,
-    )  # fmt: skip
-    parsed = [texts.parse(text, *job) for text, job in zip(found, jobs, strict=True)]
-    count = len(setup.people)
-    return [parsed[start : start + count] for start in range(0, len(parsed), count)]
+    found = []
+    for wording in wordings:  # the prompts of a wording have their examples in common
+        prompts = [texts.writing_prompt(person, wording) for person in setup.people]
+        written = _generate(
+            setup, params, prompts, f"{name}, {wording + 1} of {len(wordings)}", new=longest + 8,
+            stop="\n\n", temperature=setup.config.temperature, seed=wording,
+        )  # fmt: skip
+        found.append(
+            [texts.parse(text, p, wording) for text, p in zip(written, setup.people, strict=True)]
+        )
+    return found
 
 
 class Learned(NamedTuple):
