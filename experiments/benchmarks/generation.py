@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 import metajax
 from experiments import common
 from experiments.benchmarks.report import provenance, say, write
+from experiments.evolution.pretrained import random_checkpoint
 from metajax import lm
 from metajax.models import Transformer, TransformerConfig
 
@@ -43,16 +44,7 @@ MODELS: dict[str, TransformerConfig] = {
     "Llama, 1 M": TransformerConfig.llama(
         vocab_size=256, width=128, n_layers=4, n_heads=4, mlp_width=512, max_length=1024
     ),
-    "Gemma 3, 268 M": TransformerConfig.gemma3(
-        vocab_size=262144,
-        width=640,
-        n_layers=18,
-        n_heads=4,
-        n_kv_heads=1,
-        head_dim=256,
-        mlp_width=2048,
-        max_length=1024,
-    ),
+    "Gemma 3, 268 M": random_checkpoint.SHAPES["gemma3-270m"],
 }
 
 

@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
-# Measures metajax on one GPU in at most ten minutes, and writes JSON:
+# Measures metajax on one GPU in at most ten minutes, and writes JSON. `gpu.sh` alone, or `gpu.sh few-shot`:
 #
 #   omniglot-paper/, omniglot-fast/  both schedules in full: wall time and accuracy (result.json)
 #   bench/meta_step.json             the benchmark's table beside PyTorch
 #   bench/tune.json                  the fastest tasks_per_chunk, mode and form of the convolution
 #   bench/transformer.json           memory and time of the transformer case
 #
-# Usage: [PYTHON=python3] [OUT=runs/gpu] experiments/benchmarks/gpu.sh
+# `gpu.sh evolution`, in at most eight:
+#
+#   bench/generation.json, lora.json  Gemma's shape with random weights; PyTorch is on the CPU
+#   evolve-gemma-shape/               two rounds of 512 tasks x 4 samples on it: seconds of each part
+#   evolve-stories/                   a trained Llama writes stories with given words (CHECKPOINT=its folder)
+#
+# Usage: [PYTHON=python3] [OUT=runs/gpu] experiments/benchmarks/gpu.sh [few-shot|evolution]
 #
 # Needs JAX with CUDA, metajax's dependencies and, for the peers, the extra "bench". Omniglot comes
 # from the cache (METAJAX_CACHE), DATA=<folder with its zips> or tensorflow-datasets. A part that
@@ -38,9 +44,27 @@ part() { # seconds, log, module and arguments
   echo "   $((SECONDS - start)) s"
 }
 
-part 150 omniglot-paper experiments.fewshot.omniglot --protocol paper ${DATA:+--data "${DATA}"} --out "${out}/omniglot-paper"
-part 60 omniglot-fast experiments.fewshot.omniglot ${DATA:+--data "${DATA}"} --out "${out}/omniglot-fast"
-part 180 meta-step experiments.benchmarks.meta_step --platform gpu --rounds 5 --compile-repeats 1 --out "${out}/bench"
-part 120 tune experiments.benchmarks.tune --out "${out}/bench"
-part 80 transformer experiments.benchmarks.transformer --out "${out}/bench"
+few_shot() {
+  part 150 omniglot-paper experiments.fewshot.omniglot --protocol paper ${DATA:+--data "${DATA}"} --out "${out}/omniglot-paper"
+  part 60 omniglot-fast experiments.fewshot.omniglot ${DATA:+--data "${DATA}"} --out "${out}/omniglot-fast"
+  part 180 meta-step experiments.benchmarks.meta_step --platform gpu --rounds 5 --compile-repeats 1 --out "${out}/bench"
+  part 120 tune experiments.benchmarks.tune --out "${out}/bench"
+  part 80 transformer experiments.benchmarks.transformer --out "${out}/bench"
+}
+
+evolution() {
+  part 90 generation experiments.benchmarks.generation --models "Gemma 3, 268 M" --batch 32 --prompt-length 72 --same 64 --new-tokens 12 --rounds 3 --out "${out}/bench"
+  part 90 lora experiments.benchmarks.lora --cells 8x64-answers --tasks 2 --peer-tasks 1 --steps 3 --out "${out}/bench"
+  part 150 evolve-gemma-shape experiments.evolution.pretrained --random gemma3-270m --verifier vote --agreement 0.25 --proposer program --gate none --rounds 2 --round-steps 24 --batch 8 --micro-batch 8 --outside-prompts 64 --control no --out "${out}/evolve-gemma-shape"
+  [[ -z "${CHECKPOINT:-}" ]] || part 150 evolve-stories STORIES_MODULE --checkpoint "${CHECKPOINT}" --out "${out}/evolve-stories"
+}
+
+case "${1:-few-shot}" in
+  few-shot) few_shot ;;
+  evolution) evolution ;;
+  *)
+    echo "gpu.sh: few-shot or evolution, not $1" >&2
+    exit 2
+    ;;
+esac
 exit "${status}"

@@ -134,6 +134,7 @@ def few_shot_proposer(
     examples: Callable[[np.random.Generator, Levels], Sequence[int]],
     read: Callable[[str], int | None],
     count: int,
+    attempts: int = 1,
     max_new_tokens: int | None = None,
     temperature: float = 1.0,
     chunk: int = 128,
@@ -152,10 +153,10 @@ def few_shot_proposer(
         problem: of ``text_problem``; its begin and end tokens are used.
         tokenizer: the problem's.
         examples: ``examples(rng, levels)``: the tokens of the worked examples, each with its end
-            token, the begin token first. All texts of a round continue the same ones, which are
-            computed once a chunk.
+            token, the begin token first. They are drawn for each chunk, and computed once in it.
         read: the problem's ``read``, of a text.
-        count: texts a round.
+        count: tasks a round.
+        attempts: how often so many texts are written, until ``count`` of them are valid.
         max_new_tokens: that a text has, at most; those of the longest prompt if None.
         temperature: of sampling.
         chunk: texts that are written together.
@@ -189,8 +190,8 @@ def few_shot_proposer(
     Source: Brown et al. 2020 (arXiv 2005.14165) for the worked examples; Wang et al. 2023,
     "Self-Instruct" (arXiv 2212.10560).
     """
-    _checks.positive_int("count", count)
-    _checks.positive_int("chunk", chunk)
+    for name, value in (("count", count), ("attempts", attempts), ("chunk", chunk)):
+        _checks.positive_int(name, value)
     _checks.positive_float("temperature", temperature)
     begin = [] if problem.begin is None else [problem.begin]
 
@@ -200,32 +201,40 @@ def few_shot_proposer(
         found = next((cut for cut in cuts if read(text[:cut]) is not None), None)
         return None if found is None else begin + encode_part(tokenizer, text[:found])
 
-    def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
+    def written(params: Params, key: jax.Array, levels: Levels) -> Tasks:
         examples_key, write_key = jax.random.split(key)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(examples_key)).tolist())
-        shown = list(examples(rng, levels))
+        shown = [list(examples(rng, levels)) for _ in range(0, count, chunk)]
         width = problem.prompt_length(levels.last)
         tokens, _, counts = generate_in_chunks(
             model,
             params,
-            [shown] * count,
+            [shown[row // chunk] for row in range(count)],
             write_key,
             chunk=chunk,
             mesh=mesh,
             max_new_tokens=max_new_tokens or width,
             sampling=SamplingParams(temperature, stop_tokens=(problem.end,)),
         )
-        written = zip(tokens[:, 0], counts[:, 0], strict=True)
-        found = [prompt_in(row[:length].tolist()) for row, length in written]
+        texts = zip(tokens[:, 0], counts[:, 0], strict=True)
+        found = [prompt_in(row[:length].tolist()) for row, length in texts]
         fits = np.array([row is not None and 0 < len(row) <= width for row in found])
         rows = [row if fit else [problem.end] for row, fit in zip(found, fits, strict=True)]
         lengths = np.array([len(row) for row in rows])
         prompts = np.array([[0] * (width - len(row)) + row for row in rows], np.int32)
         valid, read_levels = (np.asarray(part) for part in problem.read(prompts, lengths))
         valid = fits & valid & (read_levels >= levels.first) & (read_levels <= levels.last)
-        return without_duplicates(
-            Tasks(prompts, lengths, np.where(valid, read_levels, levels.last), valid)
-        )
+        return Tasks(prompts, lengths, np.where(valid, read_levels, levels.last), valid)
+
+    def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
+        found: list[Tasks] = []
+        for attempt in range(attempts):
+            found.append(written(params, jax.random.fold_in(key, attempt), levels))
+            tasks = without_duplicates(jax.tree.map(lambda *x: np.concatenate(x), *found))
+            if tasks.valid.sum() >= count:
+                break
+        best = np.argsort(~tasks.valid, kind="stable")[:count]
+        return jax.tree.map(lambda leaf: leaf[best], tasks)
 
     return propose
 

@@ -41,6 +41,29 @@ def product(
     return _compute(x, matrix, form=form, output_dtype=output_dtype)
 
 
+@jax.custom_jvp
+def take_rows(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows ``[..., n]`` of a table ``[rows, n]``; NaN where the index is none.
+
+    XLA widens a whole table of bfloat16 before it takes rows from it on a CPU, unless they are
+    taken as bits.
+
+    Example:
+        >>> take_rows(jnp.eye(3, dtype=jnp.bfloat16), jnp.array([2]))
+        Array([[0, 0, 1]], dtype=bfloat16)
+    """
+    if table.dtype != jnp.bfloat16:
+        return jnp.take(table, index, axis=0)
+    bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+    rows = jnp.take(bits, index, axis=0, mode="fill", fill_value=0xFFFF)  # the bits of a NaN
+    return jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
+
+
+@take_rows.defjvp
+def _take_rows_jvp(primals, tangents):
+    return take_rows(*primals), jnp.take(tangents[0], primals[1], axis=0)
+
+
 def _compute(a, b, *, form, output_dtype, sums=None):
     leading = range(a.ndim - 2)
     first, second = (len(leading) + axis for axis in _CONTRACTED[form])

@@ -19,12 +19,15 @@ from metajax.models._attention import (
     rotate,
     shared_by_kind,
 )
-from metajax.models._products import product
+from metajax.models._products import product, take_rows
 from metajax.models._rms_norm import RMSNormPlusOne
 from metajax.models.dense import Dense, _check_fits
 from metajax.models.transformer_config import TransformerConfig
 from metajax.types import Params
 
+_FEW = 32
+"""Up to so many rows are the right matrix of the head's product in decoding: then a CPU reads the
+large one as it is."""
 _ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -196,7 +199,7 @@ class Transformer(nn.Module):
             )
 
         embed = embedding(config.vocab_size, "embed")
-        x = embed(tokens)
+        x = take_rows(embed.embedding, tokens).astype(config.dtype)
         if config.scaled_embedding:
             x = x * jnp.asarray(math.sqrt(config.width), config.dtype)
         if config.positions == "learned":
@@ -229,10 +232,12 @@ class Transformer(nn.Module):
         if config.tied:
             rows = embed.embedding.astype(config.dtype)
             flat = x.reshape(-1, x.shape[-1])
-            if cache is None:
+            if cache is not None and len(flat) <= _FEW:
+                # Without a barrier XLA would exchange the two.
+                logits = product(rows, flat, jnp.float32, transposed=True)
+                logits = jax.lax.optimization_barrier(logits).T
+            else:
                 logits = product(flat, rows, jnp.float32, transposed=True)
-            else:  # few: with them on the right, and rows in order, XLA is fastest on a CPU
-                logits = product(rows, flat, jnp.float32, transposed=True).T
             logits = logits.reshape(*x.shape[:-1], len(rows))
         else:
             logits = Dense(config.vocab_size, False, config.dtype, name="head")(x, jnp.float32)

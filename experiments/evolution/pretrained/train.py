@@ -95,9 +95,10 @@ def proposer(setup: Setup) -> ev.Proposer:
             read=texts.family.read,
             count=config.proposals,
             max_new_tokens=texts.line_length(config.levels),
-            temperature=config.temperature,
-            chunk=config.chunk * config.samples,
-            mesh=mesh_of(config.chunk * config.samples),
+            attempts=config.attempts,
+            temperature=config.proposal_temperature,
+            chunk=config.chunk,
+            mesh=mesh_of(config.chunk),
         )
     tested = ev.fingerprints(setup.tests)
     return lambda params, key, levels: ev.without_duplicates(propose(params, key, levels), tested)

@@ -56,7 +56,9 @@ def writes(monkeypatch):
 def one_layer(monkeypatch):
     make = pretrained.random_checkpoint.make
     monkeypatch.setattr(
-        pretrained.random_checkpoint, "make", lambda *args, **named: make(*args, **named, layers=1)
+        pretrained.random_checkpoint,
+        "make",
+        lambda *args, **named: make(*args, **named, n_layers=1),
     )
 
 

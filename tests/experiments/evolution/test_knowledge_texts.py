@@ -17,7 +17,7 @@ from metajax.models import Transformer, TransformerConfig
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    random_checkpoint.make(folder, seed=1, layers=1)
+    random_checkpoint.make(folder, seed=1, n_layers=1)
     model, params = lm.load_pretrained(folder)
     return model, params, lm.load_tokenizer(folder)
 

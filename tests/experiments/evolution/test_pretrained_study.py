@@ -36,7 +36,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    random_checkpoint.make(folder, seed=1, layers=1)
+    random_checkpoint.make(folder, seed=1, n_layers=1)
     return folder
 
 
@@ -64,7 +64,7 @@ def lines(out):
 
 @pytest.mark.slow
 def test_random_weights_evolve_and_a_resumed_run_gives_the_same_bits(tmp_path, capsys, monkeypatch):
-    make = functools.partial(random_checkpoint.make, layers=1)
+    make = functools.partial(random_checkpoint.make, n_layers=1)
     monkeypatch.setattr(random_checkpoint, "make", make)
     out = tmp_path / "run"
     options = [*TINY, *VOTE, "--out", str(out)]
