@@ -155,7 +155,8 @@ def _generate(
             )
             tokens, lengths = np.asarray(made.tokens)[:, 0], np.asarray(made.lengths)[:, 0]
             found += [
-                words.decode(tokens[number, : lengths[number]]) for number in range(len(part))
+                words.decode(tokens[number, : lengths[number]].tolist())
+                for number in range(len(part))
             ]
             bar.update(len(part))
     return found

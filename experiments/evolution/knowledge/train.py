@@ -179,13 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first = study.written("questions of round 1", setup.factors)
         asked_by_gate, first = held_back(config, first)
         own_lines = list(map(words.question, first))
-        if len(asked_by_gate) >= 2:
-            own = study.learned("own questions", [own_lines])
+        wrote = len(asked_by_gate) >= 2
+        own = study.learned("own questions", [own_lines]) if wrote else setup.factors
+        if wrote:
             study.gate("gate of round 1", setup.factors, own, asked_by_gate)
             report.write(run, setup)
         study.learned("passages", [passages])
         report.write(run, setup)
-        if len(asked_by_gate) >= 2:
+        if wrote:
             second = without(study.written("questions of round 2", own), asked_by_gate)
             new_lines = list(map(words.question, second)) or own_lines
             later = study.learned("second round", [new_lines, own_lines], own)
