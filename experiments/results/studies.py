@@ -138,8 +138,8 @@ STUDIES = {
         ("evolve-knowledge/**/result.json",),
         tables.knowledge,
         "`make evolve-knowledge`: right answers in %, exact match, greedy, to questions in "
-        "held-out wordings; all trained models had as many tokens. Pairs are compared question by question. "
-        "What the parts are is told in [self-evolution](../self-evolution.md#knowledge).",
+        "held-out wordings; all trained models had as many tokens. Pairs are compared question by "
+        "question. What the parts are is told in [self-evolution](../self-evolution.md).",
     ),
     "benchmarks": Study(
         "Benchmarks",
