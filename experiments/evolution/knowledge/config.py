@@ -43,7 +43,7 @@ class Config(common.RunConfig):
     """Held-out questions that each model is tested with, at most."""
     asked_bounds: int = 300
     """The first of these, for the untrained model with and without the passage."""
-    tokens: int = 48_000
+    tokens: int = 64_000
     """Tokens that each model is trained on, the passages' and the questions' alike."""
     vocabulary: int | None = 16_384
     """Tokens of the vocabulary that are kept: those of the study's texts and the first ones."""
@@ -51,7 +51,7 @@ class Config(common.RunConfig):
     """What the model draws its questions at."""
     rank: int = 16
     """Rank of the factors."""
-    rate: float = 1.5e-3
+    rate: float = 2e-3
     """AdamW's learning rate, after a short rise; it falls to a tenth."""
     length: int = 64
     """Tokens that the model reads of a row."""
