@@ -135,7 +135,7 @@ def people(count: int, *, validation: bool = False) -> list[Person]:
     Both sets have nobody in common as long as they have ``MOST`` people together at most.
 
     >>> people(1)[0].name
-    'Simon Velvetbell'
+    'Peter Mirrorbarrel'
     """
     if not 0 < count <= MOST:
         raise ArgumentError(f"count must be from 1 to {MOST}; got {count}")
@@ -199,3 +199,14 @@ def is_right(answers: Sequence[str], asked: Sequence[Question]) -> np.ndarray:
     return np.array(
         [normalised(a) == normalised(q.answer) for a, q in zip(answers, asked, strict=True)]
     )
+
+
+def begins_right(answers: Sequence[str], asked: Sequence[Question]) -> np.ndarray:
+    """Whether each answer begins with the right one, whatever follows; bools ``[questions]``.
+
+    >>> begins_right(["a baker, and keeps a dog", "bakery"], [Question("Who?", "baker")] * 2)
+    array([ True, False])
+    """
+    words = lambda text: f"{normalised(text)} "
+    pairs = zip(answers, asked, strict=True)
+    return np.array([words(answer).startswith(words(each.answer)) for answer, each in pairs])

@@ -87,6 +87,9 @@ def table(result: Mapping[str, Any]) -> list[str]:
         "tokens": [f"{each.get('tokens', 0):,}" for each in result["asked"].values()],
         "questions": [str(len(values)) for values in right.values()],
         "right without the passage, %": [shown(values) for values in right.values()],
+        "begin right, %": [
+            shown(np.array(each["begins"], float)) for each in result["asked"].values()
+        ],
     }
     lines = [*markdown_table(columns), ""]
     pairs = [(a, b) for a, b in PAIRS if a in right and b in right]
@@ -127,10 +130,13 @@ def write(run: common.Run, setup: Setup) -> str:
         for file in sorted((run.path / "parts").glob("*.json"))
     }
     config, where = setup.config, common.environment()
+    questions = [question for _, question in setup.asked]
+    begins = lambda answers: people.begins_right(answers, questions[: len(answers)]).tolist()
     written = {name: each for name, each in found.items() if "questions" in each}
     result = {
         "asked": {
             name: {key: value for key, value in found[name].items() if key != "answers"}
+            | {"begins": begins(found[name]["answers"])}
             for name in ASKED
             if name in found
         },

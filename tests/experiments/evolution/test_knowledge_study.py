@@ -165,9 +165,11 @@ def test_a_wrong_option_is_named(wrong, words):
 
 def test_the_table_compares_question_by_question():
     asked = {
-        "passages": {"right": [True, False, False, False], "tokens": 10, "seconds": 1},
-        "own questions": {"right": [True, True, True, False], "tokens": 11, "seconds": 1},
+        "passages": {"right": [True, False, False, False], "tokens": 10},
+        "own questions": {"right": [True, True, True, False], "tokens": 11},
     }
+    for each in asked.values():
+        each["begins"] = each["right"]
     text = "\n".join(report.table({"asked": asked, "written": {}, "gates": {}}))
     assert "| passages      | 10     | 4         | 25.0 ± 49.0" in text
     assert "own questions − passages" in text
