@@ -135,6 +135,7 @@ def few_shot_proposer(
     read: Callable[[str], int | None],
     count: int,
     attempts: int = 1,
+    otherwise: Params | None = None,
     max_new_tokens: int | None = None,
     temperature: float = 1.0,
     chunk: int = 128,
@@ -157,6 +158,9 @@ def few_shot_proposer(
         read: the problem's ``read``, of a text.
         count: tasks a round.
         attempts: how often so many texts are written, until ``count`` of them are valid.
+        otherwise: parameters that write from the second attempt on, such as those from before the
+            loop, which still pose what a model that learned to answer doesn't; the current ones if
+            None.
         max_new_tokens: that a text has, at most; those of the longest prompt if None.
         temperature: of sampling.
         chunk: texts that are written together.
@@ -229,7 +233,8 @@ def few_shot_proposer(
     def propose(params: Params, key: jax.Array, levels: Levels, /) -> Tasks:
         found: list[Tasks] = []
         for attempt in range(attempts):
-            found.append(written(params, jax.random.fold_in(key, attempt), levels))
+            writes = params if otherwise is None or attempt == 0 else otherwise
+            found.append(written(writes, jax.random.fold_in(key, attempt), levels))
             tasks = without_duplicates(jax.tree.map(lambda *x: np.concatenate(x), *found))
             if tasks.valid.sum() >= count:
                 break

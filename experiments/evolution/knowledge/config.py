@@ -45,6 +45,9 @@ class Config(common.RunConfig):
     """The first of these, for the untrained model with and without the passage."""
     tokens: int = 64_000
     """Tokens that each model is trained on, the passages' and the questions' alike."""
+    question_share: float = 0.1
+    """Share of the questions that are learned beside their answers, so that the model still writes
+    some in the second round."""
     vocabulary: int | None = 16_384
     """Tokens of the vocabulary that are kept: those of the study's texts and the first ones."""
     temperature: float = 0.7
@@ -73,6 +76,8 @@ class Config(common.RunConfig):
         )  # fmt: skip
         if self.steps:
             raise ArgumentError(f"steps follow from tokens, give these; got {self.steps}")
+        if not 0 <= self.question_share <= 1:
+            raise ArgumentError(f"question_share must be in [0, 1]; got {self.question_share}")
         if self.people > people.MOST // 2:
             raise ArgumentError(f"people must be at most {people.MOST // 2}; got {self.people}")
         if self.held_back < 2:

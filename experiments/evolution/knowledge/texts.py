@@ -172,11 +172,16 @@ class Words:
         tokens = self.encode(people.passage(person, wording) + "\n")
         return Line(tokens, [True] * len(tokens))
 
-    def question(self, question: Question) -> Line:
-        """A question as a line of which the answer is the target."""
-        before = len(self.encode(question.text))
+    def question(self, question: Question, *, whole: bool = False) -> Line:
+        """A question as a line of which the answer is the target, or the ``whole`` line."""
+        before = 0 if whole else len(self.encode(question.text))
         tokens = self.encode(f"{question.text} {question.answer}\n")
         return Line(tokens, [number >= before for number in range(len(tokens))])
+
+    def questions(self, asked: Sequence[Question], share: float) -> list[Line]:
+        """Lines; of a ``share`` of them the question is a target too."""
+        whole = np.random.default_rng(0).random(len(asked)) < share
+        return [self.question(q, whole=bool(w)) for q, w in zip(asked, whole, strict=True)]
 
 
 def rows_of(

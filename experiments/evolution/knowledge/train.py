@@ -167,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.create(run)
     setup = parts.set_up(run, config)
     study, words = Study(run, setup), setup.words
+    lines_of = lambda questions: words.questions(questions, config.question_share)
     with common.locked(run.path):
         study.bound("no passage")
         study.bound("passage in the prompt")
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
         first = study.written("questions of round 1", setup.factors)
         asked_by_gate, first = held_back(config, first)
-        own_lines = list(map(words.question, first))
+        own_lines = lines_of(first)
         wrote = len(asked_by_gate) >= 2
         own = study.learned("own questions", [own_lines]) if wrote else setup.factors
         if wrote:
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write(run, setup)
         if wrote:
             second = without(study.written("questions of round 2", own), asked_by_gate)
-            new_lines = list(map(words.question, second)) or own_lines
+            new_lines = lines_of(second) or own_lines
             later = study.learned("second round", [new_lines, own_lines], own)
             study.gate("gate of round 2", own, later, asked_by_gate)
             report.write(run, setup)
@@ -198,10 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             common.show("The model wrote next to no question with an answer of its passage.")
         by_program = [
-            words.question(question)
+            question
             for person in setup.people
             for wording in people.QUESTIONS
             for question in people.questions(person, wording)
         ]
-        study.learned("questions by a program", [by_program])
+        study.learned("questions by a program", [lines_of(by_program)])
     print(f"\n{report.write(run, setup)}\nEverything is in {run.path}.")

@@ -166,20 +166,31 @@ class Texts(NamedTuple):
     """A family in a model's tokens.
 
     Attributes:
+        tokenizer: the model's.
         family: its functions on strings.
         problem: the same on tokens.
-        judge: what its checker says, as a verifier.
         answer_length: tokens of a level's answers with their end, by a sample of them.
         line_length: the same of a question with its answer.
         shots: worked examples that stand before every question; empty for none.
     """
 
+    tokenizer: lm.Tokenizer
     family: Family
     problem: ev.Problem
-    judge: ev.Verifier
     answer_length: Callable[[int], int]
     line_length: Callable[[int], int]
-    shots: list[int]
+    shots: list[int] = []  # noqa: RUF012
+
+    def checker(self, **options: Any) -> ev.Verifier:
+        """What the family's program finds right, as a verifier; options of ``evolve.checked``."""
+        return ev.checked(
+            self.tokenizer,
+            self.family.check,
+            end=self.problem.end,
+            begin=self.problem.begin,
+            name="a program checks",
+            **options,
+        )
 
 
 class Setup(NamedTuple):
@@ -189,7 +200,6 @@ class Setup(NamedTuple):
         config: the options.
         folder: the checkpoint: a folder, a file or a hub's id.
         model: the transformer.
-        tokenizer: its tokenizer.
         variables: its parameters, ``"params"``, and factors from zero beside them, ``"lora"``.
         texts: the family that it learns.
         tests: those tasks that it is tested on, and never learns from.
@@ -201,7 +211,6 @@ class Setup(NamedTuple):
     config: Config
     folder: Path
     model: Transformer
-    tokenizer: lm.Tokenizer
     variables: dict[str, Any]
     texts: Texts
     tests: ev.Tasks
@@ -277,9 +286,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
     except ValueError as error:
         raise common.RunError(f"rank: {error}") from error
     variables = {"params": params, "lora": factors}
-    return Setup(
-        config, folder, model, tokenizer, variables, texts, tests, outside, outside_tests, worked
-    )
+    return Setup(config, folder, model, variables, texts, tests, outside, outside_tests, worked)
 
 
 def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
@@ -296,9 +303,6 @@ def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
         end=line_break[0] if len(line_break) == 1 else None,
         vocab_size=vocab_size,
     )
-    judge = ev.checked(
-        tokenizer, family.check, end=problem.end, begin=problem.begin, name="a program checks"
-    )
 
     @functools.cache
     def lengths(level: int) -> tuple[int, int]:
@@ -307,7 +311,7 @@ def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
         return int(answers.max()), int((prompts + answers).max())
 
     return Texts(
-        family, problem, judge, lambda level: lengths(level)[0], lambda level: lengths(level)[1], []
+        tokenizer, family, problem, lambda level: lengths(level)[0], lambda level: lengths(level)[1]
     )
 
 

@@ -90,12 +90,13 @@ def proposer(setup: Setup) -> ev.Proposer:
         propose = ev.few_shot_proposer(
             setup.model,
             texts.problem,
-            setup.tokenizer,
+            texts.tokenizer,
             examples=examples,
             read=texts.family.read,
             count=config.proposals,
             max_new_tokens=texts.line_length(config.levels),
             attempts=config.attempts,
+            otherwise=setup.variables,
             temperature=config.proposal_temperature,
             chunk=config.chunk,
             mesh=mesh_of(config.chunk),
@@ -177,18 +178,19 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
     """The loop's parts."""
     config, problem = setup.config, setup.texts.problem
     solve = solver(setup, samples=config.samples, temperature=config.temperature)
-    verifier, judge = ev.all_of(ev.majority_vote(config.agreement), ev.must_end()), solve
+    verifier = ev.all_of(ev.majority_vote(config.agreement), ev.must_end())
+    gate = ev.non_inferior(solve, verifier)
     if config.verifier == "check":
-        # Its verdict on one greedy answer says whether it is right.
-        verifier, judge = setup.texts.judge, solver(setup)
-    gate = ev.accept_all() if config.gate == "none" else ev.non_inferior(judge, verifier)
+        # The rarer a right answer, the more its task counts. The gate takes one greedy answer.
+        verifier = setup.texts.checker(weigh=ev.learnability)
+        gate = ev.non_inferior(solver(setup), setup.texts.checker())
     levels = first_levels(config)
     return ev.EvolveConfig(
         propose=proposer(setup),
         solve=solve,
         verifier=verifier,
         update=update_of(setup),
-        gate=gate,
+        gate=ev.accept_all() if config.gate == "none" else gate,
         curriculum=ev.Curriculum("all levels in every round", levels, lambda levels, rate: levels)
         if config.curriculum == "all"
         else up_to(ev.one_harder(levels.first), config.levels),
@@ -253,16 +255,14 @@ def save_adapters(setup: Setup, folder: Path, variables: Any) -> None:
 def outside_scores(setup: Setup, params: Any) -> dict[str, float]:
     """What is tested at the beginning and the end alone: the other family behind its shots, and the
     own one without shots."""
-    solve, without = (
-        solver(setup, each) for each in (setup.outside, setup.texts._replace(shots=[]))
-    )
-    key = jax.random.key(0)
-    share = lambda judge, tasks, answers: float(report.is_right(judge, tasks, answers).mean())
+
+    def share(texts: Texts, tasks: ev.Tasks) -> float:
+        answers = solver(setup, texts)(params, jax.random.key(0), tasks)
+        return float(report.is_right(texts.checker(), tasks, answers).mean())
+
     return {
-        "outside": share(
-            setup.outside.judge, setup.outside_tests, solve(params, key, setup.outside_tests)
-        ),
-        "without_shots": share(setup.texts.judge, setup.tests, without(params, key, setup.tests)),
+        "outside": share(setup.outside, setup.outside_tests),
+        "without_shots": share(setup.texts._replace(shots=[]), setup.tests),
     }
 
 
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setup = set_up(run, config)
     common.create(run)
     problem, loop = setup.texts.problem, loop_config(setup)
-    scores = report.scores_of(setup.texts.judge, solver(setup), setup.tests)
+    scores = report.scores_of(setup.texts.checker(), solver(setup), setup.tests)
     outcome = study.evolve_and_control(
         run,
         config,
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, params in outcome.models().items()
     }
     samples = report.examples_text(
-        problem, setup.texts.judge, loop, evolved, setup.texts.family.levels
+        problem, setup.texts.checker(), loop, evolved, setup.texts.family.levels
     )
     write_atomically(run.path / "tasks.txt", samples)
     records = outcome.followed.records

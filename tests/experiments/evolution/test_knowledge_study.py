@@ -152,6 +152,7 @@ def test_the_gate_holds_questions_back_in_all_their_answers():
     ("wrong", "words"),
     [
         ({"people": 300}, "people must be at most 262; got 300"),
+        ({"question_share": 1.5}, r"question_share must be in \[0, 1\]"),
         ({"steps": 5}, "steps follow from tokens"),
         ({"held_back": 1}, "held_back must be at least 2"),
         ({"rate": 0.0}, "rate must be above zero"),

@@ -123,6 +123,9 @@ def test_the_loss_of_a_question_is_on_its_answer_and_a_passages_on_all(words):
     assert words.decode(line.tokens) == "Who? me\n"
     assert words.decode([t for t, is_target in zip(*line, strict=True) if is_target]) == " me\n"
     assert all(words.passage(people.people(1)[0], 0).targets)
+    assert words.question(Question("Who?", "me"), whole=True) == Line(line.tokens, [True] * 8)
+    lines = words.questions([Question("Who?", "me")] * 400, 0.25)
+    assert 70 < sum(line.targets[0] for line in lines) < 130
 
 
 def rows(words, sources, budget, **options):
