@@ -45,9 +45,8 @@ class Config(common.RunConfig):
     """The first of these, for the untrained model with and without the passage."""
     tokens: int = 64_000
     """Tokens that each model is trained on, the passages' and the questions' alike."""
-    question_share: float = 0.1
-    """Share of the questions that are learned beside their answers, so that the model still writes
-    some in the second round."""
+    question_share: float = 0.0
+    """Share of the questions that are learned beside their answers."""
     vocabulary: int | None = 16_384
     """Tokens of the vocabulary that are kept: those of the study's texts and the first ones."""
     temperature: float = 0.7

@@ -31,6 +31,7 @@ PAIRS = (
     ("own questions", "passages"),
     ("passages and own questions", "passages"),
     ("second round", "own questions"),
+    ("control of the second round", "own questions"),
     ("second round", "control of the second round"),
 )
 """Models that are compared, question by question."""
@@ -199,6 +200,6 @@ def draw(run: common.Run, result: Mapping[str, Any]) -> None:
             row, right.mean(), xerr=interval(right), color="lightgrey" if bound else "tab:blue"
         )
     axes.set_yticks(range(len(result["asked"])), list(reversed(result["asked"])))
-    axes.set(xlabel="right answers in %, without the passage but for the grey bar of the prompt")
+    axes.set(xlabel="right answers in %")
     axes.grid(axis="x", alpha=0.3)
     plots.save(figure, run.path / "knowledge.png")

@@ -14,6 +14,12 @@ with it. In the second round the model that learned from its own questions write
 on learning from these and the first ones by halves; the control goes on from the first ones alone.
 A gate compares each round's model with the one before, on own questions that nobody learns.
 
+Measured with 20 people of the validation set (--people 20 --validation --tokens 9600), one seed:
+58.3 ± 8.9 % right after own questions, 25.8 ± 7.9 after passages (37.5 begin right), 1.7 without
+training, 91.7 with the passage in the prompt. The model that has learned wrote nothing that was
+kept, so that there was no second round; the control, twice the tokens of the first questions, has
+68.3 ± 8.4 %. The 200 people haven't been learned yet.
+
 Each part's result is kept in the run's folder: --resume goes on behind the last one. Without
 --checkpoint a small model of random weights is made. It shows that the parts work together, and
 learns nothing.
@@ -189,10 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.write(run, setup)
         if wrote:
             second = without(study.written("questions of round 2", own), asked_by_gate)
-            new_lines = lines_of(second) or own_lines
-            later = study.learned("second round", [new_lines, own_lines], own)
-            study.gate("gate of round 2", own, later, asked_by_gate)
-            report.write(run, setup)
+            if second:
+                later = study.learned("second round", [lines_of(second), own_lines], own)
+                study.gate("gate of round 2", own, later, asked_by_gate)
+                report.write(run, setup)
+            else:
+                common.show("The model that has learned wrote no question that is kept.")
             study.learned("control of the second round", [own_lines], own)
             study.learned("passages and own questions", [passages, own_lines])
             report.write(run, setup)
