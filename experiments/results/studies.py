@@ -135,6 +135,17 @@ STUDIES = {
         "each, greedy; one seed. The paired gains and their intervals: "
         "[table](evolve/programs/table.md); [some tasks and answers](evolve/programs/tasks.txt).",
     ),
+    "evolution-knowledge": Study(
+        "Facts from passages",
+        ("evolve-knowledge/**/result.json",),
+        tables.knowledge,
+        "`make evolve-knowledge`: right answers in %, exact match, greedy, to questions in "
+        "held-out wordings; all trained models had as many tokens, the second round and its "
+        "control on top of those of their start. Pairs are compared question by question. "
+        "What the parts are is told in [self-evolution](../self-evolution.md#knowledge); "
+        "[some questions and answers](evolve-knowledge/validation/questions.txt).",
+        (("evolve-knowledge/validation/knowledge.png", "20 people of the validation set"),),
+    ),
     "benchmarks": Study(
         "Benchmarks",
         ("bench/meta_step.json", "bench/*.json", "soak/soak.json"),

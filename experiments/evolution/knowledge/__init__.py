@@ -1,0 +1,1 @@
+"""Facts about invented people, from passages into the weights."""
