@@ -1,17 +1,16 @@
 """What the model reads, writes and learns: prompts, parsed lines, and rows of tokens."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from experiments.evolution.fewer_tokens import FewerTokens
 from experiments.evolution.knowledge import people
 from experiments.evolution.knowledge.people import Person, Question
 from metajax import lm
 from metajax.errors import ArgumentError
-from metajax.models import Transformer
 
 LONGEST_ANSWER = 3
 """Words of an answer that a model may write."""
@@ -116,56 +115,24 @@ class Line(NamedTuple):
     targets: list[bool]
 
 
-class Words:
-    """A tokenizer of fewer tokens: those of the known texts, and a vocabulary's first ones.
-
-    Attributes:
-        kept: the original numbers of the tokens, in order.
-    """
+class Words(FewerTokens):
+    """A tokenizer of fewer tokens: those of the known texts, and a vocabulary's first ones."""
 
     def __init__(self, tokenizer: lm.HFTokenizer, vocab_size: int, most: int | None) -> None:
-        self._tokenizer = tokenizer
-        self.kept = np.arange(vocab_size)
-        if most is not None and most < vocab_size:
-            everyone = [*people.people(people.MOST), *people.shown_people()]
-            asked = [*people.QUESTIONS, people.HELD_OUT_QUESTIONS]
-            lines = [
-                example(each, wording, questions)
-                for each in everyone
-                for wording in range(len(people.WORDINGS))
-                for questions in asked
-            ]
-            used = {token for line in lines for token in tokenizer.encode(line)}
-            first = (number for number in range(vocab_size) if number not in used)
-            self.kept = np.sort([*used, *(next(first) for _ in range(most - len(used)))])
-
-    def cut(self, model: Transformer, params: Any) -> tuple[Transformer, Any]:
-        """The model with these tokens alone: rows of its embeddings."""
-        count = len(self.kept)
-        if count == model.config.vocab_size:
-            return model, params
-        if not model.config.tied:
-            raise ArgumentError("vocabulary: only a model with a tied head can be cut")
-        rows = params["embed"]["embedding"][self.kept]
-        config = dataclasses.replace(model.config, vocab_size=count, stop_tokens=())
-        return Transformer(config), {**params, "embed": {"embedding": rows}}
+        everyone = [*people.people(people.MOST), *people.shown_people()]
+        asked = [*people.QUESTIONS, people.HELD_OUT_QUESTIONS]
+        texts = (
+            example(each, wording, questions)
+            for each in everyone
+            for wording in range(len(people.WORDINGS))
+            for questions in asked
+        )
+        super().__init__(tokenizer, texts, vocab_size, most)
 
     @property
     def bos(self) -> list[int]:
         """The begin token, where there is one."""
-        number = self._tokenizer.bos_id
-        return [] if number is None else self._numbers([number])
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without others around it."""
-        return self._numbers(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
-        return self._tokenizer.decode(self.kept[np.asarray(tokens, int)].tolist())
-
-    def _numbers(self, tokens: Sequence[int]) -> list[int]:
-        return np.searchsorted(self.kept, tokens).tolist()
+        return [] if self.bos_id is None else [self.bos_id]
 
     def passage(self, person: Person, wording: int) -> Line:
         """A passage as a line of which all tokens are targets."""

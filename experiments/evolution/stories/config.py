@@ -15,7 +15,6 @@ from experiments.evolution.pretrained.families.stories import WORDS, question, s
 from metajax import evolve as ev
 from metajax import lm
 from metajax.errors import ArgumentError
-from metajax.evolve.text import encode_part
 from metajax.models import Transformer
 
 VALIDATION_SEED, TEST_SEED = 11, 2025
@@ -135,7 +134,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
     try:
         model, params = lm.load_pretrained(folder, dtype="float32", scan=False)
         tokenizer = lm.load_tokenizer(folder)
-        asked = max(len(encode_part(tokenizer, question([word] * 3))) for word in WORDS) + SLACK
+        asked = max(len(ev.encode_part(tokenizer, question([word] * 3))) for word in WORDS) + SLACK
         problem = ev.text_problem(
             tokenizer,
             name=family.name,
@@ -190,7 +189,7 @@ def kept_back(setup: Setup) -> np.ndarray:
 def begun(setup: Setup, texts: list[str]) -> ev.Tasks:
     """Texts behind the begin token, as prompts."""
     first = [] if setup.problem.begin is None else [setup.problem.begin]
-    rows = [first + encode_part(setup.tokenizer, text) for text in texts]
+    rows = [first + ev.encode_part(setup.tokenizer, text) for text in texts]
     return prompts(rows)
 
 

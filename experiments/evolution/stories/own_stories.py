@@ -23,7 +23,6 @@ from experiments.evolution.pretrained.families.stories import (
 )
 from experiments.evolution.stories.config import Setup, prompts
 from metajax import evolve as ev
-from metajax.evolve.text import encode_part
 from metajax.files import replacing
 
 KEPT_BACK = 24
@@ -146,7 +145,7 @@ def answers(
         if more:
             chance = np.array([1 / often[word] for word in others])
             kept += map(str, rng.choice(others, more, replace=False, p=chance / chance.sum()))
-        prompt = first + encode_part(setup.tokenizer, question(kept))
+        prompt = first + ev.encode_part(setup.tokenizer, question(kept))
         if not np.isin(ev.fingerprints(prompts([prompt])), never)[0]:
             rows.append((prompt + story, len(prompt), ((COUNT - more) / COUNT) ** 2))
     return examples(setup, rows)

@@ -24,26 +24,22 @@ on any machine, and poses no task.
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
 from experiments import common
-from experiments.common import plots
 from experiments.evolution import report, study
 from experiments.evolution.pretrained.families.stories import (
     COUNT,
-    ends_well,
     nouns_in,
     question,
-    words_in,
-    words_of,
 )
-from experiments.evolution.stories import base_prompts, fluency, own_stories
+from experiments.evolution.stories import fluency, own_stories
 from experiments.evolution.stories.config import (
     Config,
     Setup,
@@ -53,9 +49,17 @@ from experiments.evolution.stories.config import (
     prompts,
     set_up,
 )
+from experiments.evolution.stories.ready import Ready, make_ready, solver
+from experiments.evolution.stories.report import (
+    base_scores,
+    columns,
+    draw_rounds,
+    facts,
+    samples,
+    scores_of,
+)
 from metajax import evolve as ev
 from metajax import lm
-from metajax.evolve.text import encode_part
 from metajax.files import replacing, write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
@@ -68,99 +72,6 @@ REAL = 0.6
 """Least share of the first stories in a round's texts."""
 DAMAGED, SHARE = 2, 0.3
 """The round whose verdicts are turned round, and the share of them."""
-
-
-class Ready(NamedTuple):
-    """What the rounds and the tests share.
-
-    Attributes:
-        setup: the checkpoint and the tasks.
-        free: the base's stories, of which nothing was asked.
-        back: its stories that are kept back.
-        outside: real stories, if there are any.
-        losses: of texts, for a model's parameters.
-        verifier: checks words, ending and fluency.
-        likelihood: mean log-likelihoods of stories under the base.
-        limit: the least mean log-likelihood of a fluent story.
-    """
-
-    setup: Setup
-    free: ev.Examples
-    back: list[list[int]]
-    outside: list[list[int]]
-    losses: Any
-    verifier: ev.Verifier
-    likelihood: Callable[[list[list[int]]], np.ndarray]
-    limit: float
-
-    def perplexity(self, params: Any) -> float:
-        """On the base's stories that are kept back."""
-        return fluency.perplexity(self.losses(params, self.back))
-
-    def perplexities(self, params: Any) -> dict[str, float]:
-        """On these, and on real stories."""
-        found = {"perplexity_own": self.perplexity(params)}
-        if self.outside:
-            found["perplexity_real"] = fluency.perplexity(self.losses(params, self.outside))
-        return found
-
-
-def make_ready(setup: Setup, run: common.Run) -> Ready:
-    """Lets the base write its stories, and sets the guard of fluency by those kept back."""
-    config, end = setup.config, setup.problem.end
-    written = own_stories.write(setup, config.written or run.path / "stories.npz")
-    learned, back = own_stories.split(written)
-    width = 1 + config.longest
-    losses = fluency.losses_of(setup.apply, width)
-    texts = own_stories.texts(setup, back)
-    sums, counts = losses(setup.params, texts)
-    limit = float(np.quantile(-sums / counts, config.doubtful))
-
-    def likelihood(answers: list[list[int]]) -> np.ndarray:
-        first = [end] if setup.problem.begin is None else [setup.problem.begin]
-        sums, counts = losses(setup.params, [first + answer for answer in answers])
-        return -sums / counts
-
-    checked = ev.checked(
-        setup.tokenizer, setup.family.check, end=end, begin=setup.problem.begin,
-        name="a program finds words and ending",
-    )  # fmt: skip
-    verifier = fluency.fluent(checked, likelihood, limit)
-    free, outside = own_stories.free(setup, learned), real_stories(setup, width)
-    return Ready(setup, free, texts, outside, losses, verifier, likelihood, limit)
-
-
-def real_stories(setup: Setup, width: int) -> list[list[int]]:
-    """The beginnings of the file's stories in tokens.
-
-    Raises:
-        RunError: the file can't be read, or has no story.
-    """
-    file = setup.config.real
-    if file is None:
-        return []
-    try:
-        found = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise common.RunError(f"real: {error}") from error
-    found = [text for text in found if text]
-    if not found:
-        raise common.RunError(f"real: {file} has no story")
-    begin = [] if setup.problem.begin is None else [setup.problem.begin]
-    return [(begin + encode_part(setup.tokenizer, text))[:width] for text in found]
-
-
-def solver(setup: Setup, *, samples: int = 1, longest: int | None = None) -> ev.Solver:
-    """Writes stories, of at most so many tokens."""
-    return ev.model_solver(
-        setup.model,
-        answer_length=lambda level: longest or setup.config.longest,
-        end=setup.problem.end,
-        samples=samples,
-        temperature=setup.config.temperature,
-        slack=0,
-        chunk=setup.config.chunk,
-    )
 
 
 def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], Any]) -> ev.Update:
@@ -348,158 +259,6 @@ def taught(ready: Ready, first: ev.Examples, run: common.Run) -> study.Trained:
     return base
 
 
-def scores_of(
-    ready: Ready, tasks: ev.Tasks, asked: ev.Tasks | None = None, solve: ev.Solver | None = None
-) -> Callable[[Any], dict[str, float]]:
-    """``scores(params)``: shares of stories, one a task, with all words and an ending (``rate``),
-    that are fluent too (``fluent``), that end well (``ends``), and of the words that are there.
-
-    Args:
-        ready: what judges.
-        tasks: what counts.
-        asked: what the model reads instead of the tasks.
-        solve: writes; the solver of the config if None.
-    """
-    setup = ready.setup
-    solve = solve or solver(setup)
-    decode, begin = setup.tokenizer.decode, int(setup.problem.begin is not None)
-    questions = [
-        decode(row[len(row) - length :].tolist()[begin:])
-        for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
-    ]
-
-    def scores(params: Any) -> dict[str, float]:
-        found = solve(params, jax.random.key(0), tasks if asked is None else asked)
-        rows = zip(
-            questions,
-            np.asarray(found.tokens)[:, 0],
-            np.asarray(found.lengths)[:, 0],
-            np.asarray(found.ended)[:, 0],
-            strict=True,
-        )
-        right, ends, words = [], [], []
-        for asked_for, row, length, ended in rows:
-            story = decode(row[: length - int(ended)].tolist())
-            wanted = words_of(asked_for)
-            right.append(bool(ended) and setup.family.check(asked_for, story) > 0)
-            ends.append(bool(ended) and ends_well(story))
-            words.append(len(words_in(story).intersection(wanted)) / len(wanted))
-        good = np.asarray(ready.verifier.verify(tasks, found).weight) > 0
-        named = {"rate": right, "fluent": good, "ends": ends, "words": words}
-        return {name: float(np.mean(values)) for name, values in named.items()}
-
-    return scores
-
-
-def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
-    """The base model's scores: of each prompt on validation tasks, and of the best one on the
-    tests. They are kept in a file, and read from there."""
-    if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
-    setup, config = ready.setup, ready.setup.config
-    named = lambda tasks: [
-        words_of(setup.tokenizer.decode(row[len(row) - length :].tolist()[begin:]))
-        for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
-    ]
-    begin = int(setup.problem.begin is not None)
-    example = worked_example(ready, real)
-
-    def asked(name: str, tasks: ev.Tasks) -> ev.Tasks:
-        if name == base_prompts.EXAMPLE:
-            rows = [
-                [*example, *row[len(row) - length + begin :].tolist()]
-                for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
-            ]
-            return prompts(rows)
-        text = base_prompts.PROMPTS[name]
-        return begun(setup, [text(*words) for words in named(tasks)])
-
-    names = [*base_prompts.PROMPTS, *([base_prompts.EXAMPLE] if example else [])]
-
-    def score(name: str, tasks: ev.Tasks) -> dict[str, float]:
-        texts = asked(name, tasks)
-        room = setup.model.config.max_length - int(np.max(texts.lengths))
-        writer = solver(setup, longest=min(config.longest, room))
-        return scores_of(ready, tasks, texts, writer)(setup.params)
-
-    tried = {name: score(name, setup.validation) for name in names}
-    best = max(names, key=lambda name: (tried[name]["rate"], tried[name]["words"]))
-    tested = score(best, setup.tests) | ready.perplexities(setup.params)
-    found = {"prompt": best, "tried": tried, "tested": tested}
-    write_atomically(file, json.dumps(found, indent=2) + "\n")
-    return found
-
-
-def worked_example(ready: Ready, found: ev.Examples) -> list[int]:
-    """The shortest story behind its question, as tokens; none if there is none."""
-    begin = int(ready.setup.problem.begin is not None)
-    complete = (found.prompt > begin) & (found.lengths < ready.setup.config.learned)
-    if not complete.any():
-        return []
-    row = min(np.flatnonzero(complete), key=lambda row: found.lengths[row])
-    return found.tokens[row, : found.lengths[row]].tolist()
-
-
-def draw_rounds(path: Path, records: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> None:
-    """Draws rates on validation tasks and perplexities beside the base's, round by round."""
-    figure = plots.empty(8.0, 3.2)
-    rates, perplexities = figure.subplots(1, 2)
-    steps = [record["step"] for record in records]
-    for name, label in (("rate", "all three words"), ("words", "share of the words")):
-        rates.plot(steps, [100 * record[name] for record in records], marker="o", label=label)
-    best = base["tried"][base["prompt"]]["rate"]
-    rates.axhline(100 * best, color="grey", linestyle=":", label="base, best prompt")
-    rates.set(xlabel="round", ylabel="validation stories in %", ylim=(-3, 103))
-    for name, label in (
-        ("perplexity_own", "base's own stories"),
-        ("perplexity_real", "real stories"),
-    ):
-        if name in records[0]:
-            ratio = [record[name] / base["tested"][name] for record in records]
-            perplexities.plot(steps, ratio, marker="o", label=label)
-    perplexities.axhline(1.05, color="grey", linestyle=":")
-    perplexities.set(xlabel="round", ylabel="perplexity beside the base's")
-    for axes in (rates, perplexities):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    plots.save(figure, path)
-
-
-def samples(ready: Ready, base: dict[str, Any], loop: ev.EvolveConfig, params: Any) -> str:
-    """Tasks that the model posed with its stories, and test tasks before and after."""
-    setup = ready.setup
-    posed = report.examples_text(setup.problem, ready.verifier, loop, params, [1])
-    few = jax.tree.map(lambda leaf: leaf[:3], setup.tests)
-    shown = []
-    for name, model in (("base", setup.params), ("after the last round", params)):
-        stories = solver(setup)(model, jax.random.key(0), few)
-        for row in range(len(few.lengths)):
-            text = setup.problem.show([*few.prompts[row], *stories.tokens[row, 0]])
-            shown.append(f"[{name}]\n{text}\n")
-    return f"Tasks that it posed:\n\n{posed}\nTest tasks:\n\n" + "\n".join(shown)
-
-
-def columns(tested: Mapping[str, Mapping[str, float]], count: int) -> dict[str, list[str]]:
-    """The table of the tests."""
-    rows = {
-        "rate": "all words, ending",
-        "fluent": "and fluent to the base",
-        "ends": "ends well",
-        "words": "share of the words",
-    }
-    found = {"stories, %": [*rows.values(), "perplexity, base's stories"]}
-    real = all("perplexity_real" in scores for scores in tested.values())
-    if real:
-        found["stories, %"].append("perplexity, real stories")
-    for name, scores in tested.items():
-        found[name] = [report.percent(scores[each], count) for each in rows]
-        found[name].append(f"{scores['perplexity_own']:.3f}")
-        if real:
-            found[name].append(f"{scores['perplexity_real']:.3f}")
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Teaches, evolves, tests, and leaves everything in the run folder."""
     config = common.parse(Config, arguments, __doc__ or "")
@@ -542,28 +301,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         base="own stories",
     )
     print(f"\n{table}\nEverything is in {run.path}.")
-
-
-def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[str, str]:
-    """The lines below the tables."""
-    setup, config = ready.setup, ready.setup.config
-    size = sum(leaf.size for leaf in jax.tree.leaves(setup.params))
-    tried = ", ".join(
-        f"{name} {100 * scores['rate']:.1f}" for name, scores in base["tried"].items()
-    )
-    return {
-        "Checkpoint": f"{setup.name}, {size:,} parameters, all of which learn",
-        "Task": f"{setup.problem.name}: {config.test_prompts} test tasks, a story each "
-        f"at temperature {config.temperature}",
-        "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
-        f"{base['prompt']}. Rates in %: {tried}",
-        "Own stories": f"{len(ready.free.tokens)} free ones, {len(ready.back)} that are kept back "
-        f"for the perplexity, and {config.asked} answers to questions of a program",
-        "Real stories": f"{len(ready.outside)}, for the perplexity alone"
-        if ready.outside
-        else "none: the perplexity is on the base's own stories, whose floor is the base's",
-        "Proposer": "the model itself: the first three nouns of a text that it begins",
-        "Kept": f"{loop.verifier.name}: at least {ready.limit:.2f} nats a token; {config.samples} "
-        "samples a task",
-        "Update": loop.update.name,
-    }
