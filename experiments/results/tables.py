@@ -242,7 +242,8 @@ def benchmarks(found: Found) -> list[str]:
     for path, result in found.items():
         table = tables[path.stem](result)
         text = table if isinstance(table, str) else "\n".join(table)
-        lines += ["", f"## {path.stem}", "", re.sub("^# (.*)", r"\1:", text).strip()]
+        where = [*path.parent.parts[1:], path.stem]  # such as large-vocabulary, lora
+        lines += ["", f"## {', '.join(where)}", "", re.sub("^# (.*)", r"\1:", text).strip()]
     return lines[1:]
 
 
