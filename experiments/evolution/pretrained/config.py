@@ -330,7 +330,8 @@ def texts_of(family: Family, tokenizer: lm.Tokenizer, vocab_size: int) -> Texts:
         write=family.write,
         answer=family.answer,
         read=family.read,
-        longest=family.longest,
+        # A token more than characters: some tokenizers put one before a text.
+        longest=lambda level: (family.longest(level)[0] + 1, family.longest(level)[1] + 1),
         end=line_break[0] if len(line_break) == 1 else None,
         vocab_size=vocab_size,
     )
