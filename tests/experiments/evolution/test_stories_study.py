@@ -268,7 +268,7 @@ def test_a_model_of_stories_learns_and_a_resumed_run_gives_the_same_bits(tmp_pat
     before = lines(out)
     assert before[1]["valid"] > 0, "it poses tasks"
     models = json.loads((out / "result.json").read_text())["tested"]["models"]
-    assert models["base"]["perplexity_own"] == pytest.approx(3.8, abs=0.4)
+    assert 2.5 < models["base"]["perplexity_own"] < 4.5
     assert models["last round"]["perplexity_own"] < 1.5 * models["base"]["perplexity_own"]
     shutil.rmtree(out / "rounds" / "checkpoints" / "1")
     train.main([*options, "--control", "no", "--resume"])
