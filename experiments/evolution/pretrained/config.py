@@ -87,7 +87,7 @@ class Config(study.StudyConfig):
     """Tasks of each."""
     samples: int = 4
     """Answers to each."""
-    temperature: float = 0.7
+    temperature: float = 1.0
     """What answers are drawn at."""
     attempts: int = 2
     """How often so many tasks are written, until enough of them are valid."""
