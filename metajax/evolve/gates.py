@@ -92,7 +92,6 @@ def non_inferior(
     """
     _checks.between("margin", margin, 0, 1, ends="()")
     _checks.between("confidence", confidence, 0.5, 1, ends="()")
-    quantile = statistics.NormalDist().inv_cdf(confidence)
 
     def gate(old: Params, new: Params, key: jax.Array, held_out: HeldOut, /) -> Decision:
         groups = {"known": (known or solve, held_out.known), "frontier": (solve, held_out.frontier)}
@@ -115,10 +114,8 @@ def non_inferior(
             }
         before, after, lowest = {}, {}, {}
         for name, (first, second) in scores.items():
-            change = second - first
-            error = change.std(ddof=1) / math.sqrt(len(change))
             before[name], after[name] = float(first.mean()), float(second.mean())
-            lowest[name] = float(change.mean() - quantile * error)
+            lowest[name] = change_at_least(first, second, confidence)
         worse = [name for name, bound in lowest.items() if not bound >= -margin]
         reason = f"not worse by more than {margin:.0%}, with {confidence:.0%} confidence"
         if worse:
@@ -129,6 +126,20 @@ def non_inferior(
         return Decision(not worse, before, after, lowest, reason)
 
     return gate
+
+
+def change_at_least(before: np.ndarray, after: np.ndarray, confidence: float = 0.95) -> float:
+    """The lower bound of the mean change of scores ``[n]``, task by task: one-sided, by the normal
+    distribution.
+
+    Example:
+        >>> before, after = np.array([0.0, 1.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0, 1.0])
+        >>> round(change_at_least(before, after), 4)  # 0.25 − 1.645 · 0.25
+        -0.1612
+    """
+    change = after - before
+    error = change.std(ddof=1) / math.sqrt(len(change))
+    return float(change.mean() - statistics.NormalDist().inv_cdf(confidence) * error)
 
 
 def accept_all() -> Gate:

@@ -26,7 +26,6 @@ learns nothing.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,11 +39,12 @@ from experiments.evolution.knowledge import people, report, texts
 from experiments.evolution.knowledge.config import Config, Setup
 from experiments.evolution.knowledge.people import Question
 from experiments.evolution.knowledge.texts import Line
+from metajax import evolve as ev
 from metajax import lm
 from metajax.files import write_atomically
 
-MARGIN, QUANTILE = 0.05, 1.645
-"""What the gate lets a model lose, and the normal quantile of its 95 % confidence."""
+MARGIN, CONFIDENCE = 0.05, 0.95
+"""What the gate lets a model lose, and with which confidence."""
 
 Part = Callable[[], dict[str, Any]]
 
@@ -135,9 +135,7 @@ class Study:
                 np.array(self._answered(factors, prompts, questions, name)["right"], float)
                 for factors in (old, new)
             )
-            change = after - before
-            error = change.std(ddof=1) / math.sqrt(len(change))
-            lowest = float(change.mean() - QUANTILE * error)
+            lowest = ev.change_at_least(before, after, CONFIDENCE)
             return {
                 "before": float(before.mean()),
                 "after": float(after.mean()),

@@ -34,6 +34,10 @@ class Ready(NamedTuple):
     likelihood: Callable[[list[list[int]]], np.ndarray]
     limit: float
 
+    def fluent(self, stories: list[list[int]]) -> np.ndarray:
+        """Which stories are likely enough under the base: bools ``[n]``."""
+        return self.likelihood(stories) >= self.limit
+
     def perplexity(self, params: Any) -> float:
         """On the base's stories that are kept back."""
         return fluency.perplexity(self.losses(params, self.back))

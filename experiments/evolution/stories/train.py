@@ -23,7 +23,6 @@ on any machine, and poses no task.
 """
 
 import json
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,10 +112,9 @@ def update_of(setup: Setup, mixture: Callable[[Any], Any]) -> ev.Update:
 def with_hindsight(ready: Ready, update: ev.Update) -> ev.Update:
     """Lets an update learn from right stories, and from others behind words that they have."""
     never = kept_back(ready.setup)
-    fluent = lambda stories: ready.likelihood(stories) >= ready.limit
 
     def run(state, data, key, scale=1.0):
-        new = own_stories.answers(ready.setup, data.rollouts, never, fluent)
+        new = own_stories.answers(ready.setup, data.rollouts, never, ready.fluent)
         return update.update(state, data._replace(new=new), key, scale)
 
     return update._replace(name=f"{update.name}, wrong stories behind words they have", update=run)
@@ -132,9 +130,8 @@ def first_data(ready: Ready, file: Path) -> ev.Examples:
         tasks = ev.without_duplicates(tasks, never)
         completions = solver(setup)(setup.params, again, tasks)
         verdict = ready.verifier.verify(tasks, completions)
-        fluent = lambda stories: ready.likelihood(stories) >= ready.limit
         rollouts = ev.Rollouts(tasks, completions, verdict)
-        found = own_stories.answers(setup, rollouts, never, fluent)
+        found = own_stories.answers(setup, rollouts, never, ready.fluent)
         with replacing(file) as path, path.open("wb") as opened:
             np.savez(opened, **found._asdict())
     with np.load(file) as loaded:
@@ -145,7 +142,7 @@ def gate_of(ready: Ready) -> ev.Gate:
     """Accepts θ_{t+1} if, with confidence, it does held-out tasks not much worse than θ_t, and if
     its perplexity on the base's stories that are kept back is near the base's."""
     config = ready.setup.config
-    solve, quantile = solver(ready.setup), statistics.NormalDist().inv_cdf(CONFIDENCE)
+    solve = solver(ready.setup)
     base = ready.perplexity(ready.setup.params)
 
     def gate(old: Any, new: Any, key: jax.Array, held_out: ev.HeldOut) -> ev.Decision:
@@ -154,8 +151,7 @@ def gate_of(ready: Ready) -> ev.Gate:
             np.asarray(ready.verifier.verify(tasks, solve(params, key, tasks)).weight)
             for params in (old, new)
         ]
-        change = right[1] - right[0]
-        lowest = float(change.mean() - quantile * change.std(ddof=1) / np.sqrt(len(change)))
+        lowest = ev.change_at_least(right[0], right[1], CONFIDENCE)
         now, then = (ready.perplexity(each) / base for each in (old, new))
         reasons = []
         if lowest < -MARGIN:
