@@ -272,6 +272,8 @@ def known_labels(batch: Any, *, ndim: int = 1) -> np.ma.MaskedArray | None:
         targets, mask = batch[1], None
     else:
         return None
+    if not jax.tree_util.all_leaves([targets]):
+        return None  # a pair of something else
     for array in (targets, mask):
         if isinstance(array, jax.core.Tracer) or not getattr(array, "is_fully_addressable", True):
             return None

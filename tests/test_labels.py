@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import metajax
-from metajax import losses
+from metajax import lm, losses
 from metajax.learners import task_gradient
 
 N_WAY = 5
@@ -136,3 +136,16 @@ def test_an_adaptation_by_hand_refuses_labels_that_are_no_class():
         metajax.adapt(
             losses.cross_entropy(linear), PARAMS, support, optimizer=optax.sgd(0.1), steps=1
         )
+
+
+def test_a_pair_of_other_things_has_no_labels():
+    """Such as two batches that a loss reads together."""
+    batches = {"x": jnp.ones((3, 2, 4))}, {"x": jnp.full((3, 2, 4), 2.0)}
+    learner = lm.supervised(
+        lambda params, pair: (((pair[0]["x"] - pair[1]["x"]) @ params).mean(), {})
+    )
+    sample = lambda key: metajax.Episode(None, jax.tree.map(lambda leaf: leaf[0], batches))
+    trainer = metajax.meta_trainer(learner, optax.sgd(0.1), sample, meta_batch=2)
+    state, metrics = trainer.run(trainer.init(PARAMS, jax.random.key(0)), 2)
+    assert metrics["loss"].shape == (2,)
+    assert bool((state.params != PARAMS).all())
