@@ -38,6 +38,7 @@ from metajax.evolve.proposers import (
     program_proposer,
     without_duplicates,
 )
+from metajax.evolve.rehearsal import Rehearsal, rehearsal, rehearsed
 from metajax.evolve.rejection_sampling import rejection_sampling
 from metajax.evolve.served import served
 from metajax.evolve.solvers import model_solver
@@ -90,6 +91,7 @@ __all__ = [
     "Levels",
     "Problem",
     "Proposer",
+    "Rehearsal",
     "Rollouts",
     "RoundReport",
     "Solver",
@@ -138,6 +140,8 @@ __all__ = [
     "published_mixture",
     "real_examples",
     "real_only",
+    "rehearsal",
+    "rehearsed",
     "rejection_sampling",
     "rewards_of",
     "sampled_examples",

@@ -1,6 +1,6 @@
 """D_t: real data and the model's own examples, and how a mixture of them is drawn and packed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -168,6 +168,8 @@ def pack_mixture(
     rows: int,
     length: int,
     prompt_share: float = 0.0,
+    in_context: bool = False,
+    begin: int | None = None,
 ) -> lm.TokenBatch:
     """Draws texts from a mixture and packs them into rows. Runs on the host.
 
@@ -179,6 +181,9 @@ def pack_mixture(
         length: tokens that a model reads of a row.
         prompt_share: share of the texts whose prompts are targets too, as a model that proposes
             tasks needs.
+        in_context: whether a row's texts are one document, each read behind those before it, as
+            worked examples stand before a question.
+        begin: the token that texts begin with; with ``in_context``, a row has one.
 
     Returns:
         A ``TokenBatch`` ``[rows, length + 1]``, in random order; shapes don't depend on the data.
@@ -199,22 +204,41 @@ def pack_mixture(
         for share, source in zip(shares, sources, strict=True)
         if share
     )
-    texts, masks = [], []
+    texts = []
     count = int(rows * (length + 1) / mean) + 1
     for number, source in zip(rng.multinomial(count, shares), sources, strict=True):
         if number:
             chance = source.weights.astype(np.float64)
             for row in rng.choice(len(chance), number, p=chance / chance.sum()):
                 size = int(source.lengths[row])
-                texts.append(source.tokens[row, :size])
                 with_prompt = prompt_share > 0 and rng.random() < prompt_share
-                masks.append(np.arange(size) >= (0 if with_prompt else source.prompt[row]))
-    order = rng.permutation(len(texts))
+                mask = np.arange(size) >= (0 if with_prompt else source.prompt[row])
+                texts.append((source.tokens[row, :size], mask))
+    documents = [texts[i] for i in rng.permutation(len(texts))]
+    if in_context:
+        documents = list(_one_behind_another(documents, length + 1, begin))
     parts = []
     # In parts, since packing takes the square of their number.
-    for start in range(0, len(order), 2048):
-        part = order[start : start + 2048]
-        parts.append(lm.pack([texts[i] for i in part], length, masks=[masks[i] for i in part]))
+    for start in range(0, len(documents), 2048):
+        tokens, masks = zip(*documents[start : start + 2048], strict=True)
+        parts.append(lm.pack(tokens, length, masks=masks))
     packed = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     chosen = np.resize(rng.permutation(len(packed.tokens)), rows)
     return jax.tree.map(lambda leaf: leaf[chosen], packed)
+
+
+_Text = tuple[np.ndarray, np.ndarray]
+"""Tokens, and which of them are targets."""
+
+
+def _one_behind_another(texts: Iterable[_Text], room: int, begin: int | None) -> Iterator[_Text]:
+    """Texts as documents of at most ``room`` tokens, with the begin token of the first alone."""
+    document, size = [], 0
+    for tokens, mask in texts:
+        if document and size + len(tokens) > room:
+            yield np.concatenate(document[0::2]), np.concatenate(document[1::2])
+            document, size = [], 0
+        first = int(size > 0 and tokens[0] == begin)
+        document += [tokens[first:], mask[first:]]
+        size += len(tokens) - first
+    yield np.concatenate(document[0::2]), np.concatenate(document[1::2])

@@ -13,10 +13,11 @@ from metajax import _checks, lm, trees
 from metajax.errors import ArgumentError
 from metajax.evolve._updates import initial_params, scaled, train_state, training
 from metajax.evolve.data import pack_mixture
+from metajax.evolve.rehearsal import Rehearsal, rehearsed
 from metajax.evolve.types import TrainingData, Update
 from metajax.losses import Apply
 from metajax.trainer import TrainState
-from metajax.types import Metrics
+from metajax.types import Episode, Metrics
 
 
 def every_round(schedule: optax.Schedule, steps: int) -> optax.Schedule:
@@ -41,6 +42,10 @@ def fine_tune(
     micro_batches: int = 8,
     pool: int = 4096,
     prompt_share: float = 0.0,
+    in_context: bool = False,
+    begin: int | None = None,
+    rehearsal: Rehearsal | None = None,
+    rehearsal_weight: float = 20.0,
     trainable: trees.Trainable = None,
     start: Literal["current", "base"] = "current",
     mesh: Mesh | None = None,
@@ -63,6 +68,14 @@ def fine_tune(
         pool: rows that a round draws from.
         prompt_share: share of the texts whose prompts are targets too, in [0, 1]; a model that
             proposes tasks needs some. Random prompts can't be predicted, so many of them are noise.
+        in_context: whether a row's texts are one document, each read behind those before it. A
+            model that answers behind worked examples should learn so: one that learns from single
+            texts loses what it does behind examples.
+        begin: the token that texts begin with; with ``in_context``, a row has one.
+        rehearsal: texts that the model wrote before it learned, from ``evolve.rehearsal``. An
+            update has as many of them as rows, and keeps them as likely as they were; so the model
+            forgets less of what it can do beside the tasks.
+        rehearsal_weight: of the divergence from the model before, in nats a token, beside the loss.
         trainable: which leaves learn, such as ``metajax.lm.lora.is_factor``; all if None.
         start: ``"base"`` starts each round from the parameters that ``init`` got, with a fresh
             optimizer, as STaR does. These parameters are kept in the optimizer's state.
@@ -89,13 +102,28 @@ def fine_tune(
         )
     _checks.between("prompt_share", prompt_share, 0, 1)
     _checks.one_of("start", start, ("current", "base"))
+    _checks.positive_float("rehearsal_weight", rehearsal_weight)
     from_base = start == "base"
     optimizer = scaled(optimizer, trainable, keep_initial=from_base)
     batch = rows // micro_batches
+    loss_fn: Any = lm.next_token_loss(apply)
+    if rehearsal is not None:
+        loss_fn = rehearsed(loss_fn, apply, rehearsal_weight)
+
+    def draw(data: tuple[lm.TokenBatch, Rehearsal | None], key: jax.Array) -> Episode:
+        rows, before = data
+        sample = lm.row_sampler(rows, batch=batch)
+        if before is None:
+            return Episode(None, sample(key))
+        key, before_key = jax.random.split(key)
+        chosen = jax.random.randint(before_key, (batch,), 0, len(before.tokens))
+        again = jax.tree.map(lambda leaf: leaf[chosen], before)
+        return Episode(None, {"rows": sample(key), "rehearsal": again})
+
     train = training(
-        lm.supervised(lm.next_token_loss(apply)),
+        lm.supervised(loss_fn),
         optimizer,
-        lambda data, key: lm.as_episodes(lm.row_sampler(data, batch=batch))(key),
+        draw,
         steps=steps,
         meta_batch=micro_batches,
         mesh=mesh,
@@ -112,12 +140,19 @@ def fine_tune(
         )
         length = max(row_length, -(-(longest - 1) // 32) * 32)
         packed = pack_mixture(
-            data, mixture(kept), key, rows=pool, length=length, prompt_share=prompt_share
+            data,
+            mixture(kept),
+            key,
+            rows=pool,
+            length=length,
+            prompt_share=prompt_share,
+            in_context=in_context,
+            begin=begin,
         )
         if from_base:
             fresh = train_state(optimizer, initial_params(state), state.key)
             state = fresh._replace(step=state.step)
-        state, metrics = train(state, lm.with_places(packed), scale)
+        state, metrics = train(state, (lm.with_places(packed), rehearsal), scale)
         filled = float((packed.segment_ids != 0).mean())
         return state, metrics, round(steps * rows * (length + 1) * filled)
 

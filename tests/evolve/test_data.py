@@ -97,3 +97,41 @@ def test_rows_depend_on_the_key_and_may_teach_prompts_too():
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert (first.tokens != other.tokens).any()
     assert all(mask == "." + "x" * 8 for _, mask in texts_of(first))
+
+
+def test_rows_in_context_are_whole_texts_one_behind_another():
+    real = ev.real_examples(COPY, jax.random.key(5), [1, 2, 3], 50)
+    make = lambda begin: ev.pack_mixture(
+        ev.real_only(real),
+        np.array([1.0, 0.0]),
+        jax.random.key(0),
+        rows=20,
+        length=32,
+        prompt_share=0.5,
+        in_context=True,
+        begin=begin,
+    )
+    several = learned = 0
+    for text, mask in whole_rows(make(COPY.begin)):
+        assert text.startswith("<")
+        assert text.count("<") == 1, "one begin token a row"
+        parts, place = text[1:-1].split(">"), 1
+        several += len(parts) > 2
+        for part in parts:
+            first, second = part.split("=")
+            assert first == second, "no text is cut"
+            question, answer = len(first) + 1, len(second) + 1
+            marks, place = mask[place : place + question + answer], place + question + answer
+            assert marks in ("." * question + "x" * answer, "x" * (question + answer))
+            learned += "." not in marks
+    assert several > 10
+    assert learned > 10
+    assert all(text.count("<") == text.count(">") > 1 for text, _ in whole_rows(make(None)))
+
+
+def whole_rows(rows):
+    """The tokens of rows of one document, and their targets, as strings."""
+    for tokens, segments, mask in zip(*rows[:3], strict=True):
+        size = (segments == 1).sum()
+        text = "".join("0123456789=?<>"[token] for token in tokens[:size])
+        yield text, "".join("x" if m else "." for m in mask[:size])
