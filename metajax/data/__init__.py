@@ -6,7 +6,7 @@ shapes.
 """
 
 from metajax.data._cache import CacheError, cache_folder
-from metajax.data._cifar_fs import cifar_fs
+from metajax.data._cifar import cifar_fs, fc100
 from metajax.data._glyphs import glyphs
 from metajax.data._mini_imagenet import mini_imagenet
 from metajax.data._omniglot import omniglot, omniglot_alphabets
@@ -26,6 +26,7 @@ __all__ = [
     "cache_folder",
     "cifar_fs",
     "episode_sampler",
+    "fc100",
     "from_arrays",
     "from_folder",
     "glyphs",

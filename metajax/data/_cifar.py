@@ -1,4 +1,4 @@
-"""CIFAR-FS: CIFAR-100's classes in 64 to train, 16 to validate and 20 to test."""
+"""CIFAR-FS and FC100: CIFAR-100's classes to train, to validate and to test."""
 
 from typing import Any, Literal, get_args
 
@@ -33,8 +33,45 @@ _NAMES: dict[Split, str] = {
     ),
 }
 
-CLASSES: dict[Split, tuple[str, ...]] = {part: tuple(text.split()) for part, text in _NAMES.items()}
-"""The published split, by CIFAR-100's names, in alphabetical order."""
+CIFAR_FS: dict[Split, tuple[str, ...]] = {
+    part: tuple(text.split()) for part, text in _NAMES.items()
+}
+"""CIFAR-FS' split, by CIFAR-100's names, in alphabetical order."""
+
+SUPERCLASSES: dict[Split, dict[str, str]] = {
+    "train": {
+        "fish": "aquarium_fish flatfish ray shark trout",
+        "flowers": "orchid poppy rose sunflower tulip",
+        "food_containers": "bottle bowl can cup plate",
+        "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+        "household_electrical_devices": "clock keyboard lamp telephone television",
+        "household_furniture": "bed chair couch table wardrobe",
+        "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+        "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+        "reptiles": "crocodile dinosaur lizard snake turtle",
+        "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+        "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+        "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+    },
+    "validation": {
+        "large_carnivores": "bear leopard lion tiger wolf",
+        "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+        "non-insect_invertebrates": "crab lobster snail spider worm",
+        "small_mammals": "hamster mouse rabbit shrew squirrel",
+    },
+    "test": {
+        "aquatic_mammals": "beaver dolphin otter seal whale",
+        "insects": "bee beetle butterfly caterpillar cockroach",
+        "medium_mammals": "fox porcupine possum raccoon skunk",
+        "people": "baby boy girl man woman",
+    },
+}
+"""FC100's split, by CIFAR-100's superclasses of five classes each."""
+
+FC100: dict[Split, tuple[str, ...]] = {
+    part: tuple(sorted(" ".join(found.values()).split())) for part, found in SUPERCLASSES.items()
+}
+"""FC100's split, by CIFAR-100's names, in alphabetical order."""
 
 
 def cifar_fs(split: Split = "train") -> ClassData:
@@ -64,10 +101,41 @@ def cifar_fs(split: Split = "train") -> ClassData:
     Source: Bertinetto et al. 2019, "Meta-learning with differentiable closed-form solvers"
     (arXiv 1805.08136), section 4.2.
     """
+    return _classes(CIFAR_FS, split)
+
+
+def fc100(split: Split = "train") -> ClassData:
+    """The classes of a split, 600 colour images of 32 × 32 pixels each.
+
+    No two splits share one of CIFAR-100's superclasses, so that test classes are unlike those of
+    the training: harder than ``cifar_fs``, which is read from the same places and cached with it.
+
+    Args:
+        split: ``"train"`` (60 classes), ``"validation"`` (20) or ``"test"`` (20).
+
+    Returns:
+        ``ClassData`` with examples ``[classes * 600, 32, 32, 3]`` in uint8, and the classes' names.
+
+    Raises:
+        metajax.data.DataNotFoundError: as ``cifar_fs``.
+        metajax.data.CacheError: as ``cifar_fs``.
+        ArgumentError: as ``cifar_fs``.
+
+    Example:
+        >>> fc100("test").examples.shape  # doctest: +SKIP
+        (12000, 32, 32, 3)
+
+    Source: Oreshkin et al. 2018, "TADAM" (arXiv 1805.10123), section 4.1.
+    """
+    return _classes(FC100, split)
+
+
+def _classes(splits: dict[Split, tuple[str, ...]], split: Split) -> ClassData:
+    """A split's classes, of all of CIFAR-100's."""
     one_of("split", split, get_args(Split))
-    names = sorted(name for part in CLASSES.values() for name in part)
-    images = _images(names)[[names.index(name) for name in CLASSES[split]]]
-    return _equal_classes(images, CLASSES[split])
+    names = sorted(name for part in splits.values() for name in part)
+    images = _images(names)[[names.index(name) for name in splits[split]]]
+    return _equal_classes(images, splits[split])
 
 
 def _images(names: list[str]) -> np.ndarray:

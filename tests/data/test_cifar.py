@@ -1,5 +1,5 @@
-"""CIFAR-FS on what tensorflow-datasets' own mocking makes of its ``cifar100``: no TensorFlow and no
-download, but the real builder, with its features and metadata files."""
+"""CIFAR-FS and FC100 on what tensorflow-datasets' own mocking makes of its ``cifar100``: no
+TensorFlow and no download, but the real builder, with its features and metadata files."""
 
 import warnings
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metajax.data import CacheError, DataNotFoundError, _tfds, cifar_fs
-from metajax.data._cifar_fs import CLASSES, PER_CLASS, read
+from metajax.data import CacheError, DataNotFoundError, _tfds, cifar_fs, fc100
+from metajax.data._cifar import CIFAR_FS, FC100, PER_CLASS, SUPERCLASSES, read
 
 pytestmark = pytest.mark.usefixtures("nothing_there")
-NAMES = sorted(name for part in CLASSES.values() for name in part)  # CIFAR-100's own order
+NAMES = sorted(name for part in CIFAR_FS.values() for name in part)  # CIFAR-100's own order
 SIZES = {"train": 500, "test": 100}  # images of a class
 
 
@@ -67,10 +67,24 @@ def mocked(tmp_path, monkeypatch):
     return lambda **options: mock_data(policy=policy, data_dir=str(folder), **options)
 
 
-def test_the_published_split_has_64_16_and_20_classes():
-    assert [len(CLASSES[split]) for split in ("train", "validation", "test")] == [64, 16, 20]
+@pytest.mark.parametrize(
+    ("splits", "counts"),
+    [(CIFAR_FS, [64, 16, 20]), (FC100, [60, 20, 20])],
+    ids=["cifar-fs", "fc100"],
+)
+def test_the_published_splits_share_no_class(splits, counts):
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == counts
+    assert sorted(name for part in splits.values() for name in part) == NAMES
     assert len(set(NAMES)) == 100
-    assert all(list(part) == sorted(part) for part in CLASSES.values())
+    assert all(list(part) == sorted(part) for part in splits.values())
+
+
+def test_fc100_has_whole_superclasses():
+    found = [classes.split() for part in SUPERCLASSES.values() for classes in part.values()]
+    assert len(found) == 20
+    assert all(len(classes) == 5 for classes in found)
+    for split, part in SUPERCLASSES.items():
+        assert set(" ".join(part.values()).split()) == set(FC100[split])
 
 
 @pytest.mark.slow
@@ -82,15 +96,16 @@ def test_all_images_of_the_split_s_classes(mocked):
         return Complete(split)
 
     with mocked(as_data_source_fn=source):
-        for split, classes in (("train", 64), ("validation", 16), ("test", 20)):
-            data = cifar_fs(split)
-            assert data.examples.shape == (classes * PER_CLASS, 32, 32, 3)
-            assert data.counts.tolist() == [600] * classes
-            assert data.names == CLASSES[split]
-            labels = data.examples[:, 0, 0, 0].reshape(classes, PER_CLASS)
-            assert (labels == np.array([NAMES.index(n) for n in CLASSES[split]])[:, None]).all()
-            high, low = data.examples[:PER_CLASS, 0, 0, 1:].astype(int).T
-            np.testing.assert_array_equal(256 * high + low, np.arange(PER_CLASS))
+        for load, splits in ((cifar_fs, CIFAR_FS), (fc100, FC100)):
+            for split, names in splits.items():
+                data, classes = load(split), len(names)
+                assert data.examples.shape == (classes * PER_CLASS, 32, 32, 3)
+                assert data.counts.tolist() == [600] * classes
+                assert data.names == names
+                labels = data.examples[:, 0, 0, 0].reshape(classes, PER_CLASS)
+                assert (labels == np.array([NAMES.index(n) for n in names])[:, None]).all()
+                high, low = data.examples[:PER_CLASS, 0, 0, 1:].astype(int).T
+                np.testing.assert_array_equal(256 * high + low, np.arange(PER_CLASS))
     assert asked == [("cifar100", "train"), ("cifar100", "test")]  # then it was in the cache
 
 
@@ -127,8 +142,9 @@ def test_an_incomplete_data_set_is_refused(mocked):
 
 
 def test_where_it_was_looked_for_is_told():
-    with pytest.raises(DataNotFoundError, match=r"CIFAR-100 was not found(.|\n)*metajax\[prepare"):
-        cifar_fs("train")
+    for load in (cifar_fs, fc100):
+        with pytest.raises(DataNotFoundError, match=r"CIFAR-100 was not found(.|\n)*metajax\[prep"):
+            load("train")
 
 
 def test_the_split_is_named():
