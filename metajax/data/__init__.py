@@ -10,6 +10,7 @@ from metajax.data._cifar import cifar_fs, fc100
 from metajax.data._glyphs import glyphs
 from metajax.data._mini_imagenet import mini_imagenet
 from metajax.data._omniglot import omniglot, omniglot_alphabets
+from metajax.data._split_files import from_splits
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, from_folder, select_classes, split_classes
 from metajax.data.augment import random_shifts
@@ -29,6 +30,7 @@ __all__ = [
     "fc100",
     "from_arrays",
     "from_folder",
+    "from_splits",
     "glyphs",
     "mini_imagenet",
     "omniglot",

@@ -58,6 +58,17 @@ def read_classes(
                     f"{file} is a folder, where an image of class {folder.name!r} was expected. "
                     f"{remedy}"
                 )
+    return read_files(files, size, mode)
+
+
+def read_files(
+    files: Sequence[Sequence[Path]], size: int, mode: Mode
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of several classes, given by their files.
+
+    Returns:
+        uint8 ``[images, size, size, channels]``, and how many each class has, int32 ``[classes]``.
+    """
     counts = np.array([len(inside) for inside in files], np.int32)
     images = np.empty((counts.sum(), size, size, Image.getmodebands(mode)), np.uint8)
     for image, file in zip(images, itertools.chain.from_iterable(files), strict=True):
