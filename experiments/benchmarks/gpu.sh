@@ -55,7 +55,7 @@ few_shot() {
 evolution() {
   part 90 generation experiments.benchmarks.generation --models "Gemma 3, 268 M" --batch 32 --prompt-length 72 --same 64 --new-tokens 12 --rounds 3 --out "${out}/bench"
   part 90 lora experiments.benchmarks.lora --cells 8x64-answers --tasks 2 --peer-tasks 1 --steps 3 --out "${out}/bench"
-  part 150 evolve-gemma-shape experiments.evolution.pretrained --random gemma3-270m --verifier vote --agreement 0.25 --proposer program --gate none --rounds 2 --round-steps 24 --batch 8 --micro-batch 8 --outside-prompts 64 --control no --out "${out}/evolve-gemma-shape"
+  part 150 evolve-gemma-shape experiments.evolution.pretrained --random gemma3-270m --verifier vote --agreement 0.25 --proposer program --gate none --rounds 2 --round-steps 24 --rows 8 --micro-batch 8 --outside-prompts 64 --control no --out "${out}/evolve-gemma-shape"
   [[ -z "${CHECKPOINT:-}" ]] || part 150 evolve-stories experiments.evolution.stories --checkpoint "${CHECKPOINT}" --out "${out}/evolve-stories"
 }
 

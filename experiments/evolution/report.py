@@ -67,7 +67,7 @@ def examples_text(
         right = is_right(judge, tasks, label)
         trusted = np.asarray(verdict.weight)
         for row, (prompt, length) in enumerate(zip(tasks.prompts, tasks.lengths, strict=True)):
-            text = problem.show([*prompt[len(prompt) - length :], *label.tokens[row, 0]])
+            text = problem.show([*prompt[len(prompt) - length :], *label.tokens[row, 0]]).rstrip()
             marks = ("right" if right[row] else "wrong") + (", kept" if trusted[row] else "")
             lines.append(f"{text}  {marks}" if tasks.valid[row] else f"{text}  no task")
     return "\n".join(lines) + "\n"

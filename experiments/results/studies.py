@@ -135,6 +135,15 @@ STUDIES = {
         "each, greedy; one seed. The paired gains and their intervals: "
         "[table](evolve/programs/table.md); [some tasks and answers](evolve/programs/tasks.txt).",
     ),
+    "evolution-pretrained": Study(
+        "Self-evolution of real checkpoints",
+        ("evolve-pretrained/**/result.json",),
+        tables.pretrained,
+        "`make evolve-pretrained`: right answers in %, greedy, on tasks that no training has seen, "
+        "before the first round and after the last; the control learns as many steps from the "
+        "worked examples alone. What the runs are for is told in "
+        "[self-evolution](../self-evolution.md).",
+    ),
     "evolution-knowledge": Study(
         "Facts from passages",
         ("evolve-knowledge/**/result.json",),

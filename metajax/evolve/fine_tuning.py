@@ -83,7 +83,7 @@ def fine_tune(
 
     Raises:
         ArgumentError: a number isn't a positive integer, or ``rows`` isn't a multiple of
-            ``micro_batches``.
+            ``micro_batches``; from the update, real data without any weight.
 
     Source: Lee et al. 2025 (arXiv 2502.01612); Zelikman et al. 2022 (arXiv 2203.14465) for
     ``start="base"``.
@@ -132,6 +132,8 @@ def fine_tune(
     def update(
         state: TrainState, data: TrainingData, key: jax.Array, scale: float = 1.0
     ) -> tuple[TrainState, Metrics, int]:
+        if not data.real.weights.any():
+            raise ArgumentError("data.real must have an example of a weight above 0, got none.")
         kept = [bool(part.weights.any()) for part in (*data.past, data.new)]
         longest = max(
             int(part.lengths[part.weights > 0].max())

@@ -96,7 +96,8 @@ def rehearsed(
     Returns:
         ``loss_fn(params, {"rows": batch, "rehearsal": Rehearsal}) -> (loss, metrics)``; the
         divergence is among the metrics, as ``"rehearsal_kl"``. It is estimated at the tokens that
-        were written: with r the likelihood ratio of both models, r - 1 - ln r. Its mean is exact,
+        were written: with r the likelihood ratio of both models, r - 1 - ln r, which goes on as a
+        line of ln r above r = e. Its mean is that of the divergence as long as no ratio is larger,
         and it is 0 for every token as long as the models are the same.
 
     Example:
@@ -115,7 +116,9 @@ def rehearsed(
         loss, metrics = loss_fn(params, batch["rows"])
         losses, _ = token_losses(apply, params, before.tokens)
         difference = -losses - before.log_probs
-        divergence = (jnp.expm1(difference) - difference).mean()
+        # On a line beyond 1: few tokens of an exponential would outweigh all others' gradients.
+        near = jnp.minimum(difference, 1)
+        divergence = (jnp.expm1(near) - near + jnp.expm1(1.0) * (difference - near)).mean()
         return loss + weight * divergence, {**metrics, "rehearsal_kl": divergence}
 
     return both

@@ -198,6 +198,13 @@ def test_a_rehearsal_keeps_a_model_near_what_it_was():
     assert divergence[30.0] < 0.5 * divergence[1.0] < 0.5 * divergence[None]
 
 
+def test_real_data_without_weight_is_refused():
+    data, update = data_of(), fine_tune()
+    nothing = data._replace(real=data.real._replace(weights=0 * data.real.weights))
+    with pytest.raises(ValueError, match=r"data\.real must have an example of a weight above 0"):
+        update.update(update.init(PARAMS, jax.random.key(0)), nothing, jax.random.key(1))
+
+
 def test_what_is_not_trainable_stays():
     update = fine_tune(trainable=lambda path: path == "bias")
     new, *_ = update.update(update.init(PARAMS, jax.random.key(0)), data_of(), jax.random.key(1))

@@ -72,6 +72,8 @@ class Config(study.StudyConfig):
     verifier: Literal["check", "vote"] = "check"
     """Which answers are kept: those that a program finds right; or the most common one, if it ends,
     whatever is right."""
+    damage: Literal["none", "once"] = "none"
+    """In the second round 30 % of the checker's verdicts are turned round."""
     gate: Literal["non_inferior", "none"] = "non_inferior"
     """Whether θ_{t+1} must pass held-out tasks."""
     curriculum: Literal["all", "harder"] = "all"
@@ -81,7 +83,7 @@ class Config(study.StudyConfig):
     """Updates on the worked examples, before the first round."""
     rounds: int = 8
     """Rounds of self-evolution."""
-    round_steps: int = 40
+    round_steps: int = 64
     """Updates of each."""
     proposals: int = 512
     """Tasks of each."""
@@ -101,24 +103,31 @@ class Config(study.StudyConfig):
     """Worked examples that it is trained on, at most; the shots are among them."""
     base_levels: int = 3
     """Levels of the worked examples, up to so many."""
-    prompt_share: float = 0.0
+    prompt_share: float = 0.1
     """Share of the texts whose questions are learned too. A model that learns few of them repeats
     them."""
+    rehearsal: int = 256
+    """Texts that the model writes before it learns, and keeps as likely as they were while it is
+    fine-tuned; 0 for none. It forgets less of what it can do beside the tasks."""
+    rehearsal_weight: float = 20.0
+    """Of the divergence on them, beside the loss."""
     rank: int = 8
     """Rank of the factors."""
-    rate: float = 1e-3
+    rate: float = 3e-4
     """AdamW's learning rate; it falls to a tenth within a round."""
     inner_rate: float = 0.1
     """Rate of the inner step of the MAML step."""
+    rows: int = 2
+    """Packed rows in an update of fine-tuning; as many texts are rehearsed beside them."""
+    row_length: int = 128
+    """Tokens of a packed row, and of a text of the rehearsal."""
     batch: int = 16
-    """Texts in an update: packed rows; answers (GRPO); or those of tasks of 8 (MAML)."""
+    """Answers in an update of GRPO, or texts of tasks of 8 (MAML)."""
     micro_batch: int = 16
-    """Texts computed together, on a CPU."""
-    row_length: int = 64
-    """Tokens of a packed row."""
+    """Rows or answers computed together, at most."""
     chunk: int = 64
     """Tasks answered together."""
-    held_out: int = 128
+    held_out: int = 192
     """Held-out tasks of the gate: so many of the worked examples' levels, and of the newest."""
     test_prompts: int = 100
     """Test tasks of each level."""
@@ -131,11 +140,12 @@ class Config(study.StudyConfig):
         super().__post_init__()
         common.check_positive(
             self, "samples", "temperature", "attempts", "proposal_temperature", "worked", "levels",
-            "base_levels", "rank", "inner_rate", "batch", "micro_batch", "row_length", "chunk",
-            "vocabulary",
+            "base_levels", "rank", "inner_rate", "rows", "batch", "micro_batch", "row_length",
+            "chunk", "vocabulary", "rehearsal_weight",
         )  # fmt: skip
-        if self.shots < 0:
-            raise ArgumentError(f"shots must be at least 0; got {self.shots}")
+        for name in ("shots", "rehearsal"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(f"{name} must be at least 0; got {getattr(self, name)}")
         if not 0 < self.agreement <= 1:
             raise ArgumentError(f"agreement must be above 0 and at most 1; got {self.agreement}")
         if not 0 <= self.prompt_share <= 1:
@@ -143,6 +153,8 @@ class Config(study.StudyConfig):
         for name in ("held_out", "test_prompts", "outside_prompts"):
             if getattr(self, name) < 2:
                 raise ArgumentError(f"{name} must be at least 2; got {getattr(self, name)}")
+        if self.damage == "once" and self.verifier != "check":
+            raise ArgumentError(f"damage must be none with verifier={self.verifier}; got once")
         if self.base_levels > self.levels:
             raise ArgumentError(
                 f"base_levels must be at most levels={self.levels}; got {self.base_levels}"
@@ -163,10 +175,11 @@ class Config(study.StudyConfig):
         compared = self.verifier == "vote" or self.update in GRPO
         if compared and self.samples < 2:
             raise ArgumentError(f"samples must be at least 2, to be compared; got {self.samples}")
-        unit = TASK_TEXTS if self.update == "maml" else self.micro_batch
-        for part in {unit, self.micro_batch}:
-            if self.batch % part:
-                raise ArgumentError(f"batch must be a multiple of {part}; got {self.batch}")
+        for name in ("rows", "batch"):
+            if (count := getattr(self, name)) % min(self.micro_batch, count):
+                raise ArgumentError(f"{name} must be a multiple of {self.micro_batch}; got {count}")
+        if self.update == "maml" and self.batch % TASK_TEXTS:
+            raise ArgumentError(f"batch must be a multiple of {TASK_TEXTS}; got {self.batch}")
         if self.update == "maml" and self.proposals < TASK_TEXTS:
             raise ArgumentError(f"proposals must be at least {TASK_TEXTS}; got {self.proposals}")
 
@@ -190,11 +203,14 @@ class Texts(NamedTuple):
     line_length: Callable[[int], int]
     shots: list[int] = []  # noqa: RUF012
 
-    def checker(self, **options: Any) -> ev.Verifier:
-        """What the family's program finds right, as a verifier; options of ``evolve.checked``."""
+    def checker(
+        self, check: Callable[[str, str], float] | None = None, **options: Any
+    ) -> ev.Verifier:
+        """What the family's program finds right, or another ``check``, as a verifier; options of
+        ``evolve.checked``."""
         return ev.checked(
             self.tokenizer,
-            self.family.check,
+            self.family.check if check is None else check,
             end=self.problem.end,
             begin=self.problem.begin,
             name="a program checks",
@@ -215,6 +231,7 @@ class Setup(NamedTuple):
         outside: another family.
         outside_tests: tasks of it.
         worked: the worked examples.
+        rehearsal: what the model wrote before it learned; None if it isn't rehearsed.
     """
 
     config: Config
@@ -226,6 +243,7 @@ class Setup(NamedTuple):
     outside: Texts
     outside_tests: ev.Tasks
     worked: ev.Examples
+    rehearsal: ev.Rehearsal | None
 
 
 def checkpoint_of(run: common.Run, checkpoint: Path | None, **random: Any) -> Path:
@@ -305,7 +323,20 @@ def set_up(run: common.Run, config: Config) -> Setup:
     except ValueError as error:
         raise common.RunError(f"rank: {error}") from error
     variables = {"params": params, "lora": factors}
-    return Setup(config, folder, model, variables, texts, tests, outside, outside_tests, worked)
+    written = None
+    if config.rehearsal:
+        written = ev.rehearsal(
+            model,
+            params,
+            jax.random.key(config.seed + 4),
+            begin=texts.problem.end if texts.problem.begin is None else texts.problem.begin,
+            count=config.rehearsal,
+            length=min(config.row_length, model.config.max_length - 1),
+            chunk=config.chunk,
+        )
+    return Setup(
+        config, folder, model, variables, texts, tests, outside, outside_tests, worked, written
+    )
 
 
 def sampled_texts(family: Family) -> Iterator[str]:

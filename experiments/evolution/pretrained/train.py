@@ -5,14 +5,16 @@
 The checkpoint is a Hugging Face folder or hub's id, a GGUF file, or gemma3-270m. Its weights stay
 as they are, and low-rank factors of its attention and MLP matrices learn. In each round the model
 reads a few worked examples and poses further tasks. It answers each several times, behind the same
-kind of examples. A program checks the answers. The model learns what was right without the
-examples in front, and some of its own tasks, so that it learns to pose them too. θ_{t+1} is taken
-only if held-out tasks say that it isn't worse. The factors are saved as an adapter that peft reads.
+kind of examples. A program checks the answers. The model learns what was right, one text behind
+another, and some of its own tasks, so that it goes on posing them. Beside that it rehearses what
+it wrote freely before. θ_{t+1} is taken only if held-out tasks say that it isn't worse. The factors
+are saved as an adapter that peft reads.
 
 --verifier vote asks nobody what is right: the most common answer is kept, if it ends. --curriculum
 harder begins behind the worked examples' levels, with one level more a round. --update grpo,
 dr-grpo and dapo learn by a policy gradient, with --shots 0 after --steps updates on the worked
-examples; maml meta-learns.
+examples; maml meta-learns. --damage once turns round 30 % of the checker's verdicts in the second
+round.
 
 The control has as many updates on the worked examples alone. Another family, --outside, is tested
 before and after, and never learned from.
@@ -45,6 +47,7 @@ from experiments.evolution.pretrained.config import (
     set_up,
     shown,
 )
+from experiments.evolution.wrong_checker import wrong_once
 from metajax import evolve as ev
 from metajax import lm
 from metajax.files import write_atomically
@@ -104,21 +107,30 @@ def fine_tuning(
 ) -> ev.Update:
     """Fine-tuning of the factors on a mixture."""
     config = setup.config
-    micro_batches = config.batch // config.micro_batch
+    micro_batches = parts_of(config.rows, config)
     return ev.fine_tune(
         lora.frozen_base(setup.model),
         optimizer_of(rate),
         steps=steps,
         mixture=mixture,
-        rows=config.batch,
+        rows=config.rows,
         row_length=config.row_length,
         micro_batches=micro_batches,
         pool=256,
         prompt_share=config.prompt_share,
+        in_context=config.shots > 0,
+        begin=setup.texts.problem.begin,
+        rehearsal=setup.rehearsal,
+        rehearsal_weight=config.rehearsal_weight,
         trainable=lora.is_factor,
         mesh=mesh_of(micro_batches),
         **options,
     )
+
+
+def parts_of(count: int, config: Config) -> int:
+    """The micro-batches of so many rows or answers."""
+    return max(1, count // config.micro_batch)
 
 
 def optimizer_of(rate: Any) -> optax.GradientTransformation:
@@ -133,7 +145,7 @@ def update_of(setup: Setup) -> ev.Update:
     options = {"steps": steps, "trainable": lora.is_factor}
     apply = lora.frozen_base(setup.model)
     if config.update in GRPO:
-        micro_batches = config.batch // config.micro_batch
+        micro_batches = parts_of(config.batch, config)
         variant: dict[str, Any] = GRPO[config.update]
         longest = float(setup.texts.answer_length(config.levels))
         return ev.grpo(
@@ -173,10 +185,13 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
     config, problem = setup.config, setup.texts.problem
     solve = solver(setup, samples=config.samples, temperature=config.temperature)
     verifier = ev.all_of(ev.majority_vote(config.agreement), ev.must_end())
-    gate = ev.non_inferior(solve, verifier)
+    gate, corrupt = ev.non_inferior(solve, verifier), None
     if config.verifier == "check":
+        check = setup.texts.family.check
+        if config.damage == "once":
+            check, corrupt = wrong_once(check, config.seed)
         # The rarer a right answer, the more its task counts. The gate takes one greedy answer.
-        verifier = setup.texts.checker(weigh=ev.learnability)
+        verifier = setup.texts.checker(check, weigh=ev.learnability)
         gate = ev.non_inferior(solver(setup), setup.texts.checker())
     levels = first_levels(config)
     return ev.EvolveConfig(
@@ -190,6 +205,7 @@ def loop_config(setup: Setup) -> ev.EvolveConfig:
         else up_to(ev.one_harder(levels.first), config.levels),
         real=lambda key: setup.worked,
         held_out=lambda levels: held_out_tasks(config, problem, levels),
+        corrupt=corrupt,
         oracle=problem.answer,
     )
 

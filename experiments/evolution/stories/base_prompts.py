@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
+from experiments.evolution.pretrained.families.stories import question
+
 PROMPTS: dict[str, Callable[[str, str, str], str]] = {
-    "the question": lambda x, y, z: (
+    "the question": lambda x, y, z: question([x, y, z]),
+    "two sentences": lambda x, y, z: (
         f"The {x} saw the {y} and the {z}. The {x} liked the {y}. The {y} liked the {z}.\n"
     ),
     "a header": lambda x, y, z: f"Words: {x}, {y}, {z}\n",
@@ -11,11 +14,6 @@ PROMPTS: dict[str, Callable[[str, str, str], str]] = {
     "a girl": lambda x, y, z: (
         f"Once upon a time, there was a little girl named Lily. She had a {x}, a {y} and a {z}. "
         f"She loved to play with the {x}, the {y} and the {z}. One day,"
-    ),
-    "a circle": lambda x, y, z: (
-        f"Once upon a time, there was a {x}. The {x} saw a {y}. The {y} saw a {z}. The {z} liked "
-        f"the {x}. The {x} liked the {y}. The {y} liked the {z}. One day, the {x}, the {y} and the "
-        f"{z} were"
     ),
     "mom tells": lambda x, y, z: (
         f'"Tell me a story about a {x}, a {y} and a {z}," said Lily. Mom smiled and told a story '

@@ -32,13 +32,15 @@ class Config(study.StudyConfig):
     real: Path | None = None
     """A text file of real stories, a blank line after each, for the perplexity; never learned
     from."""
-    written: Path | None = None
-    """The file stories.npz of another run of this checkpoint, whose stories are taken."""
-    stories: int = 640
-    """Stories that the model writes before the first update."""
+    stories: int = 96
+    """Stories that the model writes before the first update, for the perplexity and the guard."""
+    rehearsal: int = 512
+    """Texts that it writes then too, and keeps as likely as they were while it learns."""
+    rehearsal_weight: float = 5.0
+    """Of the divergence on them, beside the loss."""
     longest: int = 320
     """Tokens of a story, at most."""
-    learned: int = 256
+    learned: int = 320
     """Tokens of a text that are learned from: its beginning."""
     steps: int = 50
     """Updates on the model's own stories, before the first round."""
@@ -80,7 +82,7 @@ class Config(study.StudyConfig):
         super().__post_init__()
         common.check_positive(
             self, "stories", "asked", "longest", "learned", "samples", "temperature", "batch",
-            "perplexity", "chunk",
+            "perplexity", "chunk", "rehearsal", "rehearsal_weight",
         )  # fmt: skip
         if not 0 < self.doubtful < 1:
             raise ArgumentError(f"doubtful must be between 0 and 1; got {self.doubtful}")

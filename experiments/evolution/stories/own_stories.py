@@ -8,7 +8,6 @@ means from its own stories, of which few are right at first.
 import collections
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,27 +24,11 @@ from experiments.evolution.stories.config import Setup, prompts
 from metajax import evolve as ev
 from metajax.files import replacing
 
-KEPT_BACK = 24
-"""One in so many of the stories is never learned from."""
 
-
-class OwnStories(NamedTuple):
-    """Stories that a model wrote.
-
-    Attributes:
-        tokens: ``[n, width]``, the end token among them; 0 behind it.
-        lengths: tokens of each, ``[n]``.
-        ended: whether there is an end token, ``[n]``.
-    """
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    ended: np.ndarray
-
-
-def write(setup: Setup, file: Path) -> OwnStories:
-    """The base model's stories, at temperature 1, so that they are its own distribution; read from
-    a file that an earlier call has left."""
+def write(setup: Setup, file: Path) -> list[list[int]]:
+    """The base model's stories behind the begin token, at temperature 1, so that they are its own
+    distribution; read from a file that an earlier call has left. Nobody learns from them."""
+    begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
     if not file.exists():
         config = setup.config
         solve = ev.model_solver(
@@ -56,44 +39,13 @@ def write(setup: Setup, file: Path) -> OwnStories:
             slack=0,
             chunk=4 * config.chunk,
         )
-        begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
         key = jax.random.fold_in(jax.random.key(config.seed), 5)
         found = solve(setup.params, key, prompts([[begin]] * config.stories))
         with replacing(file) as path, path.open("wb") as opened:
-            np.savez(
-                opened,
-                tokens=found.tokens[:, 0],
-                lengths=found.lengths[:, 0],
-                ended=found.ended[:, 0],
-            )
+            np.savez(opened, tokens=found.tokens[:, 0], lengths=found.lengths[:, 0])
     with np.load(file) as loaded:
-        tokens, lengths, ended = (loaded[name] for name in OwnStories._fields)
-    most = setup.config.longest  # those of another run may be longer
-    return OwnStories(tokens[:, :most], np.minimum(lengths, most), ended & (lengths <= most))
-
-
-def split(stories: OwnStories) -> tuple[OwnStories, OwnStories]:
-    """Those to learn from, and those that are kept back."""
-    back = np.arange(len(stories.lengths)) % KEPT_BACK == 0
-    return OwnStories(*(leaf[~back] for leaf in stories)), OwnStories(
-        *(leaf[back] for leaf in stories)
-    )
-
-
-def texts(setup: Setup, stories: OwnStories) -> list[list[int]]:
-    """Each behind the begin token."""
-    begin = [] if setup.problem.begin is None else [setup.problem.begin]
-    return [
-        begin + row[:length].tolist()
-        for row, length in zip(stories.tokens, stories.lengths, strict=True)
-    ]
-
-
-def free(setup: Setup, stories: OwnStories) -> ev.Examples:
-    """Stories that nothing was asked of, as texts to learn from."""
-    rows = texts(setup, stories)
-    begin = int(setup.problem.begin is not None)
-    return examples(setup, [(row, begin, 1.0) for row in rows])
+        rows = zip(loaded["tokens"], loaded["lengths"], strict=True)
+        return [[begin, *row[:length].tolist()] for row, length in rows]
 
 
 def answers(
@@ -164,12 +116,3 @@ def examples(setup: Setup, rows: Sequence[tuple[list[int], int, float]]) -> ev.E
         np.array([min(len(row), most) for row, _, _ in rows], np.int32),
         np.array([weight for _, _, weight in rows], np.float32),
     )
-
-
-def together(first: ev.Examples, second: ev.Examples, share: float) -> ev.Examples:
-    """Both, the second drawn so often."""
-    scaled = lambda part, share: part._replace(
-        weights=(part.weights * share / max(part.weights.sum(), 1e-9)).astype(np.float32)
-    )
-    parts = (scaled(first, 1 - share), scaled(second, share))
-    return ev.Examples(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))

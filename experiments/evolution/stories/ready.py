@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments import common
@@ -16,8 +17,8 @@ class Ready(NamedTuple):
 
     Attributes:
         setup: the checkpoint and the tasks.
-        free: the base's stories, of which nothing was asked.
-        back: its stories that are kept back.
+        back: the base's stories, which nobody learns from.
+        rehearsal: what the base writes freely, and the model keeps as likely.
         outside: real stories, if there are any.
         losses: of texts, for a model's parameters.
         verifier: checks words, ending and fluency.
@@ -26,20 +27,29 @@ class Ready(NamedTuple):
     """
 
     setup: Setup
-    free: ev.Examples
     back: list[list[int]]
+    rehearsal: ev.Rehearsal
     outside: list[list[int]]
     losses: Any
     verifier: ev.Verifier
     likelihood: Callable[[list[list[int]]], np.ndarray]
     limit: float
 
+    def checker(self, check: Callable[[str, str], float]) -> ev.Verifier:
+        """A program that finds words and ending, and the guard of fluency."""
+        problem = self.setup.problem
+        checked = ev.checked(
+            self.setup.tokenizer, check, end=problem.end, begin=problem.begin,
+            name="a program finds words and ending",
+        )  # fmt: skip
+        return fluency.fluent(checked, self.likelihood, self.limit)
+
     def fluent(self, stories: list[list[int]]) -> np.ndarray:
         """Which stories are likely enough under the base: bools ``[n]``."""
         return self.likelihood(stories) >= self.limit
 
     def perplexity(self, params: Any) -> float:
-        """On the base's stories that are kept back."""
+        """On the base's stories."""
         return fluency.perplexity(self.losses(params, self.back))
 
     def perplexities(self, params: Any) -> dict[str, float]:
@@ -51,13 +61,11 @@ class Ready(NamedTuple):
 
 
 def make_ready(setup: Setup, run: common.Run) -> Ready:
-    """Lets the base write its stories, and sets the guard of fluency by those kept back."""
+    """Lets the base write its stories, and sets the guard of fluency by them."""
     config, end = setup.config, setup.problem.end
-    written = own_stories.write(setup, config.written or run.path / "stories.npz")
-    learned, back = own_stories.split(written)
+    texts = own_stories.write(setup, run.path / "stories.npz")
     width = 1 + config.longest
     losses = fluency.losses_of(setup.apply, width)
-    texts = own_stories.texts(setup, back)
     sums, counts = losses(setup.params, texts)
     limit = float(np.quantile(-sums / counts, config.doubtful))
 
@@ -66,13 +74,18 @@ def make_ready(setup: Setup, run: common.Run) -> Ready:
         sums, counts = losses(setup.params, [first + answer for answer in answers])
         return -sums / counts
 
-    checked = ev.checked(
-        setup.tokenizer, setup.family.check, end=end, begin=setup.problem.begin,
-        name="a program finds words and ending",
-    )  # fmt: skip
-    verifier = fluency.fluent(checked, likelihood, limit)
-    free, outside = own_stories.free(setup, learned), real_stories(setup, width)
-    return Ready(setup, free, texts, outside, losses, verifier, likelihood, limit)
+    rehearsal = ev.rehearsal(
+        setup.model,
+        setup.params,
+        jax.random.fold_in(jax.random.key(config.seed), 7),
+        begin=end if setup.problem.begin is None else setup.problem.begin,
+        count=config.rehearsal,
+        length=config.learned - 1,
+        chunk=4 * config.chunk,
+    )
+    outside = real_stories(setup, width)
+    ready = Ready(setup, texts, rehearsal, outside, losses, ev.must_end(), likelihood, limit)
+    return ready._replace(verifier=ready.checker(setup.family.check))
 
 
 def real_stories(setup: Setup, width: int) -> list[list[int]]:

@@ -183,8 +183,8 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
         f"at temperature {config.temperature}",
         "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
         f"{base['prompt']}. Rates in %: {tried}",
-        "Own stories": f"{len(ready.free.tokens)} free ones, {len(ready.back)} that are kept back "
-        f"for the perplexity, and {config.asked} answers to questions of a program",
+        "Own stories": f"{config.asked} answers to questions of a program; "
+        f"{config.rehearsal} free texts to rehearse; {len(ready.back)} for the perplexity alone",
         "Real stories": f"{len(ready.outside)}, for the perplexity alone"
         if ready.outside
         else "none: the perplexity is on the base's own stories, whose floor is the base's",

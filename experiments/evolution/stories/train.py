@@ -3,18 +3,18 @@
     python -m experiments.evolution.stories --checkpoint FOLDER --real stories.txt
 
 The checkpoint is a Hugging Face folder of a model that was trained on stories alone, such as
-stories260K, and knows no questions. First it writes stories freely, and stories behind questions of
-a program. Few have the words; a story without them is learned behind words that it has. Then,
-round by round, it poses its own three words and writes several stories for them. A program checks
-that the words are there and that the story ends well, and the frozen base model, that it is fluent.
-The model learns what passes, and again the others behind words that they have, beside its free
-stories.
+stories260K, and knows no questions. First it writes stories behind questions of a program. Few have
+the words; a story without them is learned behind words that it has. Then, round by round, it poses
+its own three words and writes several stories for them. A program checks that the words are there
+and that the story ends well, and the frozen base model, that it is fluent. The model learns what
+passes, and again the others behind words that they have. Beside that it rehearses what it wrote
+freely before.
 θ_{t+1} is taken only if it does held-out tasks not worse and its perplexity on stories of the base
 is near the base's. All parameters learn. Nobody gives it a story.
 
 The base model's rate is that of the best of several prompts, chosen on validation tasks. --real
 names a file of real stories for the perplexity; without it that of the base's own held-out stories
-is the only one. --damage once turns round 30 % of the verdicts in the second round.
+is the only one. --damage once turns round 30 % of the checker's verdicts in the second round.
 
 The control has as many updates on the first data alone.
 
@@ -38,7 +38,7 @@ from experiments.evolution.pretrained.families.stories import (
     nouns_in,
     question,
 )
-from experiments.evolution.stories import fluency, own_stories
+from experiments.evolution.stories import own_stories
 from experiments.evolution.stories.config import (
     Config,
     Setup,
@@ -57,25 +57,20 @@ from experiments.evolution.stories.report import (
     samples,
     scores_of,
 )
+from experiments.evolution.wrong_checker import wrong_once
 from metajax import evolve as ev
 from metajax import lm
 from metajax.files import replacing, write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
 """Of the gate: the acceptable loss on held-out tasks."""
-FIRST, LATER = 0.6, 0.3
-"""Share of texts with a question in the first data, before the first round and in the rounds."""
 TEXTS = 4
 """Texts that it begins to pose a task."""
-REAL = 0.6
-"""Least share of the first stories in a round's texts."""
-DAMAGED, SHARE = 2, 0.3
-"""The round whose verdicts are turned round, and the share of them."""
 
 
-def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], Any]) -> ev.Update:
-    """Fine-tuning of all parameters on the beginnings of texts, questions among them."""
-    config = setup.config
+def fine_tuning(ready: Ready, steps: int, rate: Any, mixture: Callable[[Any], Any]) -> ev.Update:
+    """Fine-tuning of all parameters on the beginnings of stories, behind their questions."""
+    setup, config = ready.setup, ready.setup.config
     update = ev.fine_tune(
         setup.apply,
         optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.01)),
@@ -85,7 +80,8 @@ def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], An
         row_length=config.learned - 1,
         micro_batches=1,
         pool=steps * config.batch,
-        prompt_share=1.0,
+        rehearsal=ready.rehearsal,
+        rehearsal_weight=config.rehearsal_weight,
     )
 
     def cut(part: ev.Examples) -> ev.Examples:
@@ -102,11 +98,11 @@ def fine_tuning(setup: Setup, steps: int, rate: Any, mixture: Callable[[Any], An
     return update._replace(update=run)
 
 
-def update_of(setup: Setup, mixture: Callable[[Any], Any]) -> ev.Update:
+def update_of(ready: Ready, mixture: Callable[[Any], Any]) -> ev.Update:
     """A round's updates; the rate falls from a quarter to a fortieth."""
-    config, steps = setup.config, setup.config.round_steps
+    config, steps = ready.setup.config, ready.setup.config.round_steps
     rate = optax.linear_schedule(config.rate / 4, config.rate / 40, steps)
-    return fine_tuning(setup, steps, ev.every_round(rate, steps), mixture)
+    return fine_tuning(ready, steps, ev.every_round(rate, steps), mixture)
 
 
 def with_hindsight(ready: Ready, update: ev.Update) -> ev.Update:
@@ -167,26 +163,6 @@ def gate_of(ready: Ready) -> ev.Gate:
     return gate
 
 
-def turned_round(verifier: ev.Verifier, seed: int) -> tuple[ev.Verifier, Callable[..., Any]]:
-    """A verifier that says the opposite of a share of its verdicts in one round, and the loop's
-    ``corrupt`` that tells it which round it is."""
-    now = [0]
-
-    def round_is(number: int, completions: ev.Completions) -> ev.Completions:
-        now[0] = number
-        return completions
-
-    def verify(tasks: ev.Tasks, completions: ev.Completions) -> ev.Verdict:
-        verdict = verifier.verify(tasks, completions)
-        if now[0] != DAMAGED:
-            return verdict
-        rewards = np.array(verdict.rewards)
-        wrong = np.random.default_rng(seed).random(rewards.shape) < SHARE
-        return fluency.judged(np.where(wrong, 1 - rewards, rewards))
-
-    return ev.Verifier(f"{verifier.name}, but wrong in round {DAMAGED}", verify, True), round_is
-
-
 def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
     """Tasks of the model's own: it begins a text, and asks for the first three nouns in it."""
     begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
@@ -211,40 +187,42 @@ def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
 def loop_config(ready: Ready, first: ev.Examples) -> ev.EvolveConfig:
     """The loop's parts."""
     setup, config = ready.setup, ready.setup.config
-    never, real = kept_back(setup), own_stories.together(ready.free, first, LATER)
-    verifier, corrupt = ready.verifier, None
+    never, check, corrupt = kept_back(setup), setup.family.check, None
     if config.damage == "once":
-        verifier, corrupt = turned_round(verifier, config.seed)
+        check, corrupt = wrong_once(check, config.seed)
     level = ev.Levels(1, 1)
     return ev.EvolveConfig(
         propose=lambda params, key, levels: ev.without_duplicates(pose(setup, params, key), never),
         solve=solver(setup, samples=config.samples),
-        verifier=verifier,
-        update=with_hindsight(ready, update_of(setup, ev.published_mixture(1, floor=REAL))),
+        verifier=ready.checker(check),
+        update=with_hindsight(ready, update_of(ready, ev.published_mixture(1))),
         gate=ev.accept_all() if config.gate == "none" else gate_of(ready),
         curriculum=ev.Curriculum("one level", level, lambda levels, rate: levels),
-        real=lambda key: real,
+        real=lambda key: first,
         held_out=lambda levels: held_out_tasks(setup),
         corrupt=corrupt,
     )
 
 
 def taught(ready: Ready, first: ev.Examples, run: common.Run) -> study.Trained:
-    """θ_0: after the updates on the base's own stories; kept in the run's folder ``base``."""
+    """θ_0: after the updates on the base's own stories, if any of them can be learned from; kept in
+    the run's folder ``base``."""
     folder, setup, config = run.path / "base", ready.setup, ready.setup.config
+    if not first.weights.any():
+        common.show(f"None of the {config.asked} first stories can be learned from.")
+        return study.Trained(setup.params, 0.0, 0)
     done = folder / "trained.json"
     if config.resume and done.exists():
         _, params = lm.load_pretrained(folder, dtype="float32", scan=False)
         return study.Trained(params, **json.loads(done.read_text(encoding="utf-8")))
-    real = own_stories.together(ready.free, first, FIRST)
     parts = next(each for each in (10, 5, 2, 1) if config.steps % each == 0)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.rate, max(1, config.steps // 20), max(2, config.steps), config.rate / 10
     )
     base = study.train_on_real_data(
-        fine_tuning(setup, config.steps // parts, rate, study.real_mixture),
+        fine_tuning(ready, config.steps // parts, rate, study.real_mixture),
         setup.params,
-        lambda key: real,
+        lambda key: first,
         rounds=parts,
         seed=config.seed,
         name="own stories",
@@ -274,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         longest=setup.problem.prompt_length(1) + config.longest,
         vocab_size=setup.problem.vocab_size,
         scores=lambda params: validation(params) | ready.perplexities(params),
-        control=lambda rounds: update_of(setup, study.real_mixture),
+        control=lambda rounds: update_of(ready, study.real_mixture),
     )
     evolved = outcome.followed.state.train.params
     lm.save_pretrained(run.path / "model", setup.model.config, evolved)

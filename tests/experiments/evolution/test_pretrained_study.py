@@ -23,8 +23,8 @@ from metajax.models import Transformer, TransformerConfig
 TINY = (
     "--family", "sums", "--outside", "products", "--steps", "1", "--rounds", "2", "--round-steps",
     "1", "--proposals", "16", "--samples", "2", "--worked", "6", "--shots", "2", "--rank", "2",
-    "--batch", "8", "--micro-batch", "8", "--chunk", "4", "--held-out", "4", "--test-prompts", "2",
-    "--outside-prompts", "4", "--gate", "none",
+    "--rows", "8", "--batch", "8", "--rehearsal", "4", "--chunk", "4", "--held-out", "4",
+    "--test-prompts", "2", "--outside-prompts", "4", "--gate", "none",
 )  # fmt: skip
 # Trusted for a single vote, and one level after another.
 VOTE = (
@@ -164,7 +164,7 @@ def test_a_model_poses_tasks_and_learns_what_a_program_finds_right(
 def family_setup(checkpoint, name="rules", **options):
     config = Config(
         checkpoint=checkpoint, family=name, rounds=2, held_out=8, test_prompts=16, worked=20,
-        rank=2, micro_batch=16, **options,
+        rank=2, rehearsal=0, **options,
     )  # fmt: skip
     run = common.Run("evolve-pretrained", checkpoint, config)
     return set_up(run, config)
@@ -291,6 +291,8 @@ def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, o
             "samples must be at least 2",
         ),
         ({"batch": 6, "micro_batch": 4}, "batch must be a multiple of 4; got 6"),
+        ({"rows": 6, "micro_batch": 4}, "rows must be a multiple of 4; got 6"),
+        ({"rehearsal": -1}, "rehearsal must be at least 0; got -1"),
         ({"batch": 12, "micro_batch": 4, "update": "maml"}, "batch must be a multiple of 8"),
         ({"proposals": 7, "update": "maml"}, "proposals must be at least 8; got 7"),
         ({"worked": 0}, "worked must be above zero; got 0"),

@@ -17,12 +17,16 @@ from experiments.evolution.stories.config import Config, kept_back, prompts, set
 from metajax import evolve as ev
 
 TINY = (
-    "--stories", "48", "--asked", "4", "--longest", "32",
-    "--learned", "144", "--steps", "2", "--rounds", "3",
+    "--stories", "4", "--asked", "4", "--longest", "32",
+    "--rehearsal", "4", "--learned", "312", "--steps", "2", "--rounds", "3",
     "--round-steps", "1", "--proposals", "4", "--samples", "2", "--batch", "2", "--chunk", "4",
     "--held-out", "4", "--validation", "2", "--test-prompts", "2",
 )  # fmt: skip
-ASKED = "The dog saw the hat and the tree. The dog liked the hat. The hat liked the tree.\n"
+ASKED = (
+    "Once upon a time, there was a dog. The dog saw a hat. The hat saw a tree. The tree liked the "
+    "dog. The dog liked the hat. The hat liked the tree. One day, the dog, the hat and the tree "
+    "were"
+)
 
 
 def test_a_question_names_three_different_known_words_in_the_alphabets_order():
@@ -107,23 +111,11 @@ def test_the_guard_refuses_right_but_unlikely_answers():
     assert verdict.agreement == pytest.approx([2 / 3, 0, 0])
 
 
-def test_three_in_ten_verdicts_are_turned_round_in_one_round_alone():
-    rewards = np.random.default_rng(1).random((300, 4)) < 0.4
-    verifier, tasks, completions = verdict_of(rewards)
-    damaged, round_is = train.turned_round(verifier, seed=0)
-    for number in (1, 2, 3):
-        assert round_is(number, completions) is completions
-        found = damaged.verify(tasks, completions)
-        share = float((np.asarray(found.rewards) != rewards).mean())
-        assert (0.26 < share < 0.34) if number == 2 else share == 0
-        assert (np.asarray(found.weight) == np.asarray(found.rewards).any(axis=1)).all()
-
-
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    random_checkpoint.make(folder, seed=1, n_layers=1, max_length=512)
-    config = Config(checkpoint=folder, longest=200, learned=300, held_out=8, validation=4)
+    random_checkpoint.make(folder, seed=1, n_layers=1, max_length=1024)
+    config = Config(checkpoint=folder, longest=200, learned=500, held_out=8, validation=4)
     return set_up(common.Run("evolve-stories", folder, config), config)
 
 
@@ -187,14 +179,12 @@ def test_a_verdict_that_is_wrong_is_believed(setup):
     assert found.weights.tolist() == [1]
 
 
-def test_shares_of_free_stories_and_answers(setup):
-    texts = [([1, 2, 3], 1, 3.0), ([4] * 400, 2, 1.0)]
-    first, second = (own_stories.examples(setup, rows) for rows in (texts, [([5], 1, 2.0)]))
-    assert first.lengths.tolist() == [3, setup.config.learned]
+def test_texts_that_are_learned_are_beginnings(setup):
+    rows = [([1, 2, 3], 1, 3.0), ([4] * 600, 2, 1.0)]
+    found = own_stories.examples(setup, rows)
+    assert found.lengths.tolist() == [3, setup.config.learned]
+    assert found.prompt.tolist() == [1, 2]
     assert own_stories.examples(setup, []).weights.tolist() == [0]
-    both = own_stories.together(first, second, 0.6)
-    np.testing.assert_allclose(both.weights, [0.3, 0.1, 0.6], rtol=1e-6)
-    assert both.prompt.tolist() == [1, 2, 1]
 
 
 def test_the_tests_validation_and_held_out_tasks_are_kept_back(setup):
@@ -219,7 +209,7 @@ def test_a_wrong_option_is_named(options, named):
 
 def test_options_that_do_not_fit_the_checkpoint_are_named(setup, tmp_path):
     for longest, learned, named in (
-        (600, 320, "longest: .* takes 512 tokens"),
+        (1100, 320, "longest: .* takes 1024 tokens"),
         (100, 50, "learned must be above"),
     ):
         config = Config(checkpoint=setup.config.checkpoint, longest=longest, learned=learned)
@@ -250,7 +240,7 @@ def test_random_weights_pose_nothing_and_the_run_says_so(tmp_path, capsys):
     models = result["tested"]["models"]
     assert set(models) == {"base", "round 0", "last round"}
     assert models["base"]["perplexity_real"] > 10
-    assert models["base"]["perplexity_own"] != models["round 0"]["perplexity_own"]
+    assert models["base"]["perplexity_own"] == models["round 0"]["perplexity_own"]
     assert (out / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -259,7 +249,8 @@ def test_random_weights_pose_nothing_and_the_run_says_so(tmp_path, capsys):
 def test_a_model_of_stories_learns_and_a_resumed_run_gives_the_same_bits(tmp_path):
     out = tmp_path / "run"
     options = [
-        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "64", "--asked", "64",
+        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "32", "--rehearsal", "32",
+        "--asked", "64",
         "--steps", "10", "--rounds", "1", "--round-steps", "2", "--proposals", "8", "--chunk", "32",
         "--held-out", "8", "--validation", "8", "--test-prompts", "8", "--gate", "none",
         "--out", str(out),

@@ -1,8 +1,9 @@
 """Stories in which three given words occur.
 
-The question names three things in sentences that a model of stories can go on from: models that
-were trained on stories alone know no headers. No program writes a right answer, but one checks it:
-the words are there, and the story comes to an end.
+The question is the beginning of a story, in which each of three things stands several times: models
+that were trained on stories alone know no headers. The story has the words only if they come again
+behind it. No program writes a right answer, but one checks it: the words are there, and the story
+comes to an end.
 
 The words are nouns. Stories go on about the things that they begin with; a verb comes back in
 another tense.
@@ -33,8 +34,9 @@ LONGEST = 1200
 """Characters of a story."""
 
 _QUESTION = re.compile(
-    r"The ([a-z]+) saw the ([a-z]+) and the ([a-z]+)\. "
-    r"The \1 liked the \2\. The \2 liked the \3\.\n"
+    r"Once upon a time, there was a ([a-z]+)\. The \1 saw a ([a-z]+)\. The \2 saw a ([a-z]+)\. "
+    r"The \3 liked the \1\. The \1 liked the \2\. The \2 liked the \3\. "
+    r"One day, the \1, the \2 and the \3 were"
 )
 _LOOP = re.compile(r"(\b[^.!?]{12,}[.!?])\W+\1\W+\1")
 
@@ -48,20 +50,21 @@ def stories() -> Family:
         read=read,
         check=check,
         answer=None,
-        longest=lambda level: (110, LONGEST),
+        longest=lambda level: (280, LONGEST),
     )
 
 
 def question(words: Sequence[str]) -> str:
     """The question that asks for three words; they stand in the alphabet's order.
 
-    >>> question(["tree", "dog", "hat"])
-    'The dog saw the hat and the tree. The dog liked the hat. The hat liked the tree.\\n'
+    >>> question(["tree", "dog", "hat"])[:65]
+    'Once upon a time, there was a dog. The dog saw a hat. The hat saw'
     """
-    first, second, third = sorted(words)
+    x, y, z = sorted(words)
     return (
-        f"The {first} saw the {second} and the {third}. The {first} liked the {second}. The "
-        f"{second} liked the {third}.\n"
+        f"Once upon a time, there was a {x}. The {x} saw a {y}. The {y} saw a {z}. The {z} liked "
+        f"the {x}. The {x} liked the {y}. The {y} liked the {z}. One day, the {x}, the {y} and the "
+        f"{z} were"
     )
 
 
