@@ -111,4 +111,4 @@ def test_the_docs_list_every_learner():
         if name in metajax.__all__ and name.islower() and name != "carry_statistics"
     }
     assert not {name for name in factories if f"| `{name}" not in table}
-    assert len(factories) == 15
+    assert len(factories) == 16

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, all_leaves
 
-from metajax._checks import non_negative_int
+from metajax._checks import between, non_negative_int
 from metajax.errors import ArgumentError
 from metajax.types import Episode, Sampler
 
@@ -37,27 +38,94 @@ def random_shifts(sample: Sampler, pixels: int) -> Sampler:
         >>> shifted.support.inputs.shape, float(shifted.support.inputs.sum())
         ((1, 4, 4, 1), 1.0)
     """
-    if non_negative_int("pixels", pixels) == 0:
-        return sample
+    return sample if non_negative_int("pixels", pixels) == 0 else _changed(sample, _Shift(pixels))
+
+
+def random_flips(sample: Sampler) -> Sampler:
+    """The same episodes, every image mirrored left to right with a chance of one half.
+
+    Args:
+        sample: draws episodes of two ``Batch`` with images ``[examples, height, width, channels]``.
+
+    Returns:
+        A sampler: a pytree with the leaves of ``sample``, or a plain function if that is one.
+
+    Raises:
+        ArgumentError: when it draws, if the inputs aren't images.
+
+    Example:
+        >>> from metajax import Batch
+        >>> images = Batch(jnp.arange(2.0).reshape(1, 1, 2, 1), jnp.zeros(1, int))
+        >>> flipped = random_flips(lambda key: Episode(images, images))(jax.random.key(4))
+        >>> flipped.support.inputs.ravel().tolist(), flipped.query.inputs.ravel().tolist()
+        ([0.0, 1.0], [1.0, 0.0])
+    """
+    return _changed(sample, _flip)
+
+
+def random_colours(sample: Sampler, strength: float = 0.4) -> Sampler:
+    """The same episodes, every image's brightness, contrast and saturation changed at random.
+
+    One after the other the image is mixed with black, with its mean grey, and with itself in grey:
+    f × image + (1 − f) × the other, with f uniform in [1 − strength, 1 + strength], drawn for each;
+    what falls outside [0, 1] is cut off. Grey is 0.299 R + 0.587 G + 0.114 B.
+
+    Args:
+        sample: draws episodes of two ``Batch`` with images ``[examples, height, width, 3]`` in
+            [0, 1].
+        strength: from 0, no change, to 1.
+
+    Returns:
+        A sampler: a pytree with the leaves of ``sample``, or a plain function if that is one.
+
+    Raises:
+        ArgumentError: if ``strength`` isn't in [0, 1]; when it draws, if the inputs aren't images
+            of three channels.
+
+    Example:
+        >>> from metajax import Batch
+        >>> images = Batch(jnp.full((1, 4, 4, 3), 0.5), jnp.zeros(1, int))
+        >>> changed = random_colours(lambda key: Episode(images, images))(jax.random.key(0))
+        >>> bool((abs(changed.support.inputs - 0.5) <= 0.2).all())
+        True
+
+    Source: the colours' part of the augmentation of Lee et al. 2019 (arXiv 1904.03758), with 0.4.
+    """
+    return _changed(sample, _Colours(between("strength", strength, 0, 1)))
+
+
+_Change = Callable[[jax.Array, jax.Array], jax.Array]
+"""``change(key, images) -> images``, each image by itself."""
+
+
+def _changed(sample: Sampler, change: _Change) -> Sampler:
     # A plain function is itself a leaf. Around one, the result is a plain function too.
     kind = functools.partial if all_leaves([sample]) else Partial
-    return kind(_Draw(pixels), sample)
+    return kind(_Draw(change), sample)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draw:
-    pixels: int
+    change: _Change
 
     def __call__(self, sample: Sampler, key: jax.Array) -> Episode:
         key, support_key, query_key = jax.random.split(key, 3)
         episode = sample(key)
         return episode._replace(
-            support=self._shifted(support_key, episode.support),
-            query=self._shifted(query_key, episode.query),
+            support=self._images(support_key, episode.support),
+            query=self._images(query_key, episode.query),
         )
 
-    def _shifted(self, key: jax.Array, batch: Any) -> Any:
-        pixels, images = self.pixels, batch.inputs
+    def _images(self, key: jax.Array, batch: Any) -> Any:
+        return batch._replace(inputs=self.change(key, batch.inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shift:
+    pixels: int
+
+    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        pixels = self.pixels
         if images.ndim != 4 or min(images.shape[1:3]) <= pixels:
             raise ArgumentError(
                 f"pixels is {pixels}, which needs larger images [examples, height, width, "
@@ -69,4 +137,39 @@ class _Draw:
         def cut(image, start):
             return jax.lax.dynamic_slice(image, (start[0], start[1], 0), images.shape[1:])
 
-        return batch._replace(inputs=jax.vmap(cut)(jnp.pad(images, border), starts))
+        return jax.vmap(cut)(jnp.pad(images, border), starts)
+
+
+def _flip(key: jax.Array, images: jax.Array) -> jax.Array:
+    if images.ndim != 4:
+        raise ArgumentError(
+            f"inputs must be images [examples, height, width, channels], got shape {images.shape}."
+        )
+    flipped = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Colours:
+    strength: float
+
+    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ArgumentError(
+                f"inputs must be images [examples, height, width, 3], got shape {images.shape}."
+            )
+        low, high = 1 - self.strength, 1 + self.strength
+        factors = jax.random.uniform(key, (3, len(images), 1, 1, 1), images.dtype, low, high)
+        grey = lambda images: (images * jnp.array(_GREY, images.dtype)).sum(-1, keepdims=True)
+        others = (
+            lambda images: jnp.zeros_like(images),
+            lambda images: grey(images).mean((1, 2), keepdims=True),
+            grey,
+        )
+        for factor, other in zip(factors, others, strict=True):
+            images = jnp.clip(factor * images + (1 - factor) * other(images), 0, 1)
+        return images
+
+
+_GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luminance of ITU-R BT.601."""

@@ -17,6 +17,7 @@ from metajax.learners.boil import boil
 from metajax.learners.cavia import CAVIAParams, cavia
 from metajax.learners.gradient import gradient_learner
 from metajax.learners.imaml import imaml
+from metajax.learners.linear_probe import linear_probe, logistic_regression
 from metajax.learners.maml import maml
 from metajax.learners.maml_plus_plus import (
     MAMLPlusPlusParams,
@@ -68,6 +69,8 @@ __all__ = [
     "gradient_learner",
     "imaml",
     "in_head",
+    "linear_probe",
+    "logistic_regression",
     "maml",
     "maml_plus_plus",
     "matching",

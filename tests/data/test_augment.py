@@ -1,12 +1,14 @@
-"""Random shifts against numpy's roll."""
+"""Random shifts against numpy's roll, flips by hand, colours against Pillow's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 import metajax
-from metajax.data import random_shifts
+from metajax.data import random_colours, random_flips, random_shifts
+from metajax.data.augment import _Colours
 
 
 def images(count, size=6, border=2):
@@ -64,3 +66,66 @@ def test_small_images_are_named(shape):
     sample = random_shifts(lambda key: episode_of(np.zeros(shape)), 2)
     with pytest.raises(ValueError, match=r"pixels is 2, which needs larger images"):
         sample(jax.random.key(0))
+
+
+def test_half_of_the_images_are_mirrored():
+    before = images(400).astype(np.float32)
+    episode = jax.jit(random_flips(lambda key: episode_of(before)))(jax.random.key(0))
+    flipped = []
+    for batch in (episode.support, episode.query):
+        after = np.asarray(batch.inputs)
+        mirrored = (after == before[:, :, ::-1]).all((1, 2, 3))
+        assert (mirrored | (after == before).all((1, 2, 3))).all()
+        assert 0.4 < mirrored.mean() < 0.6
+        flipped.append(mirrored)
+    assert (flipped[0] != flipped[1]).any()
+
+
+def test_colours_change_as_pillow_changes_them():
+    before = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
+    key = jax.random.key(2)
+    after = np.asarray(_Colours(0.4)(key, jnp.asarray(before, jnp.float32) / 255))
+    factors = np.asarray(jax.random.uniform(key, (3, 20), minval=0.6, maxval=1.4))
+    assert factors.std() > 0.1
+    for image, found, each in zip(before, after, factors.T, strict=True):
+        expected = Image.fromarray(image)
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for enhance, factor in zip(enhancers, each, strict=True):
+            expected = enhance(expected).enhance(float(factor))
+        np.testing.assert_allclose(255 * found, np.asarray(expected), atol=4)  # Pillow rounds
+
+
+def test_colours_of_support_and_query_are_drawn_for_each_image():
+    before = np.full((30, 4, 4, 3), 0.5, np.float32)
+    episode = random_colours(lambda key: episode_of(before), 0.2)(jax.random.key(0))
+    support, query = (np.asarray(batch.inputs)[:, 0, 0, 0] for batch in episode[:2])
+    assert len(np.unique(np.concatenate([support, query]))) == 60
+    assert (abs(support - 0.5) <= 0.1 + 1e-6).all()
+    same = random_colours(lambda key: episode_of(before), 0)(jax.random.key(0))
+    np.testing.assert_allclose(same.query.inputs, before, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda sample: random_colours(sample, 1.5), r"strength must be in \[0, 1\], got 1.5"),
+        (
+            lambda sample: random_colours(sample)(jax.random.key(0)),
+            r"width, 3\], got shape \(2, 4\)",
+        ),
+        (lambda sample: random_flips(sample)(jax.random.key(0)), r"channels\], got shape \(2, 4\)"),
+    ],
+)
+def test_what_has_no_colours_or_sides_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build(lambda key: episode_of(np.zeros((2, 4))))
+
+
+def test_augmented_samplers_of_a_pytree_are_pytrees():
+    sample = metajax.data.episode_sampler(
+        metajax.data.from_arrays(np.zeros((20, 6, 6, 3), np.uint8), np.arange(20) // 4),
+        n_way=2, k_shot=1, query=1,
+    )  # fmt: skip
+    both = random_colours(random_flips(sample))
+    assert len(jax.tree.leaves(both)) == len(jax.tree.leaves(sample))
+    assert both(jax.random.key(0)).support.inputs.shape == (2, 6, 6, 3)

@@ -46,6 +46,7 @@ VECTORS = {
     ),
     "matching": lambda embed, n_way=N_WAY: metajax.matching(embed, n_way=n_way),
     "r2d2": lambda embed, n_way=N_WAY: metajax.r2d2(embed, n_way=n_way),
+    "linear_probe": lambda embed, n_way=N_WAY: metajax.linear_probe(embed, n_way=n_way),
     "metaoptnet": lambda embed, n_way=N_WAY: metajax.metaoptnet(embed, n_way=n_way),
     "proto_maml": lambda embed, n_way=N_WAY: metajax.proto_maml(
         embed, optax.sgd(0.1), n_way=n_way, steps=2
@@ -159,6 +160,7 @@ def test_a_zero_vector_among_others(build):
     ("name", "build"),
     [
         ("penalty", lambda value: metajax.r2d2(linear, n_way=3, penalty=value)),
+        ("penalty", lambda value: metajax.linear_probe(linear, n_way=3, penalty=value)),
         ("penalty", lambda value: ridge(jnp.eye(2), jnp.eye(2), value)),
         ("penalty", lambda value: ridge(jnp.eye(2), jnp.eye(2), jnp.array(value))),
         (
@@ -174,7 +176,7 @@ def test_a_zero_vector_among_others(build):
             lambda value: metajax.imaml(linear, optax.sgd(0.1), steps=1, proximal=value),
         ),
     ],
-    ids=["r2d2", "ridge", "ridge_array", "metaoptnet", "svm_dual", "imaml"],
+    ids=["r2d2", "linear_probe", "ridge", "ridge_array", "metaoptnet", "svm_dual", "imaml"],
 )
 def test_lambda_is_positive(name, build, value):
     with pytest.raises(

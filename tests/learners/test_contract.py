@@ -83,6 +83,7 @@ CLASSIFIERS = {
     "matching": lambda embed: metajax.matching(embed, n_way=toy.WAYS, scale=5.0),
     "relation": lambda embed: metajax.relation(embed, relate, n_way=toy.WAYS),
     "r2d2": lambda embed: metajax.r2d2(embed, n_way=toy.WAYS),
+    "linear_probe": lambda embed: metajax.linear_probe(embed, n_way=toy.WAYS, penalty=0.1, steps=5),
     "metaoptnet": lambda embed: metajax.metaoptnet(embed, n_way=toy.WAYS),
     "proto_maml": lambda embed: metajax.proto_maml(embed, SGD, n_way=toy.WAYS, steps=2),
 }
@@ -94,7 +95,7 @@ INEXACT = {"fomaml", "reptile", "imaml", "imaml_neumann", "metaoptnet"}
 tests have closed forms for it."""
 
 VARIANTS = {name for name in ALL if "_" in name} - {
-    *("meta_sgd", "maml_plus_plus", "meta_curvature", "proto_maml")
+    *("meta_sgd", "maml_plus_plus", "meta_curvature", "proto_maml", "linear_probe")
 }
 """Of learners that are in the matrix already: with ``make test-all`` alone."""
 each = [pytest.param(n, marks=pytest.mark.slow if n in VARIANTS else []) for n in ALL]

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 import metajax
-from metajax.learners import cosine_similarities, ridge, svm_dual
+from metajax.learners import cosine_similarities, logistic_regression, ridge, svm_dual
 from metajax.models import FullContext, RelationHead
 
 N_WAY, SHOTS, QUERIES, WIDTH = 3, 2, 4, 5
@@ -147,6 +148,47 @@ def test_ridge_is_the_minimum_in_either_space(examples, x64):
     np.testing.assert_allclose(x.T @ (x @ w - y) + penalty * w, 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("examples", [4, 12])
+def test_logistic_regression_is_the_minimum(examples, x64):
+    """The gradient of the penalised loss is zero, and a quasi-Newton method finds the same."""
+    rng = np.random.default_rng(3)
+    x, penalty = rng.normal(size=(examples, 6)), 0.4
+    y = np.eye(3)[np.arange(examples) % 3]
+    w = np.asarray(logistic_regression(jnp.asarray(x), jnp.asarray(y), penalty, steps=3000))
+
+    def loss_and_gradient(flat):
+        weights = flat.reshape(6, 3)
+        logits = x @ weights
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        loss = -np.log((p * y).sum(axis=1)).sum() + penalty / 2 * np.square(weights).sum()
+        return loss, (x.T @ (p - y) + penalty * weights).ravel()
+
+    np.testing.assert_allclose(loss_and_gradient(w.ravel())[1], 0, atol=1e-10)
+    found = scipy.optimize.minimize(loss_and_gradient, np.zeros(18), jac=True, method="BFGS")
+    np.testing.assert_allclose(w.ravel(), found.x, atol=1e-4)
+    losses = [
+        loss_and_gradient(
+            np.ravel(logistic_regression(jnp.asarray(x), jnp.asarray(y), penalty, n))
+        )[0]
+        for n in range(12)
+    ]
+    assert (np.diff(losses) < 0).all(), "it falls in each step"
+
+
+def test_a_linear_probe_is_logistic_regression_on_features_of_length_one(weights, episode):
+    s, s_targets, q, q_targets = embedded(weights, episode)
+    unit = lambda x: np.concatenate(
+        [x / np.linalg.norm(x, axis=1, keepdims=True), np.ones((len(x), 1))], axis=1
+    )
+    w = logistic_regression(jnp.asarray(unit(s)), jnp.eye(N_WAY)[s_targets], 0.5, 200)
+    learner = metajax.linear_probe(linear, n_way=N_WAY, penalty=0.5, steps=200)
+    loss, _ = loss_of(learner, learner.init(weights), episode)
+    np.testing.assert_allclose(loss, cross_entropy(unit(q) @ np.asarray(w), q_targets), rtol=1e-9)
+    plain = metajax.linear_probe(linear, n_way=N_WAY, penalty=0.5, normalise=False)
+    assert abs(loss_of(plain, weights, episode)[0] - loss) > 1e-3
+
+
 def test_r2d2(weights, episode):
     s, s_targets, q, q_targets = embedded(weights, episode)
     w = np.linalg.solve(s.T @ s + 0.5 * np.eye(WIDTH), s.T @ np.eye(N_WAY)[s_targets])
@@ -222,6 +264,7 @@ CLASSIFIERS = {
         linear, lambda params, pairs: jax.nn.sigmoid(pairs.sum(axis=-1)), n_way=n_way
     ),
     "r2d2": lambda n_way: metajax.r2d2(linear, n_way=n_way),
+    "linear_probe": lambda n_way: metajax.linear_probe(linear, n_way=n_way),
     "metaoptnet": lambda n_way: metajax.metaoptnet(linear, n_way=n_way),
 }
 
