@@ -15,7 +15,7 @@ def wrong_once(
     """A checker that says the opposite of a share of its verdicts in one round, and the loop's
     ``corrupt``, which tells it the round. An answer's verdict is wrong each time it is asked for.
 
-    >>> check, round_is = wrong_once(lambda question, answer: 1.0, seed=0)
+    >>> check, round_is = wrong_once(lambda question, answer: 1.0, seed=1)
     >>> [[round_is(number, None), check("2 + 3 =", "5")][1] for number in (1, 2, 3)]
     [1.0, 0.0, 1.0]
     """

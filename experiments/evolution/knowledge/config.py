@@ -177,8 +177,9 @@ def answers(setup: Setup, params: Any, prompts: Sequence[str], name: str) -> lis
     return [text.split("\n")[0] for text in found]
 
 
-def write_questions(setup: Setup, params: Any, name: str) -> list[list[Parsed]]:
-    """What the model writes about each person's passages: ``[wording][person]``."""
+def write_questions(setup: Setup, params: Any, name: str, number: int = 1) -> list[list[Parsed]]:
+    """What the model writes about each person's passages, the ``number``-th time:
+    ``[wording][person]``."""
     wordings = range(len(people.WORDINGS))
     shown = [
         texts.example(each, wording, asked)
@@ -192,7 +193,8 @@ def write_questions(setup: Setup, params: Any, name: str) -> list[list[Parsed]]:
         prompts = [texts.writing_prompt(person, wording) for person in setup.people]
         written = _generate(
             setup, params, prompts, f"{name}, {wording + 1} of {len(wordings)}", new=longest + 8,
-            stop="\n\n", temperature=setup.config.temperature, seed=wording,
+            stop="\n\n", temperature=setup.config.temperature,
+            seed=(number - 1) * len(wordings) + wording,
         )  # fmt: skip
         found.append(
             [texts.parse(text, p, wording) for text, p in zip(written, setup.people, strict=True)]

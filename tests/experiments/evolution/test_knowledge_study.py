@@ -28,11 +28,12 @@ def options(out, *more):
 
 @pytest.fixture
 def writes(monkeypatch):
-    """A model that writes two questions of the program's, and a wrong one, about each passage."""
+    """A model that writes two questions of the program's, and a wrong one, about each passage. When
+    it has learned it writes nothing."""
     written = []
 
-    def write(setup, params, name):
-        written.append(name)
+    def write(setup, params, name, number):
+        written.append((name, number))
         found = []
         for wording in range(len(people.WORDINGS)):
             lines = [
@@ -43,6 +44,7 @@ def writes(monkeypatch):
                 for person in setup.people
             ]
             text = ["".join(f"{q.text} {q.answer}\n" for q in each) for each in lines]
+            text = [""] * len(text) if name == "questions of round 2" else text
             found.append(
                 [texts.parse(t, p, wording) for t, p in zip(text, setup.people, strict=True)]
             )
@@ -62,6 +64,10 @@ def one_layer(monkeypatch):
     )
 
 
+def result_of(out):
+    return json.loads((out / "result.json").read_text())
+
+
 @pytest.mark.slow
 def test_the_whole_study_and_a_resume_that_computes_nothing_again(
     tmp_path, capsys, monkeypatch, writes
@@ -71,8 +77,13 @@ def test_the_whole_study_and_a_resume_that_computes_nothing_again(
     table = (out / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert "random weights: the scores mean nothing" in table
-    assert writes == ["questions of round 1", "questions of round 2"]
-    result = json.loads((out / "result.json").read_text())
+    assert writes == [
+        ("questions of round 1", 1),
+        ("questions of round 2", 2),
+        ("questions of round 2 by the base", 2),
+    ]
+    assert result_of(out)["written"]["questions of round 2"]["kept"] == 0
+    result = result_of(out)
     assert tuple(result["asked"]) == report.ASKED
     tokens = [each["tokens"] for each in result["asked"].values() if "tokens" in each]
     assert len(tokens) == 6
@@ -101,7 +112,7 @@ def test_the_whole_study_and_a_resume_that_computes_nothing_again(
     )
     train.main(options(out, "--resume"))
     assert names == ["questions by a program"]
-    assert len(writes) == 2
+    assert len(writes) == 3
 
 
 @pytest.mark.slow
@@ -109,8 +120,7 @@ def test_a_model_that_writes_nothing_valid_is_told_of(tmp_path, capsys):
     train.main(options(tmp_path / "run"))
     printed = capsys.readouterr().out
     assert "next to no question with an answer of its passage" in printed
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert set(result["asked"]) == {
+    assert set(result_of(tmp_path / "run")["asked"]) == {
         "no passage", "passage in the prompt", "passages", "questions by a program",
     }  # fmt: skip
 
