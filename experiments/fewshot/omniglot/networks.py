@@ -1,13 +1,13 @@
 """The learners that compare images in the Omniglot experiment, and their networks."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 import metajax
+from experiments.fewshot.comparing import Network, reporting
 from metajax import models
 
 Method = Literal["prototypical", "matching", "relation", "r2d2"]
@@ -20,21 +20,6 @@ MATCHING_SCALE = 30.0
 """What the cosine is multiplied by: within [-1, 1] a softmax over 20 images can't be sure."""
 
 
-class Network(NamedTuple):
-    """What the learners compare images with.
-
-    Attributes:
-        variables: collections of parameters and running statistics.
-        embed: ``embed(variables, images, train=...)``: features, in training with the changed
-            statistics.
-        relate: the same of pairs of feature maps; None but for Relation Networks.
-    """
-
-    variables: Any
-    embed: Callable[..., Any]
-    relate: Callable[..., Any] | None = None
-
-
 def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
     """The four-layer network with max-pooling, and Relation Networks' two of their own.
 
@@ -45,11 +30,11 @@ def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
     if method == "prototypical":
         body = models.Conv4(None, features=features, form="pool", norm="running")
         variables, apply = metajax.from_linen(body, key, images)
-        return Network(variables, _reporting(apply))
+        return Network(variables, reporting(apply))
     body = models.Conv4(None, features=features, form="maps", norm="running")
     if method != "relation":
         variables, apply = metajax.from_linen(body, key, images)
-        return Network(variables, _reporting(apply, after=_pooled))
+        return Network(variables, reporting(apply, after=_pooled))
     head = models.RelationHead(features, norm="running")
     body_key, head_key = jax.random.split(key)
     body_variables, apply = metajax.from_linen(body, body_key, images)
@@ -60,31 +45,11 @@ def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
         kind: {"body": body_variables[kind], "head": head_variables[kind]}
         for kind in body_variables
     }
-    return Network(variables, _reporting(apply, "body"), _reporting(relate, "head"))
+    return Network(variables, reporting(apply, "body"), reporting(relate, "head"))
 
 
 def _pooled(maps: jax.Array) -> jax.Array:
     return models.max_pool(maps).reshape(len(maps), -1)
-
-
-def _reporting(
-    apply: metajax.losses.Apply,
-    part: str | None = None,
-    after: Callable[[jax.Array], jax.Array] = lambda outputs: outputs,
-) -> Callable[..., Any]:
-    """``apply`` to a part of the variables, and ``after`` to its outputs; in training by the
-    batch's statistics, and with the changed running ones."""
-
-    def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
-        used = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
-        if not train:
-            return after(apply(used, inputs, train=False))
-        outputs, changed = apply(used, inputs, mutable=["batch_stats"])
-        return after(outputs), changed if part is None else {
-            kind: {part: tree} for kind, tree in changed.items()
-        }
-
-    return applied
 
 
 def learner_of(method: Method, network: Network, *, n_way: int, train: bool) -> metajax.Learner:

@@ -1,0 +1,203 @@
+"""Meta-training and test of learners that compare images: what their experiments share."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import optax
+
+import metajax
+from experiments import common
+from experiments.common import plots
+from experiments.fewshot.training import TEST_SEED, VALIDATION_EPISODES
+from metajax.data import ClassData
+from metajax.errors import ArgumentError
+
+QUERY_AT_TEST = 15
+
+
+class Network(NamedTuple):
+    """What the learners compare images with.
+
+    Attributes:
+        variables: collections of parameters and running statistics.
+        embed: ``embed(variables, images, train=...)``: features, in training with the changed
+            statistics.
+        relate: the same of pairs of feature maps; None but for Relation Networks.
+    """
+
+    variables: Any
+    embed: Callable[..., Any]
+    relate: Callable[..., Any] | None = None
+
+
+def reporting(
+    apply: metajax.losses.Apply,
+    part: str | None = None,
+    after: Callable[[jax.Array], jax.Array] = lambda outputs: outputs,
+) -> Callable[..., Any]:
+    """``apply`` to a part of the variables, and ``after`` to its outputs; in training by the
+    batch's statistics, and with the changed running ones."""
+
+    def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
+        used = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
+        if not train:
+            return after(apply(used, inputs, train=False))
+        outputs, changed = apply(used, inputs, mutable=["batch_stats"])
+        return after(outputs), changed if part is None else {
+            kind: {part: tree} for kind, tree in changed.items()
+        }
+
+    return applied
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(common.TrainingConfig):
+    """Options that these experiments share."""
+
+    k_shot: int = 1
+    """Support images of each class, in training and at test."""
+    train_way: int
+    """Classes of a training episode."""
+    test_episodes: int = 1000
+    """Test tasks in each row of the table."""
+    validate_every: int = 500
+    """Meta-steps between validations (200 tasks of the validation classes)."""
+
+    may_differ: ClassVar[frozenset[str]] = common.TrainingConfig.may_differ | {"test_episodes"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        common.check_positive(self, "k_shot", "validate_every")
+        if self.train_way < 2:
+            raise ArgumentError(f"train_way must be at least 2; got {self.train_way}")
+        if self.test_episodes < 2:
+            raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
+
+
+Sample = Callable[..., metajax.Sampler]
+"""``sample(data, n_way, k_shot, query)`` draws episodes."""
+
+
+class Comparison(NamedTuple):
+    """What is trained, and what it is tested on.
+
+    Attributes:
+        title: of the table.
+        source: where the published figures are from.
+        published: these, by ``(n_way, k_shot)``.
+        network: compares the images.
+        learner: ``learner(n_way, train)``.
+        description: of the schedule, in words.
+        optimizer: the outer one.
+        data: the splits, by name.
+        sample: draws training episodes.
+        test_sample: draws episodes of validation and test.
+        query: query images of a class in training.
+        ways: classes of the test tasks; validation has as many as the last.
+        query_at_test: query images of a class at test.
+    """
+
+    title: str
+    source: str
+    published: Mapping[tuple[int, int], str]
+    network: Network
+    learner: Callable[[int, bool], metajax.Learner]
+    description: str
+    optimizer: optax.GradientTransformation
+    data: Mapping[str, ClassData]
+    sample: Sample
+    test_sample: Sample
+    query: int
+    ways: Sequence[int]
+    query_at_test: int = QUERY_AT_TEST
+
+
+def train_and_test(
+    run: common.Run, config: Config, comparison: Comparison, *, command: str, **training: Any
+) -> str:
+    """Trains, tests and writes the table into the run folder; returns it.
+
+    Args:
+        run: the run.
+        config: its options.
+        comparison: what is trained.
+        command: what makes this run again.
+        **training: what the table says of the training beside the options.
+    """
+    key_tasks, key_validation = jax.random.split(jax.random.key(config.seed), 3)[1:]
+    # An episode is one batch to the normalisation, so it isn't shared between devices: all cores
+    # work on its large operations.
+    trainer = metajax.meta_trainer(
+        comparison.learner(config.train_way, True),
+        comparison.optimizer,
+        comparison.sample(
+            comparison.data["train"], config.train_way, config.k_shot, comparison.query
+        ),
+        meta_batch=1,
+        carry=metajax.carry_statistics,
+        non_finite=config.non_finite,
+    )
+
+    def evaluator(split: str, n_way: int, episodes: int):
+        return metajax.evaluator(
+            comparison.learner(n_way, False),
+            comparison.test_sample(
+                comparison.data[split], n_way, config.k_shot, comparison.query_at_test
+            ),
+            episodes=episodes,
+            curve=False,
+            mesh=metajax.task_mesh(episodes),
+        )
+
+    score = evaluator("validation", comparison.ways[-1], VALIDATION_EPISODES)
+    fitted = common.fit(
+        run,
+        trainer,
+        trainer.init(comparison.network.variables, key_tasks),
+        steps=config.steps,
+        validate=lambda params: score(params, key_validation).mean,
+        validate_every=config.validate_every,
+    )
+
+    started = time.perf_counter()
+    rows = []
+    for n_way in comparison.ways:
+        key = jax.random.fold_in(jax.random.key(TEST_SEED), n_way)
+        scores = evaluator("test", n_way, config.test_episodes)(fitted.state.params, key)
+        rows.append(
+            common.Row(
+                task=f"{n_way}-way {config.k_shot}-shot",
+                evaluation="running statistics: not transductive",
+                mean=100 * scores.mean["accuracy"],
+                ci95=100 * scores.ci95["accuracy"],
+                paper=comparison.published.get((n_way, config.k_shot)),
+                episodes=scores.episodes,
+                inner_steps=0,
+                query=comparison.query_at_test,
+                transductive=False,
+            )
+        )
+    report = common.Report(
+        title=comparison.title,
+        metric="accuracy in % ± 95 % CI",
+        source=comparison.source,
+        schedule=comparison.description,
+        training={
+            "steps": config.steps,
+            "ways": config.train_way,
+            "shots": config.k_shot,
+            "query per class": comparison.query,
+            **training,
+            "seed": config.seed,
+        },
+        rows=rows,
+        seconds={"training": fitted.seconds, "evaluation": time.perf_counter() - started},
+        command=command,
+        environment=common.environment(),
+    )
+    table = common.write_report(run.path, report)
+    plots.training_curve(run.path / "training.png", fitted.metrics)
+    return table
