@@ -25,7 +25,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -65,6 +65,12 @@ omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's
 
 omniglot-metric: $(INSTALLED) ## Prototypical Networks on Omniglot (ARGS='--method r2d2')
 	$(RUN) -m experiments.fewshot.omniglot.metric $(OPTIONS)
+
+cifar-fs: $(INSTALLED) ## Prototypical Networks on CIFAR-FS (ARGS='--method r2d2 --k-shot 5')
+	$(RUN) -m experiments.fewshot.cifar $(OPTIONS)
+
+fc100: $(INSTALLED) ## the same on FC100, whose test classes are of other superclasses
+	$(RUN) -m experiments.fewshot.cifar --data-set fc100 $(OPTIONS)
 
 omniglot-table: $(INSTALLED) ## ten learners beside their papers, cell by cell; the same command goes on
 	$(RUN) -m experiments.fewshot.omniglot.table $(OPTIONS)
