@@ -56,7 +56,7 @@ def random_flips(sample: Sampler) -> Sampler:
     Example:
         >>> from metajax import Batch
         >>> images = Batch(jnp.arange(2.0).reshape(1, 1, 2, 1), jnp.zeros(1, int))
-        >>> flipped = random_flips(lambda key: Episode(images, images))(jax.random.key(4))
+        >>> flipped = random_flips(lambda key: Episode(images, images))(jax.random.key(7))
         >>> flipped.support.inputs.ravel().tolist(), flipped.query.inputs.ravel().tolist()
         ([0.0, 1.0], [1.0, 0.0])
     """
