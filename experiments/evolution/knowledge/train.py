@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 
-import metajax
 from experiments import common
 from experiments.evolution.knowledge import config as parts
 from experiments.evolution.knowledge import people, report, texts
@@ -166,7 +165,6 @@ def without(questions: Sequence[Question], held_out: Sequence[Question]) -> list
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes, trains, asks, and leaves everything in the run folder."""
-    metajax.use_every_core()
     config = common.parse(Config, arguments, __doc__ or "")
     run = common.open_run("evolve-knowledge", config)
     common.create(run)

@@ -279,7 +279,6 @@ def outside_scores(setup: Setup, params: Any) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     config = common.parse(Config, arguments, __doc__ or "")
-    metajax.use_every_core()
     run = common.open_run(f"evolve-pretrained-{config.family}", config)
     setup = set_up(run, config)
     common.create(run)
