@@ -1,6 +1,7 @@
 """Meta-training and test of learners that compare images: what their experiments share."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +17,20 @@ from metajax.data import ClassData
 from metajax.errors import ArgumentError
 
 QUERY_AT_TEST = 15
+TITLES = {
+    "prototypical": "Prototypical Networks",
+    "matching": "Matching Networks",
+    "relation": "Relation Networks",
+    "r2d2": "R2-D2",
+    "metaoptnet": "MetaOptNet",
+}
+UNCHECKED = " (unchecked)"
+"""Marks published figures quoted from memory: no second source was at hand."""
+R2D2_PENALTY = 50.0
+R2D2_SCALE = 10.0
+"""What λ and the logits' scale α start from; from 1 each, α has reached 2 after 400 meta-steps."""
+MATCHING_SCALE = 30.0
+"""What the cosine is multiplied by: within [-1, 1] a softmax over 20 images can't be sure."""
 
 
 class Network(NamedTuple):
@@ -53,6 +68,26 @@ def reporting(
     return applied
 
 
+def learner_of(method: str, network: Network, *, n_way: int, train: bool) -> metajax.Learner:
+    """A method of ``TITLES`` on episodes of so many classes.
+
+    In training the batch's statistics normalise, and the running ones are reported; at test these
+    do.
+    """
+    embed = functools.partial(network.embed, train=train)
+    if method == "matching":
+        return metajax.matching(embed, n_way=n_way, scale=MATCHING_SCALE)
+    if method == "relation":
+        assert network.relate is not None
+        relate = functools.partial(network.relate, train=train)
+        return metajax.relation(embed, relate, n_way=n_way)
+    if method == "r2d2":
+        return metajax.r2d2(embed, n_way=n_way, penalty=R2D2_PENALTY, scale=R2D2_SCALE)
+    if method == "metaoptnet":
+        return metajax.metaoptnet(embed, n_way=n_way)
+    return metajax.prototypical(embed, n_way=n_way)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(common.TrainingConfig):
     """Options that these experiments share."""
@@ -85,11 +120,11 @@ class Comparison(NamedTuple):
     """What is trained, and what it is tested on.
 
     Attributes:
-        title: of the table.
+        method: of ``TITLES``.
+        data_set: its name, for the table's title.
         source: where the published figures are from.
         published: these, by ``(n_way, k_shot)``.
-        network: compares the images.
-        learner: ``learner(n_way, train)``.
+        network: compares the images; ``keys_of(config)`` has its random key.
         description: of the schedule, in words.
         optimizer: the outer one.
         data: the splits, by name.
@@ -97,14 +132,13 @@ class Comparison(NamedTuple):
         test_sample: draws episodes of validation and test.
         query: query images of a class in training.
         ways: classes of the test tasks; validation has as many as the last.
-        query_at_test: query images of a class at test.
     """
 
-    title: str
+    method: str
+    data_set: str
     source: str
     published: Mapping[tuple[int, int], str]
     network: Network
-    learner: Callable[[int, bool], metajax.Learner]
     description: str
     optimizer: optax.GradientTransformation
     data: Mapping[str, ClassData]
@@ -112,12 +146,18 @@ class Comparison(NamedTuple):
     test_sample: Sample
     query: int
     ways: Sequence[int]
-    query_at_test: int = QUERY_AT_TEST
+
+    def learner(self, n_way: int, *, train: bool) -> metajax.Learner:
+        """The method on episodes of so many classes."""
+        return learner_of(self.method, self.network, n_way=n_way, train=train)
 
 
-def train_and_test(
-    run: common.Run, config: Config, comparison: Comparison, *, command: str, **training: Any
-) -> str:
+def keys_of(config: Config) -> jax.Array:
+    """The random keys of the network, the training tasks and the validation."""
+    return jax.random.split(jax.random.key(config.seed), 3)
+
+
+def train_and_test(run: common.Run, config: Config, comparison: Comparison, *, command: str) -> str:
     """Trains, tests and writes the table into the run folder; returns it.
 
     Args:
@@ -125,13 +165,12 @@ def train_and_test(
         config: its options.
         comparison: what is trained.
         command: what makes this run again.
-        **training: what the table says of the training beside the options.
     """
-    key_tasks, key_validation = jax.random.split(jax.random.key(config.seed), 3)[1:]
+    _, key_tasks, key_validation = keys_of(config)
     # An episode is one batch to the normalisation, so it isn't shared between devices: all cores
     # work on its large operations.
     trainer = metajax.meta_trainer(
-        comparison.learner(config.train_way, True),
+        comparison.learner(config.train_way, train=True),
         comparison.optimizer,
         comparison.sample(
             comparison.data["train"], config.train_way, config.k_shot, comparison.query
@@ -143,10 +182,8 @@ def train_and_test(
 
     def evaluator(split: str, n_way: int, episodes: int):
         return metajax.evaluator(
-            comparison.learner(n_way, False),
-            comparison.test_sample(
-                comparison.data[split], n_way, config.k_shot, comparison.query_at_test
-            ),
+            comparison.learner(n_way, train=False),
+            comparison.test_sample(comparison.data[split], n_way, config.k_shot, QUERY_AT_TEST),
             episodes=episodes,
             curve=False,
             mesh=metajax.task_mesh(episodes),
@@ -176,12 +213,12 @@ def train_and_test(
                 paper=comparison.published.get((n_way, config.k_shot)),
                 episodes=scores.episodes,
                 inner_steps=0,
-                query=comparison.query_at_test,
+                query=QUERY_AT_TEST,
                 transductive=False,
             )
         )
     report = common.Report(
-        title=comparison.title,
+        title=f"{TITLES[comparison.method]} on {comparison.data_set}, {config.k_shot}-shot",
         metric="accuracy in % ± 95 % CI",
         source=comparison.source,
         schedule=comparison.description,
@@ -190,7 +227,6 @@ def train_and_test(
             "ways": config.train_way,
             "shots": config.k_shot,
             "query per class": comparison.query,
-            **training,
             "seed": config.seed,
         },
         rows=rows,

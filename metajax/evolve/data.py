@@ -231,14 +231,19 @@ _Text = tuple[np.ndarray, np.ndarray]
 """Tokens, and which of them are targets."""
 
 
+def _joined(texts: Iterable[_Text]) -> _Text:
+    tokens, masks = zip(*texts, strict=True)
+    return np.concatenate(tokens), np.concatenate(masks)
+
+
 def _one_behind_another(texts: Iterable[_Text], room: int, begin: int | None) -> Iterator[_Text]:
     """Texts as documents of at most ``room`` tokens, with the begin token of the first alone."""
     document, size = [], 0
     for tokens, mask in texts:
         if document and size + len(tokens) > room:
-            yield np.concatenate(document[0::2]), np.concatenate(document[1::2])
+            yield _joined(document)
             document, size = [], 0
         first = int(size > 0 and tokens[0] == begin)
-        document += [tokens[first:], mask[first:]]
+        document.append((tokens[first:], mask[first:]))
         size += len(tokens) - first
-    yield np.concatenate(document[0::2]), np.concatenate(document[1::2])
+    yield _joined(document)

@@ -211,3 +211,8 @@ class Problem(NamedTuple):
     read: Callable[[Any, Any], tuple[Any, Any]]
     allowed: Callable[[int], np.ndarray]
     show: Callable[[Any], str]
+
+    @property
+    def first_token(self) -> int:
+        """What a model writes a text from: ``begin``, or the end of another text."""
+        return self.end if self.begin is None else self.begin

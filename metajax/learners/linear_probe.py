@@ -87,9 +87,8 @@ def linear_probe(
     Need?" (arXiv 2003.11539).
     """
     _checks.at_least("n_way", n_way, 2)
-    penalty, steps = (
-        _checks.positive_float("penalty", penalty), _checks.positive_int("steps", steps)
-    )  # fmt: skip
+    penalty = _checks.positive_float("penalty", penalty)
+    steps = _checks.positive_int("steps", steps)
 
     def with_bias(features: jax.Array) -> jax.Array:
         if normalise:

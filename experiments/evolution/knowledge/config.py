@@ -177,7 +177,7 @@ def answers(setup: Setup, params: Any, prompts: Sequence[str], name: str) -> lis
     return [text.split("\n")[0] for text in found]
 
 
-def write_questions(setup: Setup, params: Any, name: str, number: int = 1) -> list[list[Parsed]]:
+def write_questions(setup: Setup, params: Any, name: str, number: int) -> list[list[Parsed]]:
     """What the model writes about each person's passages, the ``number``-th time:
     ``[wording][person]``."""
     wordings = range(len(people.WORDINGS))

@@ -329,7 +329,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
             model,
             params,
             jax.random.key(config.seed + 4),
-            begin=texts.problem.end if texts.problem.begin is None else texts.problem.begin,
+            begin=texts.problem.first_token,
             count=config.rehearsal,
             length=min(config.row_length, model.config.max_length - 1),
             chunk=config.chunk,

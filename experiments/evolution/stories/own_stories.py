@@ -28,7 +28,7 @@ from metajax.files import replacing
 def write(setup: Setup, file: Path) -> list[list[int]]:
     """The base model's stories behind the begin token, at temperature 1, so that they are its own
     distribution; read from a file that an earlier call has left. Nobody learns from them."""
-    begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
+    begin = setup.problem.first_token
     if not file.exists():
         config = setup.config
         solve = ev.model_solver(

@@ -21,7 +21,6 @@ class Ready(NamedTuple):
         rehearsal: what the base writes freely, and the model keeps as likely.
         outside: real stories, if there are any.
         losses: of texts, for a model's parameters.
-        verifier: checks words, ending and fluency.
         likelihood: mean log-likelihoods of stories under the base.
         limit: the least mean log-likelihood of a fluent story.
     """
@@ -31,9 +30,13 @@ class Ready(NamedTuple):
     rehearsal: ev.Rehearsal
     outside: list[list[int]]
     losses: Any
-    verifier: ev.Verifier
     likelihood: Callable[[list[list[int]]], np.ndarray]
     limit: float
+
+    @property
+    def verifier(self) -> ev.Verifier:
+        """Checks words, ending and fluency."""
+        return self.checker(self.setup.family.check)
 
     def checker(self, check: Callable[[str, str], float]) -> ev.Verifier:
         """A program that finds words and ending, and the guard of fluency."""
@@ -62,7 +65,7 @@ class Ready(NamedTuple):
 
 def make_ready(setup: Setup, run: common.Run) -> Ready:
     """Lets the base write its stories, and sets the guard of fluency by them."""
-    config, end = setup.config, setup.problem.end
+    config, first = setup.config, setup.problem.first_token
     texts = own_stories.write(setup, run.path / "stories.npz")
     width = 1 + config.longest
     losses = fluency.losses_of(setup.apply, width)
@@ -70,22 +73,20 @@ def make_ready(setup: Setup, run: common.Run) -> Ready:
     limit = float(np.quantile(-sums / counts, config.doubtful))
 
     def likelihood(answers: list[list[int]]) -> np.ndarray:
-        first = [end] if setup.problem.begin is None else [setup.problem.begin]
-        sums, counts = losses(setup.params, [first + answer for answer in answers])
+        sums, counts = losses(setup.params, [[first, *answer] for answer in answers])
         return -sums / counts
 
     rehearsal = ev.rehearsal(
         setup.model,
         setup.params,
         jax.random.fold_in(jax.random.key(config.seed), 7),
-        begin=end if setup.problem.begin is None else setup.problem.begin,
+        begin=first,
         count=config.rehearsal,
         length=config.learned - 1,
         chunk=4 * config.chunk,
     )
     outside = real_stories(setup, width)
-    ready = Ready(setup, texts, rehearsal, outside, losses, ev.must_end(), likelihood, limit)
-    return ready._replace(verifier=ready.checker(setup.family.check))
+    return Ready(setup, texts, rehearsal, outside, losses, likelihood, limit)
 
 
 def real_stories(setup: Setup, width: int) -> list[list[int]]:

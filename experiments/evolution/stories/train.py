@@ -165,7 +165,6 @@ def gate_of(ready: Ready) -> ev.Gate:
 
 def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
     """Tasks of the model's own: it begins a text, and asks for the first three nouns in it."""
-    begin = setup.problem.end if setup.problem.begin is None else setup.problem.begin
     write = ev.model_solver(
         setup.model,
         answer_length=lambda level: setup.problem.prompt_length(1),
@@ -175,7 +174,7 @@ def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
         chunk=4 * setup.config.chunk,
     )
     count = setup.config.proposals
-    texts = write(params, key, prompts([[begin]] * (TEXTS * count))).tokens
+    texts = write(params, key, prompts([[setup.problem.first_token]] * (TEXTS * count))).tokens
     found = [nouns_in(setup.tokenizer.decode(row.tolist()))[:COUNT] for row in texts[:, 0]]
     # Valid ones first, so that few stories are written for what is no task.
     asked = list(dict.fromkeys(question(words) for words in found if len(words) == COUNT))[:count]

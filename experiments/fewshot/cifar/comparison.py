@@ -11,7 +11,6 @@ larger network, and --k-shot the shots of training and test.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import metajax
 from experiments import common
 from experiments.fewshot import comparing
-from experiments.fewshot.cifar.published import NOTHING, PUBLISHED, TITLES, Body, DataSet
+from experiments.fewshot.cifar.published import NOTHING, PUBLISHED, Body, DataSet
 from experiments.fewshot.schedules import muon, warmup_cosine
 from metajax import models
 from metajax.data import (
@@ -40,8 +39,6 @@ Method = Literal["prototypical", "r2d2", "metaoptnet"]
 WAYS = 5
 BORDER = 4
 """Pixels around an image, before it is cropped."""
-R2D2_PENALTY, R2D2_SCALE = 50.0, 10.0
-"""What λ and the logits' scale α start from, as on Omniglot."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,18 +85,6 @@ def network_of(config: Config, key: jax.Array) -> comparing.Network:
     return comparing.Network(variables, comparing.reporting(apply))
 
 
-def learner_of(
-    method: Method, network: comparing.Network, n_way: int, train: bool
-) -> metajax.Learner:
-    """The method on episodes of so many classes."""
-    embed = functools.partial(network.embed, train=train)
-    if method == "r2d2":
-        return metajax.r2d2(embed, n_way=n_way, penalty=R2D2_PENALTY, scale=R2D2_SCALE)
-    if method == "metaoptnet":
-        return metajax.metaoptnet(embed, n_way=n_way)
-    return metajax.prototypical(embed, n_way=n_way)
-
-
 def test_sampler(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
     """Episodes of the images as they are."""
     return episode_sampler(data, n_way=n_way, k_shot=k_shot, query=query)
@@ -123,19 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = common.parse(Config, arguments, __doc__ or "", preset=preset)
     name = f"{config.data_set}-{config.body}-{config.method}-{config.k_shot}shot"
     run = common.open_run(name, config)
-    network = network_of(config, jax.random.split(jax.random.key(config.seed), 3)[0])
+    network = network_of(config, comparing.keys_of(config)[0])
     published = PUBLISHED.get((config.data_set, config.body, config.method), NOTHING)
-    title = {"cifar-fs": "CIFAR-FS", "fc100": "FC100"}[config.data_set]
     body = {"conv4": "four convolutions", "resnet12": "ResNet-12"}[config.body]
     table = comparing.train_and_test(
         run,
         config,
         comparing.Comparison(
-            title=f"{TITLES[config.method]} on {title}, {config.k_shot}-shot",
+            method=config.method,
+            data_set=config.data_set.upper(),
             source=published.source,
             published={(WAYS, shots): figure for shots, figure in published.figures.items()},
             network=network,
-            learner=functools.partial(learner_of, config.method, network),
             description=f"{body}, {config.features} channels; ours: Muon with warm-up and cosine "
             f"decay{', images cropped, mirrored and changed in colour' if config.augment else ''}",
             optimizer=muon(warmup_cosine(config.rate, config.steps)),

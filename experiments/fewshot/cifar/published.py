@@ -2,16 +2,10 @@
 
 from typing import Literal, NamedTuple
 
+from experiments.fewshot.comparing import UNCHECKED
+
 DataSet = Literal["cifar-fs", "fc100"]
 Body = Literal["conv4", "resnet12"]
-
-TITLES = {
-    "prototypical": "Prototypical Networks",
-    "r2d2": "R2-D2",
-    "metaoptnet": "MetaOptNet",
-}
-UNCHECKED = " (unchecked)"
-"""Marks figures quoted from memory: no second source was at hand."""
 
 
 class Published(NamedTuple):

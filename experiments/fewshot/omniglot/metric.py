@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import jax
 import optax
 
 import metajax
 from experiments import common
 from experiments.fewshot import comparing
-from experiments.fewshot.omniglot.networks import Method, learner_of, network_of
-from experiments.fewshot.omniglot.published import BY_COMPARISON, METRIC_TITLES
+from experiments.fewshot.omniglot.networks import Method, network_of
+from experiments.fewshot.omniglot.published import BY_COMPARISON
 from experiments.fewshot.schedules import muon, warmup_cosine
 from metajax.data import ClassData, episode_sampler, omniglot
 
@@ -85,20 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for split in ("train", "validation", "test")
     }
 
-    network = network_of(config.method, jax.random.split(jax.random.key(config.seed), 3)[0])
+    network = network_of(config.method, comparing.keys_of(config)[0])
     description, optimizer = optimizer_of(config)
     source, published = BY_COMPARISON[config.method]
     table = comparing.train_and_test(
         run,
         config,
         comparing.Comparison(
-            title=f"{METRIC_TITLES[config.method]} on Omniglot, {config.k_shot}-shot",
+            method=config.method,
+            data_set="Omniglot",
             source=source,
             published=published,
             network=network,
-            learner=lambda n_way, train: learner_of(
-                config.method, network, n_way=n_way, train=train
-            ),
             description=description,
             optimizer=optimizer,
             data=data,

@@ -1,6 +1,5 @@
-"""The learners that compare images in the Omniglot experiment, and their networks."""
+"""The networks of the learners that compare images in the Omniglot experiment."""
 
-import functools
 from typing import Literal
 
 import jax
@@ -13,11 +12,6 @@ from metajax import models
 Method = Literal["prototypical", "matching", "relation", "r2d2"]
 
 SIZE = 28
-R2D2_PENALTY = 50.0
-R2D2_SCALE = 10.0
-"""What λ and the logits' scale α start from; from 1 each, α has reached 2 after 400 meta-steps."""
-MATCHING_SCALE = 30.0
-"""What the cosine is multiplied by: within [-1, 1] a softmax over 20 images can't be sure."""
 
 
 def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
@@ -50,21 +44,3 @@ def network_of(method: Method, key: jax.Array, features: int = 64) -> Network:
 
 def _pooled(maps: jax.Array) -> jax.Array:
     return models.max_pool(maps).reshape(len(maps), -1)
-
-
-def learner_of(method: Method, network: Network, *, n_way: int, train: bool) -> metajax.Learner:
-    """The method on episodes of so many classes.
-
-    In training the batch's statistics normalise, and the running ones are reported; at test these
-    do.
-    """
-    embed = functools.partial(network.embed, train=train)
-    if method == "matching":
-        return metajax.matching(embed, n_way=n_way, scale=MATCHING_SCALE)
-    if method == "relation":
-        assert network.relate is not None
-        relate = functools.partial(network.relate, train=train)
-        return metajax.relation(embed, relate, n_way=n_way)
-    if method == "r2d2":
-        return metajax.r2d2(embed, n_way=n_way, penalty=R2D2_PENALTY, scale=R2D2_SCALE)
-    return metajax.prototypical(embed, n_way=n_way)

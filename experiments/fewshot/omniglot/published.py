@@ -1,5 +1,7 @@
 """The papers' figures on Omniglot: accuracy in % by ``(n_way, k_shot)``, each with its source."""
 
+from experiments.fewshot.comparing import UNCHECKED
+
 Figures = dict[str, tuple[str, dict[tuple[int, int], str]]]
 
 TITLES = {
@@ -10,9 +12,6 @@ TITLES = {
     "maml++": "MAML++",
     "imaml": "iMAML",
 }
-UNCHECKED = " (unchecked)"
-"""Marks figures quoted from memory: no second source was at hand."""
-
 BY_GRADIENTS: Figures = {
     "maml": (
         "Finn et al. 2017, table 1",
@@ -50,13 +49,6 @@ BY_GRADIENTS: Figures = {
     ),
 }
 """All transductive."""
-
-METRIC_TITLES = {
-    "prototypical": "Prototypical Networks",
-    "matching": "Matching Networks",
-    "relation": "Relation Networks",
-    "r2d2": "R2-D2",
-}
 
 BY_COMPARISON: Figures = {
     "prototypical": (

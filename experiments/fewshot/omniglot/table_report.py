@@ -9,10 +9,10 @@ import numpy as np
 
 from experiments.common import plots
 from experiments.common.report import duration, markdown_table
+from experiments.fewshot.comparing import TITLES as COMPARING
 from experiments.fewshot.omniglot.published import (
     BY_COMPARISON,
     BY_GRADIENTS,
-    METRIC_TITLES,
     TITLES,
 )
 from experiments.fewshot.omniglot.table_plan import CELLS, METRIC, NAMES, Config, trainings
@@ -31,7 +31,7 @@ def facts_of(method: str) -> tuple[str, str, Mapping[tuple[int, int], str]]:
     """The learner's title, and the source of the published figures with these."""
     if method in METRIC:
         name = METRIC[method]
-        return METRIC_TITLES[name], *BY_COMPARISON[name]
+        return COMPARING[name], *BY_COMPARISON[name]
     return TITLES[method], *BY_GRADIENTS[method]
 
 

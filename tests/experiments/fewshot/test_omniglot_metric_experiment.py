@@ -10,6 +10,7 @@ import pytest
 
 import metajax
 from experiments import common
+from experiments.fewshot import comparing
 from experiments.fewshot.omniglot import metric as experiment
 
 
@@ -24,7 +25,7 @@ def small(monkeypatch, small_data):
 @pytest.mark.parametrize("method", ["prototypical", "matching", "relation", "r2d2"])
 def test_a_test_image_s_prediction_does_not_depend_on_the_others(method, small):
     network = experiment.network_of(method, jax.random.key(0))
-    learner = experiment.learner_of(method, network, n_way=3, train=False)
+    learner = comparing.learner_of(method, network, n_way=3, train=False)
     images = jax.random.uniform(jax.random.key(1), (3, 28, 28, 1))
     query = jax.random.uniform(jax.random.key(2), (4, 28, 28, 1))
     targets = jnp.array([0, 1, 2, 0])
@@ -66,7 +67,7 @@ def test_a_ridge_regression_has_nine_positions_features(small):
 @pytest.mark.slow
 def test_both_of_relation_s_networks_keep_statistics(small):
     network = experiment.network_of("relation", jax.random.key(0))
-    learner = experiment.learner_of("relation", network, n_way=2, train=True)
+    learner = comparing.learner_of("relation", network, n_way=2, train=True)
     images = jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
     batch = metajax.Batch(images, jnp.array([0, 1, 0, 1]))
     adapted, _ = learner.adapt(network.variables, batch)
