@@ -28,7 +28,7 @@ OPTIONS = \
 .PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
 		| awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@echo
 	@echo "  STEPS= SEED= DATA= OUT= RESUME=1, PROTOCOL=fast|paper for omniglot, and MODEL= CHECKPOINT="
