@@ -66,11 +66,11 @@ omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's
 omniglot-metric: $(INSTALLED) ## Prototypical Networks on Omniglot (ARGS='--method r2d2')
 	$(RUN) -m experiments.fewshot.omniglot.metric $(OPTIONS)
 
-cifar-fs: $(INSTALLED) ## Prototypical Networks on CIFAR-FS (ARGS='--method r2d2 --k-shot 5')
-	$(RUN) -m experiments.fewshot.cifar $(OPTIONS)
+cifar-fs: $(INSTALLED) ## nine learners on CIFAR-FS beside their papers; goes on (ARGS='--methods r2d2,maml')
+	$(RUN) -m experiments.fewshot.cifar.table --cells cifar-fs-1shot,cifar-fs-5shot $(OPTIONS)
 
 fc100: $(INSTALLED) ## the same on FC100, whose test classes are of other superclasses
-	$(RUN) -m experiments.fewshot.cifar --data-set fc100 $(OPTIONS)
+	$(RUN) -m experiments.fewshot.cifar.table --cells fc100-1shot,fc100-5shot $(OPTIONS)
 
 omniglot-table: $(INSTALLED) ## ten learners beside their papers, cell by cell; the same command goes on
 	$(RUN) -m experiments.fewshot.omniglot.table $(OPTIONS)
@@ -122,9 +122,10 @@ bench-transformer: $(INSTALLED) ## the same for inner Adam steps on a transforme
 bench-checkpoints: $(INSTALLED) ## what checkpoints cost, and how long a long run takes to go on
 	$(RUN) -m experiments.benchmarks.checkpoints $(OPTIONS)
 
-bench-lm: $(PARITY_INSTALLED) ## generation beside transformers, and LoRA on many tasks beside peft
+bench-lm: $(PARITY_INSTALLED) ## generation and logits beside transformers, and LoRA on many tasks beside peft
 	$(RUN) -m experiments.benchmarks.generation $(OPTIONS)
 	$(RUN) -m experiments.benchmarks.lora $(OPTIONS)
+	$(RUN) -m experiments.benchmarks.parity $(OPTIONS)
 
 soak: $(INSTALLED) ## kill a training 100 times, and check that nothing is lost
 	$(RUN) -m experiments.benchmarks.soak $(OPTIONS)

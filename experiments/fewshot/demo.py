@@ -18,7 +18,7 @@ import optax
 from experiments import common
 from experiments.fewshot import networks
 from experiments.fewshot.schedules import CURVE_STEPS, Schedule, maml_learner, warmup_cosine
-from experiments.fewshot.training import Evaluation, publish, train
+from experiments.fewshot.training import Evaluation, publish, tasks_of, train
 from metajax.data import episode_sampler, glyphs
 from metajax.errors import ArgumentError
 
@@ -70,10 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run,
         network,
         schedule,
-        data["train"],
-        data["validation"],
-        n_way=N_WAY,
-        k_shot=K_SHOT,
+        *tasks_of(schedule, data["train"], data["validation"], n_way=N_WAY, k_shot=K_SHOT),
         validate_every=400,
         non_finite=config.non_finite,
     )

@@ -1,4 +1,4 @@
-"""MAML's network for small images, and what it gives a learner by gradients."""
+"""Networks of image classifiers, and what they give a learner by gradients."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ features. From the paper's 1 the first thousand meta-steps go into unlearning th
 
 
 class Network(NamedTuple):
-    """MAML's four-layer network, with its two ways to normalise.
+    """An image classifier, with its two ways to normalise.
 
     Attributes:
         params: initial parameters.
@@ -45,12 +45,18 @@ def conv4(
     ``head_std`` is the standard deviation of the head's initial weights; ``options`` are others of
     ``models.Conv4``.
     """
-    example = jnp.zeros((1, size, size, 1))
-    network = models.Conv4(
+    module = models.Conv4(
         n_way, features=features, head_init=nn.initializers.normal(head_std), **options
     )
-    params, apply = metajax.from_linen(network, key, example)
-    by_support = network.copy(norm="support")  # which has the same parameters
+    return network_of(module, key, (size, size, 1))
+
+
+def network_of(
+    module: models.Conv4 | models.ResNet12, key: jax.Array, shape: tuple[int, int, int]
+) -> Network:
+    """A module's network for images of one shape."""
+    params, apply = metajax.from_linen(module, key, jnp.zeros((1, *shape)))
+    by_support = module.copy(norm="support")  # which has the same parameters
 
     def apply_with(params: Params, images: jax.Array, **options: Any) -> Any:
         return by_support.apply({"params": params}, images, **options)
@@ -59,7 +65,7 @@ def conv4(
 
 
 def inner_options(network: Network, *, transductive: bool = True) -> dict[str, Any]:
-    """The loss of a network and what MAML's Omniglot experiments ask of a learner by gradients.
+    """The loss of a network and what MAML's experiments ask of a learner by gradients.
 
     All but the normalisation's shift and scale adapts.
 

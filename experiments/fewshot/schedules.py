@@ -9,9 +9,9 @@ import optax
 
 import metajax
 from experiments.fewshot.networks import Network, inner_options
-from metajax import models
+from metajax import learners, models
 from metajax.data.episodes import Rotations
-from metajax.learners import Learner
+from metajax.learners import Learner, in_head
 from metajax.modes import GradientMode
 
 CURVE_STEPS = 10
@@ -42,6 +42,51 @@ def maml_learner(
         return metajax.maml(optimizer=optax.sgd(inner_rate), **options)
 
     return build
+
+
+def anil_learner(inner_rate: float, *, learned_rates: bool = False) -> LearnerOfNetwork:
+    """ANIL: only the head adapts; the arguments are those of ``maml_learner``."""
+
+    def build(network: Network, steps: int, *, transductive: bool = True) -> Learner:
+        options = inner_options(network, transductive=transductive)
+        options |= {"steps": steps, "trainable": in_head}
+        if learned_rates:
+            return metajax.maml_plus_plus(learning_rate=inner_rate, rates_per_step=False, **options)
+        return metajax.maml(optimizer=optax.sgd(inner_rate), **options)
+
+    return build
+
+
+def maml_plus_plus_learner(inner_rate: float) -> LearnerOfNetwork:
+    """MAML++: each step has rates of its own, and a shift and scale of the normalisation."""
+
+    def build(network: Network, steps: int, *, transductive: bool = True) -> Learner:
+        return metajax.maml_plus_plus(
+            learning_rate=inner_rate,
+            steps=steps,
+            per_step=lambda path: not models.adapts_in_maml(path),
+            **inner_options(network, transductive=transductive),
+        )
+
+    return build
+
+
+def multi_step(
+    learner: LearnerOfNetwork, over: int
+) -> Callable[..., Callable[[jax.Array], Learner]]:
+    """What trains MAML++: the query loss after each inner step, annealed to the last one's over so
+    many meta-steps."""
+
+    def trained(network: Network, steps: int, **options: Any) -> Callable[[jax.Array], Learner]:
+        built = learner(network, steps, **options)
+
+        def at(step: jax.Array) -> Learner:
+            weights = learners.annealed_weights(step, steps=steps, over=max(over, 1))
+            return learners.multi_step_loss(built, weights)
+
+        return at
+
+    return trained
 
 
 class Schedule(NamedTuple):

@@ -26,43 +26,46 @@ VALIDATION_EPISODES = 200
 """Tasks of the validation classes in each validation."""
 
 
+def tasks_of(
+    schedule: Schedule, data: ClassData, validation: ClassData, *, n_way: int, k_shot: int
+) -> tuple[Sampler, Sampler]:
+    """Training and validation tasks with ``k_shot`` support and as many query images a class."""
+    sampler = lambda data, rotations, shots=k_shot: episode_sampler(
+        data, n_way=n_way, k_shot=shots, query=k_shot, rotations=rotations
+    )
+    # As at test: the paper turns each class of a test task too.
+    turned: Rotations = "none" if schedule.rotations == "none" else "per_class"
+    drawn = sampler(data, schedule.rotations, schedule.train_shot or k_shot)
+    return random_shifts(drawn, schedule.shift), sampler(validation, turned)
+
+
 def train(
     run: Run,
     network: Network,
     schedule: Schedule,
-    data: ClassData,
-    validation: ClassData,
+    tasks: Sampler,
+    validation: Sampler,
     *,
-    n_way: int,
-    k_shot: int,
     validate_every: int,
     transductive: bool = True,
     tasks_per_chunk: TasksPerChunk = None,
     non_finite: Literal["raise", "skip", "clip"] | None = None,
 ) -> Fitted:
-    """Meta-trains with ``k_shot`` support and as many query images a class, and validates."""
+    """Meta-trains on ``tasks``, and validates on others."""
     key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
     trained = schedule.trained or schedule.learner
-    sampler = lambda data, rotations, shots=k_shot: episode_sampler(
-        data, n_way=n_way, k_shot=shots, query=k_shot, rotations=rotations
-    )
     trainer = metajax.meta_trainer(
         trained(network, schedule.inner_steps, transductive=transductive),
         schedule.optimizer,
-        random_shifts(
-            sampler(data, schedule.rotations, schedule.train_shot or k_shot), schedule.shift
-        ),
+        tasks,
         meta_batch=schedule.meta_batch,
         tasks_per_chunk=tasks_per_chunk,
         mesh=metajax.task_mesh(schedule.meta_batch),
         non_finite=non_finite,
     )
-    test_learner = schedule.learner(network, schedule.test_steps, transductive=transductive)
-    # As at test: the paper turns each class of a test task too.
-    turned: Rotations = "none" if schedule.rotations == "none" else "per_class"
     score = metajax.evaluator(
-        test_learner,
-        sampler(validation, turned),
+        schedule.learner(network, schedule.test_steps, transductive=transductive),
+        validation,
         episodes=VALIDATION_EPISODES,
         curve=False,
         mesh=metajax.task_mesh(jax.device_count()),
@@ -200,11 +203,10 @@ def publish(
         plots.inner_steps(run.path / "inner_steps.png", curves, ylabel="accuracy in %")
 
     learner = schedule.learner(network, schedule.test_steps)
+    assert learner.predict is not None
     episode = picture(jax.random.key(TEST_SEED))
-    params = jax.device_get(params)
-    adapted, _ = jax.jit(learner.adapt)(params, episode.support)
-    weights = adapted.params if isinstance(adapted, metajax.MAMLPlusPlusParams) else adapted
-    logits = network.apply(weights, episode.query.inputs)
+    adapted, _ = jax.jit(learner.adapt)(jax.device_get(params), episode.support)
+    logits = learner.predict(adapted, episode.support, episode.query.inputs)
     plots.episode_grid(
         run.path / "episode.png",
         _arrays(episode.support),

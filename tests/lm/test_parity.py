@@ -14,117 +14,24 @@ with warnings.catch_warnings():
     torch = pytest.importorskip("torch", reason="transformers' models need PyTorch")
     transformers = pytest.importorskip("transformers", reason="it is what is compared with")
 
+from experiments.benchmarks.parity import (
+    CASES,
+    LENGTH,
+    VOCABULARY,
+    greedy_of,
+    llama_like,
+    logits_of,
+    padded,
+    reference,
+)
 from metajax import lm
 from metajax.lm import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PyTorch's and transformers' own
 
-VOCABULARY, LENGTH = 97, 24
-FULL, SLIDING = "full_attention", "sliding_attention"
-
-
-def llama_like(**options):
-    return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "intermediate_size": 80,
-        "max_position_embeddings": 64,
-        **options,
-    }
-
-
-def gpt2_like(**options):
-    return {
-        "vocab_size": VOCABULARY,
-        "n_embd": 32,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_positions": 64,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        **options,
-    }
-
-
-def rope(kind, **options):
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **options}}
-
-
-def gemma3_like(**options):
-    return llama_like(
-        num_key_value_heads=1, head_dim=24, query_pre_attn_scalar=40, sliding_window=5, **options
-    )
-
-
-WINDOW = {"use_sliding_window": True, "sliding_window": 5}
-LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-CASES = {
-    "gpt2": ("GPT2Config", gpt2_like()),
-    "gpt2-untied": ("GPT2Config", gpt2_like(tie_word_embeddings=False)),
-    "gpt2-other-mlp": ("GPT2Config", gpt2_like(n_inner=48, activation_function="gelu")),
-    "llama2": ("LlamaConfig", llama_like()),
-    "llama-grouped": ("LlamaConfig", llama_like(num_key_value_heads=2)),
-    "llama-one-kv-head": ("LlamaConfig", llama_like(num_key_value_heads=1)),
-    "llama-tied": ("LlamaConfig", llama_like(tie_word_embeddings=True)),
-    "llama-biases": ("LlamaConfig", llama_like(attention_bias=True, mlp_bias=True)),
-    "llama-head-dim": ("LlamaConfig", llama_like(head_dim=20)),
-    "llama3-rope": ("LlamaConfig", llama_like(**rope("llama3", **LLAMA3))),
-    "llama-linear-rope": ("LlamaConfig", llama_like(**rope("linear", factor=2.0))),
-    "qwen2": ("Qwen2Config", llama_like(num_key_value_heads=2)),
-    "qwen2-tied": ("Qwen2Config", llama_like(tie_word_embeddings=True)),
-    "qwen3": ("Qwen3Config", llama_like(num_key_value_heads=2, head_dim=24)),
-    "qwen3-default-head": ("Qwen3Config", llama_like(tie_word_embeddings=True)),
-    "mistral": ("MistralConfig", llama_like(num_key_value_heads=2, sliding_window=5)),
-    "qwen2-window": ("Qwen2Config", llama_like(**WINDOW, max_window_layers=1)),
-    "qwen3-window": ("Qwen3Config", llama_like(**WINDOW, layer_types=[SLIDING, FULL, SLIDING])),
-    "gemma3": ("Gemma3TextConfig", gemma3_like(layer_types=[SLIDING, FULL, SLIDING])),
-    "gemma3-pattern": ("Gemma3TextConfig", gemma3_like() | {"num_hidden_layers": 7}),
-    "gemma3-other": (
-        "Gemma3TextConfig",
-        gemma3_like(
-            tie_word_embeddings=False,
-            attention_bias=True,
-            rope_parameters={
-                FULL: {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
-                SLIDING: {"rope_type": "default", "rope_theta": 100.0},
-            },
-            layer_types=[SLIDING, FULL, FULL],
-        ),
-    ),
-}
-
-
-def reference(kind, options, seed=0):
-    torch.manual_seed(seed)
-    config = getattr(transformers, kind)(**options)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # so that biases and scales matter
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
 
 def tokens_of(seed=0, batch=3):
     return np.random.default_rng(seed).integers(0, VOCABULARY, (batch, LENGTH))
-
-
-def logits_of(model, tokens, mask=None, positions=None):
-    options = {}
-    if mask is not None:
-        options = {
-            "attention_mask": torch.tensor(mask.astype(np.int64)),
-            "position_ids": torch.tensor(positions),
-        }
-    with torch.no_grad():
-        return model(torch.tensor(tokens), **options).logits.numpy()
 
 
 @pytest.fixture(params=CASES)
@@ -142,11 +49,7 @@ def test_logits_agree_with_transformers_without_and_with_padding(case):
     ours = apply({"params": params}, tokens)
     np.testing.assert_allclose(ours, logits_of(theirs, tokens), rtol=0, atol=1e-4)
     for side in ("left", "right"):
-        lengths = np.array([LENGTH, 7, 13])
-        places = np.arange(LENGTH)
-        offset = LENGTH - lengths[:, None] if side == "left" else np.zeros((3, 1), int)
-        mask = (places >= offset) & (places < offset + lengths[:, None])
-        positions = np.where(mask, places - offset, 0)
+        mask, positions = padded(np.array([LENGTH, 7, 13]), side)
         ours = apply({"params": params}, tokens, segment_ids=mask)
         wanted = logits_of(theirs, tokens, mask, positions)
         np.testing.assert_allclose(ours[mask], wanted[mask], rtol=0, atol=1e-4)
@@ -230,12 +133,7 @@ def saved_like_a_checkpoint(folder, config_eos, generation_eos):
 
 def their_greedy(folder, prompt, **options):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    with torch.no_grad():
-        row = model.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False, pad_token_id=0, **options,
-        )  # fmt: skip
-    return row[0, len(prompt) :].tolist()
+    return greedy_of(model, prompt, **options)
 
 
 def our_greedy(folder, prompt, new, **options):

@@ -1,6 +1,6 @@
 """python -m experiments.fewshot.cifar."""
 
 from experiments import common
-from experiments.fewshot.cifar.comparison import main
+from experiments.fewshot.cifar.train import main
 
 common.guard(main)

@@ -16,14 +16,15 @@ import metajax
 from experiments.fewshot.networks import HEAD_STD, Network, inner_options
 from experiments.fewshot.schedules import (
     Schedule,
+    anil_learner,
     maml_learner,
+    maml_plus_plus_learner,
+    multi_step,
     muon,
     warmup_cosine,
     with_learned_rates,
 )
-from metajax import learners, models
 from metajax.learners import Learner
-from metajax.learners.anil import in_head
 
 Method = Literal["maml", "fomaml", "reptile", "anil", "maml++", "imaml"]
 Protocol = Literal["fast", "paper"]
@@ -95,19 +96,9 @@ def _fomaml(protocol: Protocol, many: bool, steps: int | None) -> dict:
 
 
 def _anil(protocol: Protocol, many: bool, steps: int | None) -> dict:
-    rate = 2.0 if protocol == "paper" else 1.0
-
-    def learner(network: Network, steps: int, *, transductive: bool = True) -> Learner:
-        options = inner_options(network, transductive=transductive)
-        options["trainable"] = in_head
-        if protocol == "paper":
-            return metajax.maml(optimizer=optax.sgd(rate), steps=steps, **options)
-        return metajax.maml_plus_plus(
-            learning_rate=rate, steps=steps, rates_per_step=False, **options
-        )
-
+    fast = protocol == "fast"
     return _maml(protocol, many, steps, words=", the head alone adapts") | {
-        "learner": learner,
+        "learner": anil_learner(1.0 if fast else 2.0, learned_rates=fast),
         "inner_steps": 5,
         "test_steps": 5,
     }
@@ -164,31 +155,14 @@ def _reptile(protocol: Protocol, many: bool, steps: int | None) -> dict:
 def _maml_plus_plus(protocol: Protocol, many: bool, steps: int | None) -> dict:
     inner_steps = 5
     total = steps or (50_000 if protocol == "paper" else 4000)
-
-    def learner(network: Network, steps: int, *, transductive: bool = True) -> Learner:
-        return metajax.maml_plus_plus(
-            learning_rate=0.1,
-            steps=steps,
-            per_step=lambda path: not models.adapts_in_maml(path),
-            **inner_options(network, transductive=transductive),
-        )
-
-    def trained(network: Network, steps: int, **options) -> Callable:
-        built = learner(network, steps, **options)
-
-        def at(step):
-            weights = learners.annealed_weights(step, steps=steps, over=max(total // 10, 1))
-            return learners.multi_step_loss(built, weights)
-
-        return at
-
+    learner = maml_plus_plus_learner(0.1)
     entries = {
         "description": "rates and normalisation of each step, multi-step loss annealed over the "
         "first tenth, cosine decay",
         "steps": total,
         "meta_batch": 8,
         "learner": learner,
-        "trained": trained,
+        "trained": multi_step(learner, total // 10),
         "inner_rate": "0.1 at first, learned for each leaf and step",
         "inner_steps": inner_steps,
         "test_steps": inner_steps,

@@ -28,7 +28,7 @@ from experiments.fewshot import networks
 from experiments.fewshot.omniglot.published import BY_GRADIENTS, TITLES
 from experiments.fewshot.omniglot.schedules import Method, Protocol, schedule_of
 from experiments.fewshot.schedules import Schedule
-from experiments.fewshot.training import Evaluation, publish, train
+from experiments.fewshot.training import Evaluation, publish, tasks_of, train
 from metajax.data import ClassData, Rotations, episode_sampler, omniglot
 from metajax.errors import ArgumentError
 
@@ -172,10 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run,
         network,
         schedule,
-        data["train"],
-        data["validation"],
-        n_way=config.n_way,
-        k_shot=config.k_shot,
+        *tasks_of(
+            schedule, data["train"], data["validation"], n_way=config.n_way, k_shot=config.k_shot
+        ),
         validate_every=config.validate_every,
         transductive=config.norm == "batch",
         tasks_per_chunk=config.tasks_per_chunk,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments import common
-from experiments.fewshot.omniglot import metric, table_plan, train
+from experiments.fewshot.omniglot import metric, train
 from experiments.fewshot.omniglot import table as experiment
 
 
@@ -33,7 +33,7 @@ def test_the_whole_table_has_forty_cells(tmp_path):
 
 @pytest.mark.parametrize("training", experiment.trainings(experiment.Config(protocol="paper")))
 def test_the_command_lines_are_accepted(training):
-    module = metric if training.compares else train
+    module = metric if training.main is metric.main else train
     parsed = common.parse(module.Config, training.options, "", preset=module.preset)
     assert (parsed.protocol, parsed.seed) == ("paper", 0)
 
@@ -51,7 +51,7 @@ class FakeRuns:
         self.made.append((folder.name, "--resume" in options))
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text("{}")
-        metric = values["--method"] in table_plan.METRIC.values()
+        metric = values["--method"] in experiment.METRIC.values()
         ways = [5, 20] if metric else [int(values["--n-way"])]
         shots = [int(values["--k-shot"])] if metric else [1, 5]
         self.mean += 1

@@ -9,13 +9,7 @@ import numpy as np
 
 from experiments.common import plots
 from experiments.common.report import duration, markdown_table
-from experiments.fewshot.comparing import TITLES as COMPARING
-from experiments.fewshot.omniglot.published import (
-    BY_COMPARISON,
-    BY_GRADIENTS,
-    TITLES,
-)
-from experiments.fewshot.omniglot.table_plan import CELLS, METRIC, NAMES, Config, trainings
+from experiments.fewshot.table_plan import Table, Training
 from metajax.files import write_atomically
 
 
@@ -27,25 +21,19 @@ def figure_of(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     return float(np.mean(means)), float(np.sqrt(np.sum(np.square(intervals))) / len(rows))
 
 
-def facts_of(method: str) -> tuple[str, str, Mapping[tuple[int, int], str]]:
-    """The learner's title, and the source of the published figures with these."""
-    if method in METRIC:
-        name = METRIC[method]
-        return COMPARING[name], *BY_COMPARISON[name]
-    return TITLES[method], *BY_GRADIENTS[method]
-
-
-def lines_of(config: Config, found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def lines_of(
+    table: Table, plan: Sequence[Training], found: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """A line for each cell that is done.
 
     Args:
-        config: the table's.
-        found: ``result_of`` by the trainings' folder.
+        table: its contents.
+        plan: all runs that may be there.
+        found: the results of those that are, by their folder.
     """
     lines = []
-    plan = trainings(config)
-    for method in NAMES:
-        for cell, (n_way, k_shot) in CELLS.items():
+    for method in table.methods:
+        for cell, task in table.cells.items():
             done = [
                 training
                 for training in plan
@@ -53,7 +41,6 @@ def lines_of(config: Config, found: Mapping[str, Mapping[str, Any]]) -> list[dic
             ]
             if not done:
                 continue
-            task = f"{n_way}-way {k_shot}-shot"
             results = [found[training.folder] for training in done]
             by_kind: dict[bool, list[Mapping[str, Any]]] = {True: [], False: []}
             for result in results:
@@ -65,16 +52,16 @@ def lines_of(config: Config, found: Mapping[str, Mapping[str, Any]]) -> list[dic
                         if row["task"] == task and row["transductive"] == kind
                     ]
                     rows.extend(of_kind[:1])
-            title, source, figures = facts_of(method)
+            facts = table.facts(method, cell)
             rows = by_kind[True] or by_kind[False]
             means = [row["mean"] for row in rows]
             lines.append(
                 {
                     "method": method,
-                    "title": title,
+                    "title": facts.title,
                     "cell": cell,
-                    "paper": figures.get((n_way, k_shot)),
-                    "source": source,
+                    "paper": facts.figure,
+                    "source": facts.source,
                     "transductive": figure_of(by_kind[True]),
                     "not_transductive": figure_of(by_kind[False]),
                     "seeds": len(rows),
@@ -96,8 +83,8 @@ def lines_of(config: Config, found: Mapping[str, Mapping[str, Any]]) -> list[dic
     return lines
 
 
-def write_table(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Writes ``table.md``, ``table.json`` and ``table.png``; returns the table."""
+def write_table(out: Path, table: Table, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Writes ``table.md``, ``table.json`` and ``table.png`` into a folder; returns the table."""
 
     def figure(value: Sequence[float] | None) -> str:
         return "–" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
@@ -130,15 +117,12 @@ def write_table(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
     )
     text = "\n".join(
         [
-            f"# Omniglot, trained by the {config.protocol} schedules",
+            f"# {table.title}",
             "",
             *markdown_table(columns),
             "",
-            "Accuracy in % with the 95 % interval over episodes, all seeds' together. Transductive "
-            "figures are by MAML's protocol: as many query images a class as shots, rotated test "
-            "classes, statistics of the query batch. The others have 15 query images a class, each "
-            "predicted by itself. The paper's figure of a learner by gradients is transductive, "
-            "that of one that compares isn't.",
+            "Accuracy in % with the 95 % interval over episodes, all seeds' together. "
+            + table.about,
             "",
             "Papers: " + "; ".join(f"{title}: {source}" for title, source in sources) + ".",
             "",
@@ -150,11 +134,11 @@ def write_table(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
             "",
         ]
     )
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "table.json", json.dumps(list(lines), indent=2) + "\n")
-    write_atomically(config.out / "table.md", text)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "table.json", json.dumps(list(lines), indent=2) + "\n")
+    write_atomically(out / "table.md", text)
     beside_paper(
-        config.out / "table.png",
+        out / "table.png",
         [
             Beside(
                 group=line["cell"],

@@ -1,0 +1,53 @@
+"""Learners beside their papers, cell by cell: what the tables of Omniglot and CIFAR share.
+
+Each training is a run folder of its own. A table goes on where it was stopped, and is written anew
+after each training.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+
+from experiments.fewshot.table_plan import Config, Table, Training
+from experiments.fewshot.table_report import lines_of, write_table
+
+
+def result_of(training: Training, config: Config) -> dict[str, Any] | None:
+    """What the run found, if it is done with as many test tasks as asked for."""
+    file = config.out / training.folder / "result.json"
+    if not file.exists():
+        return None
+    result = json.loads(file.read_text(encoding="utf-8"))
+    enough = all(row["episodes"] == config.test_episodes for row in result["rows"])
+    return result if enough else None
+
+
+def make(training: Training, config: Config) -> None:
+    """Trains and evaluates, or goes on where it was stopped."""
+    folder = config.out / training.folder
+    options = [*training.options, "--test-episodes", str(config.test_episodes)]
+    options += ["--out", str(folder)]
+    if (folder / "config.json").exists():
+        options.append("--resume")
+    training.main(options)
+    jax.clear_caches()  # the next one compiles its own programs
+
+
+def make_missing(config: Config, table: Table) -> None:
+    """Makes what is missing, and the table anew after each training."""
+    every = {"methods": ",".join(table.methods), "cells": ",".join(table.cells)}
+    plan = table.trainings(dataclasses.replace(config, **every))
+
+    def written() -> str:
+        results = {training.folder: result_of(training, config) for training in plan}
+        found = {folder: result for folder, result in results.items() if result is not None}
+        return write_table(config.out, table, lines_of(table, plan, found))
+
+    missing = [t for t in table.trainings(config) if result_of(t, config) is None]
+    for number, training in enumerate(missing, start=1):
+        print(f"\nTraining {number} of {len(missing)}: {training.folder}", flush=True)
+        make(training, config)
+        written()
+    print(f"\n{written()}\nEverything is in {config.out}.")
