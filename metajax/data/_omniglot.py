@@ -17,7 +17,7 @@ from metajax.data.episodes import ClassData, _equal_classes
 from metajax.errors import ArgumentError
 
 Split = Literal["train", "validation", "test", "all"]
-Protocol = Literal["maml", "vinyals"]
+Protocol = Literal["maml", "vinyals", "lake"]
 
 SIZE = 28
 DRAWINGS = 20
@@ -117,12 +117,15 @@ def omniglot(
     The splits are constants. ``"maml"`` shuffles all 1,623 characters once and for all: 1,100 to
     train, 100 to validate, 423 to test. ``"vinyals"`` takes the first 1,200 in the order of the
     alphabets, of which five alphabets (172 characters) validate and 1,028 train, and the last
-    423 to test. Within a class, the order of the 20 drawings has no meaning.
+    423 to test: 236 characters of Lake's evaluation set train. ``"lake"`` keeps his sets apart: the
+    background set's 964 characters, of which the same five alphabets validate and 792 train, and
+    the evaluation set's 659, of 20 alphabets, to test. Within a class, the order of the 20 drawings
+    has no meaning.
 
     Args:
         split: ``"train"``, ``"validation"``, ``"test"``, or ``"all"`` for every class in the
             order of ``CHARACTERS``.
-        protocol: ``"maml"`` or ``"vinyals"``, whose classes the split has.
+        protocol: ``"maml"``, ``"vinyals"`` or ``"lake"``, whose classes the split has.
         folder: where Lake's files are.
 
     Returns:
@@ -175,6 +178,8 @@ def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray
         [1100, 100, 423]
         >>> [len(split_classes_of(s, protocol="vinyals")) for s in ("train", "validation", "test")]
         [1028, 172, 423]
+        >>> [len(split_classes_of(s, protocol="lake")) for s in ("train", "validation", "test")]
+        [792, 172, 659]
     """
     one_of("split", split, get_args(Split))
     one_of("protocol", protocol, get_args(Protocol))
@@ -184,11 +189,12 @@ def split_classes_of(split: Split, *, protocol: Protocol = "maml") -> np.ndarray
         order = _fixed_order(len(CHARACTERS), "metajax omniglot")
         parts = {"train": order[:1100], "validation": order[1100:1200], "test": order[1200:]}
     else:
-        held_out = [CHARACTERS[i][0] in _VALIDATION_ALPHABETS for i in range(1200)]
+        first = 1200 if protocol == "vinyals" else sum(count for _, count in BACKGROUND)
+        held_out = [CHARACTERS[i][0] in _VALIDATION_ALPHABETS for i in range(first)]
         parts = {
-            "train": [i for i in range(1200) if not held_out[i]],
-            "validation": [i for i in range(1200) if held_out[i]],
-            "test": list(range(1200, len(CHARACTERS))),
+            "train": [i for i in range(first) if not held_out[i]],
+            "validation": [i for i in range(first) if held_out[i]],
+            "test": list(range(first, len(CHARACTERS))),
         }
     return np.array(sorted(parts[split]))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metajax.data import _omniglot_sources, omniglot
+from metajax.data import _omniglot_sources, omniglot, omniglot_alphabets
 from metajax.data._omniglot import BACKGROUND, CHARACTERS, EVALUATION, split_classes_of
 
 REAL_FOLDER = os.environ.get("METAJAX_OMNIGLOT")
@@ -30,7 +30,8 @@ def test_the_table_of_characters():
 
 
 @pytest.mark.parametrize(
-    ("protocol", "sizes"), [("maml", [1100, 100, 423]), ("vinyals", [1028, 172, 423])]
+    ("protocol", "sizes"),
+    [("maml", [1100, 100, 423]), ("vinyals", [1028, 172, 423]), ("lake", [792, 172, 659])],
 )
 def test_splits_are_disjoint_and_have_the_published_sizes(protocol, sizes):
     parts = [split_classes_of(s, protocol=protocol) for s in ("train", "validation", "test")]
@@ -59,9 +60,22 @@ def test_vinyals_cut_falls_inside_gurmukhi():
     }
 
 
+def test_lake_s_evaluation_set_teaches_nothing():
+    alphabets = lambda split: {CHARACTERS[i][0] for i in split_classes_of(split, protocol="lake")}
+    background, evaluation = ({name for name, _ in part} for part in (BACKGROUND, EVALUATION))
+    assert alphabets("train") | alphabets("validation") == background
+    assert len(alphabets("train")) == 25
+    assert alphabets("test") == evaluation
+    counts = np.unique(omniglot_alphabets("test", protocol="lake"), return_counts=True)[1]
+    assert counts.min() == 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"split": "dev"}, "split must be one of"), ({"protocol": "lake"}, "protocol must be one of")],
+    [
+        ({"split": "dev"}, "split must be one of"),
+        ({"protocol": "lakes"}, "protocol must be one of"),
+    ],
 )
 def test_unknown_split_or_protocol(arguments, message):
     with pytest.raises(ValueError, match=message):

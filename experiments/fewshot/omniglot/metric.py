@@ -7,6 +7,10 @@ tested on 5-way and 20-way tasks alike, with running statistics: no query image 
 --method takes another learner, in episodes of 20 classes: matching, r2d2, or relation with a
 network of its own. --k-shot gives the shots of training and test, and --protocol paper the
 published schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
+
+--split lake is Lake's challenge: training on alphabets of the background set alone, and test tasks
+of 20 characters of one alphabet of the evaluation set. The usual split trains on 236 characters of
+the evaluation set.
 """
 
 import dataclasses
@@ -14,13 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 import optax
 
 import metajax
 from experiments import common
 from experiments.fewshot import comparing
 from experiments.fewshot.omniglot.networks import Method, network_of
-from experiments.fewshot.omniglot.published import BY_COMPARISON
+from experiments.fewshot.omniglot.published import BY_COMPARISON, LAKE, NOTHING
 from experiments.fewshot.schedules import muon, warmup_cosine
 from metajax.data import ClassData, episode_sampler, omniglot
 
@@ -38,6 +43,9 @@ class Config(comparing.Config):
     """The learner."""
     protocol: Protocol = "fast"
     """How to train: our faster schedule, or that of Prototypical Networks' published code."""
+    split: Literal["vinyals", "lake"] = "vinyals"
+    """Which characters train, validate and test: Vinyals' split of all, or Lake's two sets, with
+    tasks within an alphabet in validation and test."""
     data: Path | None = None
     """Folder with Omniglot's zip files, or with them unpacked; as for omniglot itself."""
 
@@ -74,25 +82,33 @@ def sampler(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sam
     return episode_sampler(data, n_way=n_way, k_shot=k_shot, query=query, rotations="as_classes")
 
 
+def within_alphabets(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
+    """Episodes of characters of one alphabet each, as they are written."""
+    alphabets = np.unique([name.split("/")[0] for name in data.names], return_inverse=True)[1]
+    return episode_sampler(data, n_way=n_way, k_shot=k_shot, query=query, groups=alphabets)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, evaluates, and leaves everything in the run folder."""
     metajax.use_every_core()
     config = common.parse(Config, arguments, __doc__ or "", preset=preset)
-    run = common.open_run(f"omniglot-{config.method}-{config.k_shot}shot", config)
+    lake = config.split == "lake"
+    name = f"omniglot-{'lake-' if lake else ''}{config.method}-{config.k_shot}shot"
+    run = common.open_run(name, config)
     data = {
-        split: omniglot(split, protocol="vinyals", folder=config.data)
+        split: omniglot(split, protocol=config.split, folder=config.data)
         for split in ("train", "validation", "test")
     }
 
     network = network_of(config.method, comparing.keys_of(config)[0])
     description, optimizer = optimizer_of(config)
-    source, published = BY_COMPARISON[config.method]
+    source, published = (LAKE if lake else BY_COMPARISON).get(config.method, NOTHING)
     table = comparing.train_and_test(
         run,
         config,
         comparing.Comparison(
             method=config.method,
-            data_set="Omniglot",
+            data_set="Omniglot, within an alphabet" if lake else "Omniglot",
             source=source,
             published=published,
             network=network,
@@ -100,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             optimizer=optimizer,
             data=data,
             sample=sampler,
-            test_sample=sampler,
+            test_sample=within_alphabets if lake else sampler,
             query=QUERY_IN_TRAINING,
-            ways=TEST_WAYS,
+            ways=TEST_WAYS[-1:] if lake else TEST_WAYS,
         ),
         command=common.command("experiments.fewshot.omniglot.metric", config, preset=preset),
     )

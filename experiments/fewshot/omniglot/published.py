@@ -79,3 +79,9 @@ BY_COMPARISON: Figures = {
     ),
 }
 """Not transductive."""
+
+LAKE: Figures = {
+    "prototypical": ("Lake et al. 2019; people 95.5, BPL 96.7", {(20, 1): "86.3" + UNCHECKED}),
+}
+"""Within an alphabet of the evaluation set, trained on the background set; not transductive."""
+NOTHING: tuple[str, dict[tuple[int, int], str]] = ("no figure is known", {})

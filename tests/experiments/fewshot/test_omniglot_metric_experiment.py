@@ -12,6 +12,7 @@ import metajax
 from experiments import common
 from experiments.fewshot import comparing
 from experiments.fewshot.omniglot import metric as experiment
+from metajax.data import ClassData
 
 
 @pytest.fixture
@@ -55,6 +56,19 @@ def test_a_tiny_run_and_a_resume(tmp_path, small, capsys):
     assert [row["transductive"] for row in result["rows"]] == [False, False]
     with pytest.raises(common.RunError, match="method was 'r2d2' and is now 'prototypical'"):
         experiment.main(["--out", str(out), "--resume", *arguments[2:]])
+
+
+def test_lake_s_test_tasks_are_of_one_alphabet():
+    """Images whose brightness tells the class."""
+    names = tuple(f"{alphabet}/character{n:02d}" for alphabet in "ABC" for n in range(1, 5))
+    images = np.repeat(20 * np.arange(12), 4)[:, None, None] * np.ones((1, 28, 28))
+    data = ClassData(images.astype(np.uint8), np.full(12, 4), names)
+    for number in range(6):
+        sample = experiment.within_alphabets(data, 4, 1, 2)
+        drawn = sample(jax.random.key(number)).support.inputs.mean(axis=(1, 2, 3)) * 255 / 20
+        classes = np.asarray(drawn).round().astype(int)
+        assert len(set(classes // 4)) == 1
+        assert len(set(classes)) == 4
 
 
 @pytest.mark.slow
