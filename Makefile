@@ -25,7 +25,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -71,6 +71,9 @@ cifar-fs: $(INSTALLED) ## nine learners on CIFAR-FS beside their papers; goes on
 
 fc100: $(INSTALLED) ## the same on FC100, whose test classes are of other superclasses
 	$(RUN) -m experiments.fewshot.cifar.table --cells fc100-1shot,fc100-5shot $(OPTIONS)
+
+cross-domain: $(INSTALLED) ## all learners on images of another kind (ARGS='--cyrillic FILE'); goes on
+	$(RUN) -m experiments.fewshot.cross_domain $(OPTIONS)
 
 omniglot-table: $(INSTALLED) ## ten learners beside their papers, cell by cell; the same command goes on
 	$(RUN) -m experiments.fewshot.omniglot.table $(OPTIONS)

@@ -12,6 +12,8 @@ import optax
 import metajax
 from experiments import common
 from experiments.common import plots
+from experiments.fewshot import target_domain
+from experiments.fewshot.target_domain import TargetDomain
 from experiments.fewshot.training import TEST_SEED, VALIDATION_EPISODES
 from metajax.data import ClassData
 from metajax.errors import ArgumentError
@@ -100,8 +102,15 @@ class Config(common.TrainingConfig):
     """Test tasks in each row of the table."""
     validate_every: int = 500
     """Meta-steps between validations (200 tasks of the validation classes)."""
+    target_domain: str | None = None
+    """Images of another kind, which the model is tested on too: a folder with a folder for each
+    class, or an npz file of images x and classes y; with colour also fc100, of whose test classes
+    those remain that the training doesn't have."""
 
-    may_differ: ClassVar[frozenset[str]] = common.TrainingConfig.may_differ | {"test_episodes"}
+    may_differ: ClassVar[frozenset[str]] = common.TrainingConfig.may_differ | {
+        "target_domain",
+        "test_episodes",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +141,7 @@ class Comparison(NamedTuple):
         test_sample: draws episodes of validation and test.
         query: query images of a class in training.
         ways: classes of the test tasks; validation has as many as the last.
+        target_domain: another data set, which is tested on too.
     """
 
     method: str
@@ -146,6 +156,7 @@ class Comparison(NamedTuple):
     test_sample: Sample
     query: int
     ways: Sequence[int]
+    target_domain: TargetDomain | None = None
 
     def learner(self, n_way: int, *, train: bool) -> metajax.Learner:
         """The method on episodes of so many classes."""
@@ -180,16 +191,20 @@ def train_and_test(run: common.Run, config: Config, comparison: Comparison, *, c
         non_finite=config.non_finite,
     )
 
-    def evaluator(split: str, n_way: int, episodes: int):
+    def evaluator(sample: metajax.Sampler, n_way: int, episodes: int):
         return metajax.evaluator(
             comparison.learner(n_way, train=False),
-            comparison.test_sample(comparison.data[split], n_way, config.k_shot, QUERY_AT_TEST),
+            sample,
             episodes=episodes,
             curve=False,
             mesh=metajax.task_mesh(episodes),
         )
 
-    score = evaluator("validation", comparison.ways[-1], VALIDATION_EPISODES)
+    def sampler(split: str, n_way: int) -> metajax.Sampler:
+        return comparison.test_sample(comparison.data[split], n_way, config.k_shot, QUERY_AT_TEST)
+
+    most = comparison.ways[-1]
+    score = evaluator(sampler("validation", most), most, VALIDATION_EPISODES)
     fitted = common.fit(
         run,
         trainer,
@@ -200,17 +215,24 @@ def train_and_test(run: common.Run, config: Config, comparison: Comparison, *, c
     )
 
     started = time.perf_counter()
+    tests = [
+        (f"{n_way}-way {config.k_shot}-shot", n_way, sampler("test", n_way), True)
+        for n_way in comparison.ways
+    ]
+    if (other := comparison.target_domain) is not None:
+        sample = other.sample(config.k_shot, QUERY_AT_TEST)
+        tests.append((other.task(config.k_shot), target_domain.WAYS, sample, False))
     rows = []
-    for n_way in comparison.ways:
+    for task, n_way, sample, published in tests:
         key = jax.random.fold_in(jax.random.key(TEST_SEED), n_way)
-        scores = evaluator("test", n_way, config.test_episodes)(fitted.state.params, key)
+        scores = evaluator(sample, n_way, config.test_episodes)(fitted.state.params, key)
         rows.append(
             common.Row(
-                task=f"{n_way}-way {config.k_shot}-shot",
+                task=task,
                 evaluation="running statistics: not transductive",
                 mean=100 * scores.mean["accuracy"],
                 ci95=100 * scores.ci95["accuracy"],
-                paper=comparison.published.get((n_way, config.k_shot)),
+                paper=comparison.published.get((n_way, config.k_shot)) if published else None,
                 episodes=scores.episodes,
                 inner_steps=0,
                 query=QUERY_AT_TEST,

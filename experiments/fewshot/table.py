@@ -14,14 +14,15 @@ from experiments.fewshot.table_plan import Config, Table, Training
 from experiments.fewshot.table_report import lines_of, write_table
 
 
-def result_of(training: Training, config: Config) -> dict[str, Any] | None:
-    """What the run found, if it is done with as many test tasks as asked for."""
+def result_of(training: Training, config: Config, table: Table) -> dict[str, Any] | None:
+    """What the run found, if it is done with all its cells' tasks, as many as asked for."""
     file = config.out / training.folder / "result.json"
     if not file.exists():
         return None
     result = json.loads(file.read_text(encoding="utf-8"))
     enough = all(row["episodes"] == config.test_episodes for row in result["rows"])
-    return result if enough else None
+    tasks = {row["task"] for row in result["rows"]}
+    return result if enough and tasks >= {table.cells[cell] for cell in training.cells} else None
 
 
 def make(training: Training, config: Config) -> None:
@@ -41,11 +42,11 @@ def make_missing(config: Config, table: Table) -> None:
     plan = table.trainings(dataclasses.replace(config, **every))
 
     def written() -> str:
-        results = {training.folder: result_of(training, config) for training in plan}
+        results = {training.folder: result_of(training, config, table) for training in plan}
         found = {folder: result for folder, result in results.items() if result is not None}
         return write_table(config.out, table, lines_of(table, plan, found))
 
-    missing = [t for t in table.trainings(config) if result_of(t, config) is None]
+    missing = [t for t in table.trainings(config) if result_of(t, config, table) is None]
     for number, training in enumerate(missing, start=1):
         print(f"\nTraining {number} of {len(missing)}: {training.folder}", flush=True)
         make(training, config)

@@ -1,7 +1,7 @@
 """Meta-training and test of image classifiers: what the few-shot experiments share."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from experiments.common.folder import Run
 from experiments.common.report import Report, Row, environment, write_report
 from experiments.fewshot.networks import Network
 from experiments.fewshot.schedules import Schedule
+from experiments.fewshot.target_domain import TargetDomain
 from metajax.data import ClassData, Rotations, episode_sampler, random_shifts
 from metajax.learners import Learner
 from metajax.parallel import TasksPerChunk
@@ -105,6 +106,31 @@ class Evaluation(NamedTuple):
     transductive: bool
     paper: str | None = None
     curve: bool = False
+
+
+def across_domains(
+    other: TargetDomain | None,
+    learner: Callable[[bool], Learner],
+    shots: Sequence[int],
+    *,
+    inner_steps: int,
+    query: int,
+) -> list[Evaluation]:
+    """Rows of another data set, where there is one: ``learner(transductive)`` both ways."""
+    return [
+        Evaluation(
+            task=other.task(k_shot),
+            protocol="transductive" if transductive else "not transductive",
+            learner=learner(transductive),
+            sample=other.sample(k_shot, query),
+            inner_steps=inner_steps,
+            query=query,
+            transductive=transductive,
+        )
+        for k_shot in shots
+        for transductive in (True, False)
+        if other is not None
+    ]
 
 
 def measure(

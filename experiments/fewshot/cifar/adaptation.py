@@ -8,7 +8,7 @@ import optax
 
 import metajax
 from experiments import common
-from experiments.fewshot import networks, training
+from experiments.fewshot import networks, target_domain, training
 from experiments.fewshot.cifar.config import WAYS, Config, augmented, load, module_of, plain
 from experiments.fewshot.cifar.published import TITLES, published
 from experiments.fewshot.comparing import QUERY_AT_TEST
@@ -122,6 +122,15 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
             ("statistics of the support set: not transductive", False),
         )
     ]
+    rows += training.across_domains(
+        target_domain.read(config.target_domain, size=32, channels=3, known=data["train"].names),
+        lambda transductive: schedule.learner(
+            network, schedule.test_steps, transductive=transductive
+        ),
+        [config.k_shot],
+        inner_steps=schedule.test_steps,
+        query=QUERY_AT_TEST,
+    )
     return training.publish(
         run,
         network,

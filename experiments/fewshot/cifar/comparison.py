@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 import metajax
 from experiments import common
-from experiments.fewshot import comparing
+from experiments.fewshot import comparing, target_domain
 from experiments.fewshot.cifar.config import WAYS, Config, augmented, load, module_of, plain
 from experiments.fewshot.cifar.published import published
 from experiments.fewshot.schedules import muon, warmup_cosine
@@ -21,6 +21,7 @@ def network_of(config: Config, key: jax.Array) -> comparing.Network:
 def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
     """Trains, tests and writes the table into the run folder; returns it."""
     known = published(config.data_set, config.body, config.method)
+    data = load(config.data_set)
     return comparing.train_and_test(
         run,
         config,
@@ -32,11 +33,14 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
             network=network_of(config, comparing.keys_of(config)[0]),
             description=config.words,
             optimizer=muon(warmup_cosine(config.rate, config.steps)),
-            data=load(config.data_set),
+            data=data,
             sample=augmented if config.augment else plain,
             test_sample=plain,
             query=config.query,
             ways=(WAYS,),
+            target_domain=target_domain.read(
+                config.target_domain, size=32, channels=3, known=data["train"].names
+            ),
         ),
         command=command,
     )

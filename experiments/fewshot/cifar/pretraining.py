@@ -2,6 +2,7 @@
 ``experiments.fewshot.cifar.train``."""
 
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.tree_util import Partial
 import metajax
 from experiments import common
 from experiments.common import plots
-from experiments.fewshot import comparing, training
+from experiments.fewshot import comparing, target_domain, training
 from experiments.fewshot.cifar.config import WAYS, Config, changed, load, module_of, plain
 from experiments.fewshot.cifar.published import TITLES, published
 from experiments.fewshot.schedules import muon, warmup_cosine
@@ -76,17 +77,20 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
     )
     learners = probes(config)
 
-    def evaluator(learner: Learner, split: str, k_shot: int, episodes: int):
+    def evaluator(learner: Learner, sample: Sampler, episodes: int):
         return metajax.evaluator(
             learner,
-            plain(data[split], WAYS, k_shot, comparing.QUERY_AT_TEST),
+            sample,
             episodes=episodes,
             curve=False,
             mesh=metajax.task_mesh(episodes),
         )
 
+    def sampler(split: str, k_shot: int) -> Sampler:
+        return plain(data[split], WAYS, k_shot, comparing.QUERY_AT_TEST)
+
     first = next(iter(learners.values()))
-    score = evaluator(first, "validation", config.k_shot, training.VALIDATION_EPISODES)
+    score = evaluator(first, sampler("validation", config.k_shot), training.VALIDATION_EPISODES)
     fitted = common.fit(
         run,
         trainer,
@@ -99,19 +103,24 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
     started = time.perf_counter()
     known = published(config.data_set, config.body, config.method)
     rows = []
+    other = target_domain.read(config.target_domain, size=32, channels=3, known=data["train"].names)
     for k_shot in sorted({*SHOTS, config.k_shot}):
-        for protocol, learner in learners.items():
+        tests = [(f"{WAYS}-way {k_shot}-shot", sampler("test", k_shot), known.figures.get(k_shot))]
+        if other is not None:
+            tests.append((other.task(k_shot), other.sample(k_shot, comparing.QUERY_AT_TEST), None))
+        for (task, sample, figure), (protocol, learner) in itertools.product(
+            tests, learners.items()
+        ):
             key = jax.random.fold_in(jax.random.key(training.TEST_SEED), k_shot)
-            scores = evaluator(learner, "test", k_shot, config.test_episodes)(
-                fitted.state.params, key
-            )
+            score = evaluator(learner, sample, config.test_episodes)
+            scores = score(fitted.state.params, key)
             rows.append(
                 common.Row(
-                    task=f"{WAYS}-way {k_shot}-shot",
+                    task=task,
                     evaluation=protocol,
                     mean=100 * scores.mean["accuracy"],
                     ci95=100 * scores.ci95["accuracy"],
-                    paper=known.figures.get(k_shot) if learner is first else None,
+                    paper=figure if learner is first else None,
                     episodes=scores.episodes,
                     inner_steps=0,
                     query=comparing.QUERY_AT_TEST,

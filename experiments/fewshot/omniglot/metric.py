@@ -23,7 +23,7 @@ import optax
 
 import metajax
 from experiments import common
-from experiments.fewshot import comparing
+from experiments.fewshot import comparing, target_domain
 from experiments.fewshot.omniglot.networks import Method, network_of
 from experiments.fewshot.omniglot.published import BY_COMPARISON, LAKE, NOTHING
 from experiments.fewshot.schedules import muon, warmup_cosine
@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             test_sample=within_alphabets if lake else sampler,
             query=QUERY_IN_TRAINING,
             ways=TEST_WAYS[-1:] if lake else TEST_WAYS,
+            target_domain=target_domain.read(config.target_domain, size=28, channels=1, known=()),
         ),
         command=common.command("experiments.fewshot.omniglot.metric", config, preset=preset),
     )

@@ -24,11 +24,11 @@ import jax
 
 import metajax
 from experiments import common
-from experiments.fewshot import networks
+from experiments.fewshot import networks, target_domain
 from experiments.fewshot.omniglot.published import BY_GRADIENTS, TITLES
 from experiments.fewshot.omniglot.schedules import Method, Protocol, schedule_of
 from experiments.fewshot.schedules import Schedule
-from experiments.fewshot.training import Evaluation, publish, tasks_of, train
+from experiments.fewshot.training import Evaluation, across_domains, publish, tasks_of, train
 from metajax.data import ClassData, Rotations, episode_sampler, omniglot
 from metajax.errors import ArgumentError
 
@@ -63,8 +63,13 @@ class Config(common.DistributedConfig):
     """Folder with Omniglot's zip files (images_background.zip, images_evaluation.zip) or with
     them unpacked; without it: the cache, tensorflow-datasets, or a download."""
 
+    target_domain: str | None = None
+    """Images of another kind, which the model is tested on too, 5-way: a folder with a folder for
+    each class, or an npz file of images x and classes y."""
+
     may_differ: ClassVar[frozenset[str]] = common.DistributedConfig.may_differ | {
         "data",
+        "target_domain",
         "test_episodes",
     }
 
@@ -75,6 +80,11 @@ class Config(common.DistributedConfig):
             common.check_positive(self, "tasks_per_chunk")
         if self.n_way < 2:
             raise ArgumentError(f"n_way must be at least 2; got {self.n_way}")
+        if self.target_domain is not None and self.n_way != target_domain.WAYS:
+            raise ArgumentError(
+                f"target_domain has tasks of {target_domain.WAYS} classes, and so must the head; "
+                f"got n_way={self.n_way}"
+            )
         if self.test_episodes < 2:
             raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
 
@@ -165,6 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         form=schedule.form,
     )
     rows = evaluations(config, schedule, network, data["test"])
+    rows += across_domains(
+        target_domain.read(config.target_domain, size=28, channels=1, known=()),
+        lambda transductive: schedule.learner(
+            network, schedule.test_steps, transductive=transductive
+        ),
+        sorted({config.k_shot, 5}),
+        inner_steps=schedule.test_steps,
+        query=HONEST_QUERY,
+    )
     picture = episode_sampler(
         data["test"], n_way=config.n_way, k_shot=config.k_shot, query=5, rotations="per_class"
     )
