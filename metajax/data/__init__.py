@@ -17,6 +17,7 @@ from metajax.data.augment import random_colours, random_flips, random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.data.padding import pad_episodes
 from metajax.data.sinusoid import sinusoid_sampler
+from metajax.data.streaming import stream
 from metajax.data.variable import variable_episode_sampler
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "select_classes",
     "sinusoid_sampler",
     "split_classes",
+    "stream",
     "variable_episode_sampler",
 ]
