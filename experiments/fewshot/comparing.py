@@ -14,7 +14,7 @@ from experiments import common
 from experiments.common import plots
 from experiments.fewshot import target_domain
 from experiments.fewshot.target_domain import TargetDomain
-from experiments.fewshot.training import TEST_SEED, VALIDATION_EPISODES
+from experiments.fewshot.training import VALIDATION_EPISODES, Evaluation, measure
 from metajax.data import ClassData
 from metajax.errors import ArgumentError
 
@@ -168,6 +168,26 @@ def keys_of(config: Config) -> jax.Array:
     return jax.random.split(jax.random.key(config.seed), 3)
 
 
+def evaluation(
+    task: str,
+    learner: metajax.Learner,
+    sample: metajax.Sampler,
+    paper: str | None = None,
+    by: str = "running statistics",
+) -> Evaluation:
+    """A row of a learner that doesn't adapt: no query image sees another one."""
+    return Evaluation(
+        task=task,
+        protocol=f"{by}: not transductive",
+        learner=learner,
+        sample=sample,
+        inner_steps=0,
+        query=QUERY_AT_TEST,
+        transductive=False,
+        paper=paper,
+    )
+
+
 def train_and_test(run: common.Run, config: Config, comparison: Comparison, *, command: str) -> str:
     """Trains, tests and writes the table into the run folder; returns it.
 
@@ -177,7 +197,7 @@ def train_and_test(run: common.Run, config: Config, comparison: Comparison, *, c
         comparison: what is trained.
         command: what makes this run again.
     """
-    _, key_tasks, key_validation = keys_of(config)
+    _, key_tasks, _ = keys_of(config)
     # An episode is one batch to the normalisation, so it isn't shared between devices: all cores
     # work on its large operations.
     trainer = metajax.meta_trainer(
@@ -191,70 +211,84 @@ def train_and_test(run: common.Run, config: Config, comparison: Comparison, *, c
         non_finite=config.non_finite,
     )
 
-    def evaluator(sample: metajax.Sampler, n_way: int, episodes: int):
-        return metajax.evaluator(
-            comparison.learner(n_way, train=False),
-            sample,
-            episodes=episodes,
-            curve=False,
-            mesh=metajax.task_mesh(episodes),
-        )
+    def test(split: str, n_way: int) -> Evaluation:
+        sample = comparison.test_sample(comparison.data[split], n_way, config.k_shot, QUERY_AT_TEST)
+        paper = comparison.published.get((n_way, config.k_shot))
+        learner = comparison.learner(n_way, train=False)
+        return evaluation(f"{n_way}-way {config.k_shot}-shot", learner, sample, paper)
 
-    def sampler(split: str, n_way: int) -> metajax.Sampler:
-        return comparison.test_sample(comparison.data[split], n_way, config.k_shot, QUERY_AT_TEST)
-
-    most = comparison.ways[-1]
-    score = evaluator(sampler("validation", most), most, VALIDATION_EPISODES)
-    fitted = common.fit(
+    tests = [test("test", n_way) for n_way in comparison.ways]
+    if (other := comparison.target_domain) is not None:
+        learner = comparison.learner(target_domain.WAYS, train=False)
+        sample = other.sample(config.k_shot, QUERY_AT_TEST)
+        tests.append(evaluation(other.task(config.k_shot), learner, sample))
+    return fit_and_test(
         run,
+        config,
         trainer,
         trainer.init(comparison.network.variables, key_tasks),
-        steps=config.steps,
-        validate=lambda params: score(params, key_validation).mean,
-        validate_every=config.validate_every,
-    )
-
-    started = time.perf_counter()
-    tests = [
-        (f"{n_way}-way {config.k_shot}-shot", n_way, sampler("test", n_way), True)
-        for n_way in comparison.ways
-    ]
-    if (other := comparison.target_domain) is not None:
-        sample = other.sample(config.k_shot, QUERY_AT_TEST)
-        tests.append((other.task(config.k_shot), target_domain.WAYS, sample, False))
-    rows = []
-    for task, n_way, sample, published in tests:
-        key = jax.random.fold_in(jax.random.key(TEST_SEED), n_way)
-        scores = evaluator(sample, n_way, config.test_episodes)(fitted.state.params, key)
-        rows.append(
-            common.Row(
-                task=task,
-                evaluation="running statistics: not transductive",
-                mean=100 * scores.mean["accuracy"],
-                ci95=100 * scores.ci95["accuracy"],
-                paper=comparison.published.get((n_way, config.k_shot)) if published else None,
-                episodes=scores.episodes,
-                inner_steps=0,
-                query=QUERY_AT_TEST,
-                transductive=False,
-            )
-        )
-    report = common.Report(
+        validation=test("validation", comparison.ways[-1]),
+        tests=tests,
         title=f"{TITLES[comparison.method]} on {comparison.data_set}, {config.k_shot}-shot",
-        metric="accuracy in % ± 95 % CI",
         source=comparison.source,
         schedule=comparison.description,
         training={
-            "steps": config.steps,
             "ways": config.train_way,
             "shots": config.k_shot,
             "query per class": comparison.query,
-            "seed": config.seed,
         },
+        command=command,
+    )
+
+
+def fit_and_test(
+    run: common.Run,
+    config: Config,
+    trainer: metajax.Trainer,
+    state: metajax.TrainState,
+    *,
+    validation: Evaluation,
+    tests: Sequence[Evaluation],
+    training: Mapping[str, Any],
+    **facts: Any,
+) -> str:
+    """Trains, tests and writes the table into the run folder; returns it.
+
+    Args:
+        run: the run.
+        config: its options.
+        trainer: its loss keeps running statistics.
+        state: the initial state.
+        validation: what is validated on, now and then.
+        tests: the table's rows.
+        training: what the table says of the training, beside its steps and seed.
+        **facts: title, source, schedule and command of the report.
+    """
+    score = metajax.evaluator(
+        validation.learner,
+        validation.sample,
+        episodes=VALIDATION_EPISODES,
+        curve=False,
+        mesh=metajax.task_mesh(VALIDATION_EPISODES),
+    )
+    key = keys_of(config)[2]
+    fitted = common.fit(
+        run,
+        trainer,
+        state,
+        steps=config.steps,
+        validate=lambda params: score(params, key).mean,
+        validate_every=config.validate_every,
+    )
+    started = time.perf_counter()
+    rows, _ = measure(fitted.state.params, tests, episodes=config.test_episodes)
+    report = common.Report(
+        metric="accuracy in % ± 95 % CI",
+        training={"steps": config.steps, **training, "seed": config.seed},
         rows=rows,
         seconds={"training": fitted.seconds, "evaluation": time.perf_counter() - started},
-        command=command,
         environment=common.environment(),
+        **facts,
     )
     table = common.write_report(run.path, report)
     plots.training_curve(run.path / "training.png", fitted.metrics)

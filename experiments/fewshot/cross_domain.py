@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 
 import metajax
@@ -25,12 +24,12 @@ from experiments.fewshot import table_plan, target_domain
 from experiments.fewshot.cifar import config as cifar
 from experiments.fewshot.cifar import table as cifar_table
 from experiments.fewshot.cifar.published import TITLES
-from experiments.fewshot.comparing import QUERY_AT_TEST
+from experiments.fewshot.comparing import QUERY_AT_TEST, evaluation
 from experiments.fewshot.omniglot import table as omniglot_table
 from experiments.fewshot.table import make_missing
 from experiments.fewshot.table_plan import Facts, Table, Training, chosen
 from experiments.fewshot.target_domain import FC100, WAYS, TargetDomain
-from experiments.fewshot.training import TEST_SEED
+from experiments.fewshot.training import measure
 from metajax.errors import ArgumentError
 
 PIXELS = "pixels"
@@ -122,29 +121,11 @@ def test_pixels(config: Config, name: str, options: Sequence[str]) -> None:
     started = time.perf_counter()
     domain, folder = domain_of(config, name), Path(options[options.index("--out") + 1])
     learner = metajax.prototypical(lambda _, images: images.reshape(len(images), -1), n_way=WAYS)
-    rows = []
-    for k_shot in (1, 5):
-        scores = metajax.evaluate(
-            learner,
-            jnp.zeros(()),
-            domain.sample(k_shot, QUERY_AT_TEST),
-            jax.random.fold_in(jax.random.key(TEST_SEED), WAYS),
-            episodes=config.test_episodes,
-            curve=False,
-        )
-        rows.append(
-            common.Row(
-                task=domain.task(k_shot),
-                evaluation="not transductive",
-                mean=100 * scores.mean["accuracy"],
-                ci95=100 * scores.ci95["accuracy"],
-                paper=None,
-                episodes=scores.episodes,
-                inner_steps=0,
-                query=QUERY_AT_TEST,
-                transductive=False,
-            )
-        )
+    tests = [
+        evaluation(domain.task(k_shot), learner, domain.sample(k_shot, QUERY_AT_TEST), None, PIXELS)
+        for k_shot in (1, 5)
+    ]
+    rows, _ = measure(jnp.zeros(()), tests, episodes=config.test_episodes)
     folder.mkdir(parents=True, exist_ok=True)
     common.write_report(
         folder,

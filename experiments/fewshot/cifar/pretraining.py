@@ -2,8 +2,6 @@
 ``experiments.fewshot.cifar.train``."""
 
 import functools
-import itertools
-import time
 from typing import Any
 
 import jax
@@ -13,10 +11,10 @@ from jax.tree_util import Partial
 
 import metajax
 from experiments import common
-from experiments.common import plots
-from experiments.fewshot import comparing, target_domain, training
+from experiments.fewshot import comparing, target_domain
 from experiments.fewshot.cifar.config import WAYS, Config, changed, load, module_of, plain
 from experiments.fewshot.cifar.published import TITLES, published
+from experiments.fewshot.comparing import evaluation
 from experiments.fewshot.schedules import muon, warmup_cosine
 from metajax import lm, losses
 from metajax.data import ClassData
@@ -46,10 +44,8 @@ def probes(config: Config) -> dict[str, Learner]:
     _, apply = _network(config)
     embed = functools.partial(apply, train=False)
     return {
-        "logistic regression on features of length 1: not transductive": metajax.linear_probe(
-            embed, n_way=WAYS
-        ),
-        "nearest class mean by the cosine: not transductive": metajax.prototypical(
+        "logistic regression on features of length 1": metajax.linear_probe(embed, n_way=WAYS),
+        "nearest class mean by the cosine": metajax.prototypical(
             embed, n_way=WAYS, distance="cosine"
         ),
     }
@@ -63,7 +59,7 @@ def _network(config: Config, **options: Any) -> tuple[Any, losses.Apply]:
 def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
     """Trains, tests and writes the table into the run folder; returns it."""
     data = load(config.data_set)
-    _, key_batches, key_validation = comparing.keys_of(config)
+    _, key_batches, _ = comparing.keys_of(config)
     variables, apply = _network(config, n_classes=len(data["train"].counts))
     sample = image_sampler(data["train"], BATCH)
     # The batch's statistics normalise, so that it isn't shared between devices.
@@ -75,74 +71,32 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
         carry=metajax.carry_statistics,
         non_finite=config.non_finite,
     )
+    known = published(config.data_set, config.body, config.method)
+    other = target_domain.read(config.target_domain, size=32, channels=3, known=data["train"].names)
     learners = probes(config)
-
-    def evaluator(learner: Learner, sample: Sampler, episodes: int):
-        return metajax.evaluator(
-            learner,
-            sample,
-            episodes=episodes,
-            curve=False,
-            mesh=metajax.task_mesh(episodes),
-        )
-
-    def sampler(split: str, k_shot: int) -> Sampler:
-        return plain(data[split], WAYS, k_shot, comparing.QUERY_AT_TEST)
-
-    first = next(iter(learners.values()))
-    score = evaluator(first, sampler("validation", config.k_shot), training.VALIDATION_EPISODES)
-    fitted = common.fit(
+    first = next(iter(learners))
+    sampler = lambda split, k_shot: plain(data[split], WAYS, k_shot, comparing.QUERY_AT_TEST)
+    tests = []
+    for k_shot in sorted({*SHOTS, config.k_shot}):
+        for by, learner in learners.items():
+            task, figure = f"{WAYS}-way {k_shot}-shot", known.figures.get(k_shot)
+            paper = figure if by == first else None
+            tests.append(evaluation(task, learner, sampler("test", k_shot), paper, by))
+            if other is not None:
+                sample = other.sample(k_shot, comparing.QUERY_AT_TEST)
+                tests.append(evaluation(other.task(k_shot), learner, sample, None, by))
+    return comparing.fit_and_test(
         run,
+        config,
         trainer,
         trainer.init(variables, key_batches),
-        steps=config.steps,
-        validate=lambda params: score(params, key_validation).mean,
-        validate_every=config.validate_every,
-    )
-
-    started = time.perf_counter()
-    known = published(config.data_set, config.body, config.method)
-    rows = []
-    other = target_domain.read(config.target_domain, size=32, channels=3, known=data["train"].names)
-    for k_shot in sorted({*SHOTS, config.k_shot}):
-        tests = [(f"{WAYS}-way {k_shot}-shot", sampler("test", k_shot), known.figures.get(k_shot))]
-        if other is not None:
-            tests.append((other.task(k_shot), other.sample(k_shot, comparing.QUERY_AT_TEST), None))
-        for (task, sample, figure), (protocol, learner) in itertools.product(
-            tests, learners.items()
-        ):
-            key = jax.random.fold_in(jax.random.key(training.TEST_SEED), k_shot)
-            score = evaluator(learner, sample, config.test_episodes)
-            scores = score(fitted.state.params, key)
-            rows.append(
-                common.Row(
-                    task=task,
-                    evaluation=protocol,
-                    mean=100 * scores.mean["accuracy"],
-                    ci95=100 * scores.ci95["accuracy"],
-                    paper=figure if learner is first else None,
-                    episodes=scores.episodes,
-                    inner_steps=0,
-                    query=comparing.QUERY_AT_TEST,
-                    transductive=False,
-                )
-            )
-    report = common.Report(
+        validation=evaluation(
+            "validation", learners[first], sampler("validation", config.k_shot), None, first
+        ),
+        tests=tests,
         title=f"{TITLES[config.method]} on {config.data_set.upper()}",
-        metric="accuracy in % ± 95 % CI",
         source=known.source,
         schedule=config.words,
-        training={
-            "steps": config.steps,
-            "images a step": BATCH,
-            "classes": len(data["train"].counts),
-            "seed": config.seed,
-        },
-        rows=rows,
-        seconds={"training": fitted.seconds, "evaluation": time.perf_counter() - started},
+        training={"images a step": BATCH, "classes": len(data["train"].counts)},
         command=command,
-        environment=common.environment(),
     )
-    table = common.write_report(run.path, report)
-    plots.training_curve(run.path / "training.png", fitted.metrics)
-    return table
