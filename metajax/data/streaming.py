@@ -90,12 +90,12 @@ def stream(
 
 
 def _read_ahead(part: Callable[[int], ClassData], start: int, ahead: int) -> Iterator[ClassData]:
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        waiting: deque[concurrent.futures.Future[ClassData]] = deque()
-        try:
-            for number in itertools.count(start):
-                waiting.append(thread.submit(part, number))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-        finally:
-            thread.shutdown(wait=False, cancel_futures=True)
+    thread = concurrent.futures.ThreadPoolExecutor(1)
+    waiting: deque[concurrent.futures.Future[ClassData]] = deque()
+    try:
+        for number in itertools.count(start):
+            waiting.append(thread.submit(part, number))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)

@@ -36,10 +36,16 @@ def network_of(config: Config, key: jax.Array) -> Network:
     """A network with a head of five classes; of features alone for Proto-MAML."""
     options: dict[str, Any] = {}
     if config.method != "proto-maml":
-        # A head that starts at Flax's default deviation for 2 × 2 positions of features.
-        deviation = (4 * config.features) ** -0.5
-        options = {"n_classes": WAYS, "head_init": nn.initializers.normal(deviation)}
+        options = {"n_classes": WAYS, "head_init": nn.initializers.normal(head_std(config))}
     return networks.network_of(module_of(config, norm="batch", **options), key, (32, 32, 3))
+
+
+def head_std(config: Config) -> float:
+    """The head's initial deviation, Flax's default for its inputs; 0 where prototypes make it."""
+    if config.method == "proto-maml":
+        return 0.0
+    inputs = 4 * config.features if config.body == "conv4" else 10 * config.features
+    return inputs**-0.5
 
 
 def proto_maml_learner(inner_rate: float) -> LearnerOfNetwork:
@@ -83,7 +89,7 @@ def schedule_of(config: Config) -> Schedule:
         inner_rate=f"{RATE} at first, learned for each leaf" if learned else RATE,
         inner_steps=STEPS,
         test_steps=STEPS,
-        head_std=0.0,
+        head_std=round(head_std(config), 3),
         rotations="none",
         optimizer=with_learned_rates(optimizer) if learned else optimizer,
         curve_steps=STEPS,

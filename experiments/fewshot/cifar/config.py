@@ -82,7 +82,7 @@ def preset(method: Method = "prototypical", body: Body = "conv4", k_shot: int = 
     options: dict = {"steps": 8000, "rate": 5e-3, "features": 64}
     options |= {"train_way": TRAIN_WAY, "query": QUERY}
     if method in get_args(Adapting):
-        # As published, 32 channels: with more, MAML learns its training classes by heart.
+        # 32 channels, as published for MAML.
         options |= {"steps": 12_000, "train_way": WAYS, "query": 15, "rate": 3e-3}
         if body == "conv4":
             options["features"] = 32
