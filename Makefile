@@ -165,6 +165,6 @@ $(GEMMA_INSTALLED): $(INSTALLED)
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	@echo "Installing the benchmark's peers (PyTorch, higher, TorchOpt) into $(VENV) (once) ..."
+	@echo "Installing the benchmark's peers (PyTorch and four libraries) into $(VENV) (once) ..."
 	@$(PIP) install -c constraints.txt -e '.[bench]'
 	@touch $@

@@ -102,6 +102,8 @@ def build_programs(
             torch_programs.functional_program,
             torch_programs.higher_program,
             torch_programs.torchopt_program,
+            torch_programs.parallel_metalearn_program,
+            torch_programs.iteryne_program,
         )
         for name, build in zip(PEERS, builders, strict=True):
             try:

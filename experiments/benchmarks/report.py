@@ -88,13 +88,18 @@ def provenance(result: dict[str, Any]) -> list[str]:
 
 def headline(result: dict[str, Any]) -> str:
     """The table of README: how many times as long as metajax each peer takes, by cell."""
-    lines = [
-        "| meta-step | metajax | torch.func | higher | TorchOpt | ordinary Flax under `vmap` |",
-        "|---|---|---|---|---|---|",
+    measured = {row["name"] for cell in result["cells"] for row in cell["programs"]}
+    peers = [peer for peer in (*PEERS, ORDINARY) if peer in measured]
+    titles = [
+        "ordinary Flax under `vmap`"
+        if peer == ORDINARY
+        else peer.removeprefix("PyTorch, ").removesuffix(" vmap")
+        for peer in peers
     ]
+    lines = [f"| meta-step | metajax | {' | '.join(titles)} |", "|---" * (2 + len(peers)) + "|"]
     for cell in result["cells"]:
         ratios = {row["name"]: row["ratio"] for row in cell["programs"]}
-        found = (f"{ratios[peer]:.1f} ×" if peer in ratios else "–" for peer in (*PEERS, ORDINARY))
+        found = (f"{ratios[peer]:.1f} ×" if peer in ratios else "–" for peer in peers)
         lines.append(
             f"| {cell['name']} | {cell['programs'][0]['median_ms']:.0f} ms | "
             + " | ".join(found)

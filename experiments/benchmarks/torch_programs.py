@@ -1,10 +1,12 @@
-"""The meta-step in PyTorch: ``torch.func`` over all tasks at once, and two libraries.
+"""The meta-step in PyTorch: ``torch.func`` over all tasks at once, and four libraries.
 
-``higher`` and TorchOpt compute a task at a time, as their own MAML examples do.
+``higher``, TorchOpt and iteryne compute a task at a time, as their own MAML examples do;
+parallel-metalearn computes all of them under ``vmap``.
 """
 # PyTorch and its libraries are an extra, so the type checker may not find them.
 # pyright: reportMissingImports=false
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch.nn.functional as F
 
 from experiments.benchmarks.workload import (
     HIGHER,
+    ITERYNE,
     LAYERS,
     MLP_WIDTHS,
+    PARALLEL_METALEARN,
     TORCH_FUNC,
     TORCHOPT,
     Arrays,
@@ -278,3 +282,104 @@ def torchopt_program(
         return total
 
     return _library_program(TORCHOPT, workload, weights, device, accumulate)
+
+
+def iteryne_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, device: str = "cpu"
+) -> Program:
+    """iteryne: a task at a time, a clone of its ``MAML``, gradients accumulated."""
+    import iteryne
+
+    episodes = _episodes(arrays, device)
+
+    def accumulate(model: Network) -> float:
+        maml = iteryne.MAML(
+            model,
+            inner_lr=workload.inner_rate,
+            adapt_names=[name for name, _ in _adapted(model)],
+        )
+        total = 0.0
+        for support_inputs, support_targets, query_inputs, query_targets in zip(
+            *episodes, strict=True
+        ):
+            learner = maml.clone()
+            for _ in range(workload.inner_steps):
+                learner.adapt(F.cross_entropy(learner(support_inputs), support_targets))
+            loss = F.cross_entropy(learner(query_inputs), query_targets) / workload.tasks
+            loss.backward()
+            total += loss.item()
+        return total
+
+    return _library_program(ITERYNE, workload, weights, device, accumulate)
+
+
+def _adapted(model: Network) -> list[tuple[str, torch.nn.Parameter]]:
+    return [each for each in model.named_parameters() if each[0].startswith("adapted.")]
+
+
+class FastNetwork(Network):
+    """The network as parallel-metalearn asks for it."""
+
+    def get_fast_weights(self) -> OrderedDict[str, torch.nn.Parameter]:
+        """The parameters that adapt."""
+        return OrderedDict(_adapted(self))
+
+    def forward(self, x: torch.Tensor, **_: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Logits ``[images, n_way]``."""
+        return {"logits": super().forward(x), "buffers": {}}
+
+
+def parallel_metalearn_program(
+    workload: Workload, weights: Weights, arrays: Arrays, *, device: str = "cpu"
+) -> Program:
+    """parallel-metalearn: its ``MAML``, all tasks under ``vmap`` of PyTorch."""
+    from metalearn.algorithms import MAML
+    from metalearn.inner_optimizers import InnerSGD
+    from metalearn.loss import CrossEntropy
+    from metalearn.loss.categorical_accuracy import CategoricalAccuracy
+
+    support_inputs, support_targets, query_inputs, query_targets = _episodes(arrays, device)
+    batch = (
+        support_inputs, {"labels": support_targets}, query_inputs, {"labels": query_targets},
+    )  # fmt: skip
+    start = to_tensors(weights, device)
+
+    def build(optimizer: Callable[..., torch.optim.Optimizer], rate: float) -> Any:
+        model = FastNetwork(workload, start)
+        inner = InnerSGD(
+            model.get_fast_weights(),
+            inner_lr=workload.inner_rate,
+            max_inner_steps=workload.inner_steps,
+            learn_lr=False,
+        )
+        # The rate as exact as the parameters.
+        exact = next(model.parameters()).dtype
+        for parameter in inner.parameters():
+            parameter.data = torch.full_like(parameter, workload.inner_rate, dtype=exact)
+        return model, MAML(
+            model=model,
+            optimizer=optimizer(model.parameters(), lr=rate),
+            inner_optimizer=inner,
+            support_loss_fn=CrossEntropy(CategoricalAccuracy()),
+            inner_steps=workload.inner_steps,
+            device=torch.device(device),
+        )
+
+    def gradient() -> tuple[Weights, float]:
+        model, maml = build(torch.optim.SGD, 0.0)
+        loss, _ = maml.step(iter([batch]))
+        grads = {
+            name: torch.zeros_like(value) if value.grad is None else value.grad
+            for name, value in model.values().items()
+        }
+        return to_weights({name: grads[name] for name in start}), loss
+
+    def init() -> Any:
+        return build(torch.optim.Adam, workload.outer_rate)[1]
+
+    def step(maml: Any) -> Any:
+        maml.step(iter([batch]))
+        wait(device)
+        return maml
+
+    return Program(PARALLEL_METALEARN, gradient, lambda: NOT_COMPILED, init, step)

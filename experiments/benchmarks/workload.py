@@ -27,10 +27,12 @@ LAYERS = 4
 MLP_WIDTHS = (256, 128, 64, 64)
 """The hidden layers of MAML's fully connected network (which also normalised)."""
 
-TORCH_FUNC, HIGHER, TORCHOPT = PEERS = (
+TORCH_FUNC, HIGHER, TORCHOPT, PARALLEL_METALEARN, ITERYNE = PEERS = (
     "PyTorch, torch.func vmap",
     "PyTorch, higher",
     "PyTorch, TorchOpt",
+    "PyTorch, parallel-metalearn",
+    "PyTorch, iteryne",
 )
 ORDINARY = "JAX, ordinary Flax under vmap, mean of gradients"
 """The name of ordinary Flax in the form that a CPU computes faster."""

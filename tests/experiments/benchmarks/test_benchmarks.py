@@ -57,8 +57,9 @@ def test_all_programs_compute_the_same(form, x64):
         from experiments.benchmarks import torch_programs
 
         programs.append(torch_programs.functional_program(workload, *arguments))
-        for name in ("higher", "torchopt"):
-            if importlib.util.find_spec(name):
+        modules = {"parallel_metalearn": "metalearn"}
+        for name in ("higher", "torchopt", "parallel_metalearn", "iteryne"):
+            if importlib.util.find_spec(modules.get(name, name)):
                 build = getattr(torch_programs, f"{name}_program")
                 programs.append(build(workload, *arguments))
     ordinary = jax_programs.ordinary_program(workload, *arguments)
