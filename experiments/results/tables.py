@@ -17,6 +17,7 @@ from experiments.benchmarks import (
     prototypical,
     report,
     soak,
+    streaming,
     transformer,
 )
 from experiments.common.report import duration, markdown_table
@@ -237,6 +238,7 @@ def benchmarks(found: Found) -> list[str]:
         "parity": parity.table,
         "checkpoints": checkpoints.report,
         "soak": soak.table,
+        "streaming": streaming.table,
         "devices": _devices,
         "determinism": _determinism,
     }
