@@ -151,9 +151,13 @@ STUDIES = {
         "`make evolve-knowledge`: right answers in %, exact match, greedy, to questions in "
         "held-out wordings; all trained models had as many tokens, the second round and its "
         "control on top of those of their start. Pairs are compared question by question. "
-        "What the parts are is told in [self-evolution](../self-evolution.md#knowledge); "
-        "[some questions and answers](evolve-knowledge/validation/questions.txt).",
-        (("evolve-knowledge/validation/knowledge.png", "20 people of the validation set"),),
+        "What the parts are is told in [self-evolution](../self-evolution.md#knowledge); some "
+        "questions and answers: [200 people](evolve-knowledge/people-200/questions.txt), "
+        "[20 people of the validation set](evolve-knowledge/validation/questions.txt).",
+        (
+            ("evolve-knowledge/people-200/knowledge.png", "200 people"),
+            ("evolve-knowledge/validation/knowledge.png", "20 people of the validation set"),
+        ),
     ),
     "benchmarks": Study(
         "Benchmarks",

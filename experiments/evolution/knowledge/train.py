@@ -15,11 +15,9 @@ where it writes less than half as many as before, its base writes too. It goes o
 these and the first ones by halves; the control goes on from the first ones alone. A gate compares
 each round's model with the one before, on own questions that nobody learns.
 
-Measured with 20 people of the validation set (--people 20 --validation --tokens 9600), one seed:
-58.3 ± 8.9 % right after own questions, 25.8 ± 7.9 after passages (37.5 begin right), 1.7 without
-training, 91.7 with the passage in the prompt. The model that has learned wrote nothing that was
-kept, so that there was no second round; the control, twice the tokens of the first questions, has
-68.3 ± 8.4 %. The 200 people haven't been learned yet.
+Measured with Gemma 3 270M, one seed: 17.5 ± 3.0 % right after the passages, 23.5 ± 3.4 after own
+questions, 80.3 ± 3.2 after the second round and 71.2 ± 3.6 after its control; 2.7 without training,
+90.3 with the passage in the prompt.
 
 Each part's result is kept in the run's folder: --resume goes on behind the last one. Without
 --checkpoint a small model of random weights is made. It shows that the parts work together, and
