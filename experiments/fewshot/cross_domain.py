@@ -89,7 +89,7 @@ def trainings(config: Config) -> list[Training]:
                  if CELLS[cell][0] == domain]  # fmt: skip
         if PIXELS in methods:
             served = tuple(f"{domain}-{k_shot}shot" for k_shot in (1, 5))
-            main = functools.partial(test_pixels, config, domain)
+            main = functools.partial(evaluate_pixels, config, domain)
             plan.append(Training(PIXELS, main, (), f"pixels-{domain}", served, 0))
         if domain == FC100:
             source, folder, names = FC100, "cifar-table", {n: n for n in cifar_table.NAMES}
@@ -116,7 +116,7 @@ def trainings(config: Config) -> list[Training]:
     return plan
 
 
-def test_pixels(config: Config, name: str, options: Sequence[str]) -> None:
+def evaluate_pixels(config: Config, name: str, options: Sequence[str]) -> None:
     """Tests the nearest class mean of the pixels; leaves a run's result in the folder ``--out``."""
     started = time.perf_counter()
     domain, folder = domain_of(config, name), Path(options[options.index("--out") + 1])
