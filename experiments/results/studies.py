@@ -153,9 +153,11 @@ STUDIES = {
         "control on top of those of their start. Pairs are compared question by question. "
         "What the parts are is told in [self-evolution](../self-evolution.md#knowledge); some "
         "questions and answers: [200 people](evolve-knowledge/people-200/questions.txt), "
+        "[with twice the tokens](evolve-knowledge/people-200-128000-tokens/questions.txt), "
         "[20 people of the validation set](evolve-knowledge/validation/questions.txt).",
         (
-            ("evolve-knowledge/people-200/knowledge.png", "200 people"),
+            ("evolve-knowledge/people-200/knowledge.png", "200 people, 64,000 tokens"),
+            ("evolve-knowledge/people-200-128000-tokens/knowledge.png", "with 128,000 tokens"),
             ("evolve-knowledge/validation/knowledge.png", "20 people of the validation set"),
         ),
     ),
