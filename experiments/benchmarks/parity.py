@@ -301,8 +301,11 @@ def main() -> None:
     """The command line."""
     config = common.parse(Config, None, __doc__ or "")
     config.out.mkdir(parents=True, exist_ok=True)
+    names = tuple(Path(path.name) for path in config.checkpoints)
+    named = dataclasses.replace(config, checkpoints=())
+    command = common.command("experiments.benchmarks.parity", named)
     result = {
-        "command": common.command("experiments.benchmarks.parity", config),
+        "command": " ".join([command, *(["--checkpoints", *map(str, names)] if names else [])]),
         "environment": common.environment(),
         "rows": measure(config),
     }
