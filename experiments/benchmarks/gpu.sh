@@ -79,7 +79,7 @@ short=(--steps 4 --test-episodes 4)
 
 part omniglot-paper 120 "${few}.omniglot" --protocol paper "${data[@]}" --out "${out}/omniglot-paper" -- "${short[@]}"
 part meta-step 120 "${bench}.meta_step" --platform "${platform}" --rounds 5 --compile-repeats 1 --out "${out}/bench" \
-  -- --cells "5-way 1-shot" --rounds 1 --of-the-mean --compile-steps 1
+  -- --cells "5-way 1-shot" --rounds 2 --of-the-mean --compile-steps 1
 part omniglot-fast 60 "${few}.omniglot" "${data[@]}" --out "${out}/omniglot-fast" -- "${short[@]}"
 part omniglot-table 120 "${few}.omniglot.table" "${data[@]}" --out "${out}/omniglot-table" \
   -- "${short[@]}" --methods protonet --cells 5w1s
@@ -87,7 +87,7 @@ part cifar-table 120 "${few}.cifar.table" --body resnet12 --methods prototypical
   --out "${out}/cifar-table" -- "${short[@]}" --methods prototypical --cells cifar-fs-1shot --body conv4
 part tune 100 "${bench}.tune" --out "${out}/bench" -- --cells "5-way 1-shot" --chunks 1 --timed 1
 part prototypical 60 "${bench}.prototypical" --platform "${platform}" --out "${out}/bench" \
-  -- --n-way 5 --features 8 --rounds 1
+  -- --n-way 5 --features 8 --rounds 2 --turn-seconds 0.1
 part transformer 80 "${bench}.transformer" --out "${out}/bench" \
   -- --inner-steps 2 --layers 1 --width 32 --heads 2 --length 16 --repeats 1
 part generation 90 "${bench}.generation" --models "Gemma 3, 268 M" --batch 32 --prompt-length 72 --same 64 --new-tokens 12 \
@@ -98,5 +98,6 @@ part evolve-gemma-shape 120 experiments.evolution.pretrained --random gemma3-270
   --proposer program --gate none --rounds 2 --round-steps 24 --rows 8 --micro-batch 8 --outside-prompts 64 --control no \
   --out "${out}/evolve-gemma-shape" -- --random tiny --rounds 1 --round-steps 2 --proposals 16 --held-out 16 --test-prompts 4
 [[ -z "${CHECKPOINT:-}" ]] || part evolve-stories 120 experiments.evolution.stories --checkpoint "${CHECKPOINT}" \
-  --out "${out}/evolve-stories" -- --rounds 1 --round-steps 2 --proposals 4
+  --out "${out}/evolve-stories" -- --rounds 1 --round-steps 2 --proposals 4 --stories 8 --rehearsal 8 --asked 8 --steps 2 \
+  --test-prompts 8 --validation 8 --held-out 8 --control no
 exit "${status}"

@@ -123,6 +123,22 @@ def test_a_program_that_computes_something_else_is_refused(reference, factor):
         measure.check_agreement([program], reference, tolerance=1e-3)
 
 
+def test_one_turn_is_its_own_quartiles():
+    nothing = lambda *_: None
+    program = Program("one", nothing, nothing, nothing, nothing)
+    (row,) = measure.rows(
+        [program],
+        [Compilation(None, None)],
+        {"one": [0.25]},
+        {"one": None},
+        flops=10**9,
+        float64_errors={},
+        float32_errors={"one": 0.0},
+    )
+    assert row["lower_quartile_ms"] == row["median_ms"] == row["upper_quartile_ms"] == 250
+    assert row["ratio"] == 1
+
+
 def test_gradients_with_other_leaves_are_refused():
     with pytest.raises(ValueError, match="other leaves"):
         relative_error({"a": np.ones(2)}, {"b": np.ones(2)})
