@@ -86,7 +86,7 @@ part omniglot-table 120 "${few}.omniglot.table" "${data[@]}" --out "${out}/omnig
 part cifar-table 120 "${few}.cifar.table" --body resnet12 --methods prototypical,metaoptnet,linear-probe \
   --out "${out}/cifar-table" -- "${short[@]}" --methods prototypical --cells cifar-fs-1shot --body conv4
 part tune 100 "${bench}.tune" --out "${out}/bench" -- --cells "5-way 1-shot" --chunks 1 --timed 1
-part prototypical 60 "${bench}.prototypical" --platform "${platform}" --out "${out}/bench" \
+part prototypical 90 "${bench}.prototypical" --platform "${platform}" --out "${out}/bench" \
   -- --n-way 5 --features 8 --rounds 2 --turn-seconds 0.1
 part transformer 80 "${bench}.transformer" --out "${out}/bench" \
   -- --inner-steps 2 --layers 1 --width 32 --heads 2 --length 16 --repeats 1
