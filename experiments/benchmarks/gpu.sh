@@ -28,8 +28,6 @@ wanted=" $* "
 platform=gpu
 mkdir -p "${out}/done"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # PyTorch needs memory beside JAX
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${PWD}/${out}/compiled}"
-[[ "${out}" != /* ]] || export JAX_COMPILATION_CACHE_DIR="${out}/compiled"
 
 if [[ -n "${tiny}" ]]; then
   platform=cpu

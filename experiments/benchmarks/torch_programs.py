@@ -186,6 +186,15 @@ class Network(torch.nn.Module):
             **dict(zip(self.names[False], self.frozen, strict=True)),
         }
 
+    def gradients(self) -> Weights:
+        """What ``backward`` has added to the parameters; zeros where nothing was."""
+        return to_weights(
+            {
+                name: torch.zeros_like(value) if value.grad is None else value.grad
+                for name, value in self.values().items()
+            }
+        )
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``[images, n_way]``."""
         return forward(self.workload, self.values(), x)
@@ -205,11 +214,7 @@ def _library_program(
     def gradient() -> tuple[Weights, float]:
         model = Network(workload, start)
         loss = accumulate(model)
-        grads = {
-            name: torch.zeros_like(value) if value.grad is None else value.grad
-            for name, value in model.values().items()
-        }
-        return to_weights({name: grads[name] for name in start}), loss
+        return model.gradients(), loss
 
     def init() -> Any:
         model = Network(workload, start)
@@ -368,11 +373,7 @@ def parallel_metalearn_program(
     def gradient() -> tuple[Weights, float]:
         model, maml = build(torch.optim.SGD, 0.0)
         loss, _ = maml.step(iter([batch]))
-        grads = {
-            name: torch.zeros_like(value) if value.grad is None else value.grad
-            for name, value in model.values().items()
-        }
-        return to_weights({name: grads[name] for name in start}), loss
+        return model.gradients(), loss
 
     def init() -> Any:
         return build(torch.optim.Adam, workload.outer_rate)[1]

@@ -15,6 +15,7 @@ import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -27,7 +28,7 @@ from experiments.fewshot.cifar.published import TITLES
 from experiments.fewshot.comparing import QUERY_AT_TEST, evaluation
 from experiments.fewshot.omniglot import table as omniglot_table
 from experiments.fewshot.table import make_missing
-from experiments.fewshot.table_plan import Facts, Table, Training, chosen
+from experiments.fewshot.table_plan import Facts, Table, Training
 from experiments.fewshot.target_domain import FC100, WAYS, TargetDomain
 from experiments.fewshot.training import measure
 from metajax.errors import ArgumentError
@@ -49,6 +50,8 @@ CELLS: dict[str, tuple[str, int]] = {
 class Config(table_plan.Config):
     """Options of the table."""
 
+    all_methods: ClassVar = NAMES
+    all_cells: ClassVar = CELLS
     methods: str = ",".join(NAMES)
     """Which learners, with commas between; pixels is the nearest class mean without a network."""
     cells: str = ",".join(CELLS)
@@ -60,17 +63,12 @@ class Config(table_plan.Config):
     out: Path = Path("runs/cross-domain")
     """Where the table is; the models are in omniglot-table and cifar-table beside it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        chosen(self.methods, "methods", NAMES)
-        chosen(self.cells, "cells", CELLS)
-
 
 def domain_of(config: Config, name: str) -> TargetDomain:
     """One of the two target domains."""
     if name == FC100:
-        known = cifar.load("cifar-fs")["train"].names
-        found = target_domain.read(FC100, size=32, channels=3, known=known)
+        asked = dataclasses.replace(cifar.preset(), target_domain=FC100)
+        found = cifar.target_of(asked, cifar.load("cifar-fs"))
     else:
         found = target_domain.read(str(config.cyrillic), size=28, channels=1, known=())
     assert found is not None
@@ -79,14 +77,13 @@ def domain_of(config: Config, name: str) -> TargetDomain:
 
 def trainings(config: Config) -> list[Training]:
     """The runs that the chosen cells need: the tables', and the pixels' own."""
-    methods = chosen(config.methods, "methods", NAMES)
+    methods, chosen = config.chosen_methods(), config.chosen_cells()
     shared = {"seeds": config.seeds, "steps": config.steps}
     plan = []
-    for domain in dict.fromkeys(CELLS[cell][0] for cell in chosen(config.cells, "cells", CELLS)):
+    for domain in dict.fromkeys(CELLS[cell][0] for cell in chosen):
         if domain == "cyrillic" and config.cyrillic is None:
             continue
-        shots = [CELLS[cell][1] for cell in chosen(config.cells, "cells", CELLS)
-                 if CELLS[cell][0] == domain]  # fmt: skip
+        shots = {CELLS[cell][1] for cell in chosen if CELLS[cell][0] == domain}
         if PIXELS in methods:
             served = tuple(f"{domain}-{k_shot}shot" for k_shot in (1, 5))
             main = functools.partial(evaluate_pixels, config, domain)
@@ -161,7 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "test superclasses without those that CIFAR-FS trains on. Transductive figures are by "
             "the statistics of the query batch; for the others each query image is predicted by "
             "itself.",
-            methods=NAMES,
             cells={
                 cell: f"{WAYS}-way {k_shot}-shot, {names[domain]}"
                 for cell, (domain, k_shot) in CELLS.items()

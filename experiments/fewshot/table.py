@@ -4,7 +4,6 @@ Each training is a run folder of its own. A table goes on where it was stopped, 
 after each training.
 """
 
-import dataclasses
 import json
 from typing import Any
 
@@ -38,13 +37,12 @@ def make(training: Training, config: Config) -> None:
 
 def make_missing(config: Config, table: Table) -> None:
     """Makes what is missing, and the table anew after each training."""
-    every = {"methods": ",".join(table.methods), "cells": ",".join(table.cells)}
-    plan = table.trainings(dataclasses.replace(config, **every))
+    plan = table.trainings(config.everything())
 
     def written() -> str:
         results = {training.folder: result_of(training, config, table) for training in plan}
         found = {folder: result for folder, result in results.items() if result is not None}
-        return write_table(config.out, table, lines_of(table, plan, found))
+        return write_table(config.out, table, lines_of(table, config.all_methods, plan, found))
 
     missing = [t for t in table.trainings(config) if result_of(t, config, table) is None]
     for number, training in enumerate(missing, start=1):

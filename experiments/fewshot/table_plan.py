@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from experiments import common
 from metajax.errors import ArgumentError
@@ -14,6 +14,8 @@ from metajax.errors import ArgumentError
 class Config:
     """Options that the tables share; methods and cells have names with commas between."""
 
+    all_methods: ClassVar[Sequence[str]]
+    all_cells: ClassVar[Iterable[str]]
     methods: str
     """Which learners, with commas between."""
     cells: str
@@ -31,6 +33,21 @@ class Config:
         common.check_positive(self, "seeds", "steps")
         if self.test_episodes < 2:
             raise ArgumentError(f"test_episodes must be at least 2; got {self.test_episodes}")
+        self.chosen_methods()
+        self.chosen_cells()
+
+    def chosen_methods(self) -> list[str]:
+        """The names in ``methods``, in the table's order."""
+        return chosen(self.methods, "methods", self.all_methods)
+
+    def chosen_cells(self) -> list[str]:
+        """The names in ``cells``, in the table's order."""
+        return chosen(self.cells, "cells", self.all_cells)
+
+    def everything(self) -> Self:
+        """The same with all methods and cells."""
+        every = {"methods": ",".join(self.all_methods), "cells": ",".join(self.all_cells)}
+        return dataclasses.replace(self, **every)
 
 
 def chosen(text: str, name: str, choices: Iterable[str]) -> list[str]:
@@ -83,7 +100,6 @@ class Table(NamedTuple):
     Attributes:
         title: its heading.
         about: what the figures are, in words.
-        methods: their names, in the table's order.
         cells: names of the cells, each with the task as a run's result calls it.
         trainings: the runs that a config's cells need, in the order in which they are made.
         facts: ``facts(method, cell)``.
@@ -91,7 +107,6 @@ class Table(NamedTuple):
 
     title: str
     about: str
-    methods: Sequence[str]
     cells: Mapping[str, str]
     trainings: Callable[[Any], list[Training]]
     facts: Callable[[str, str], Facts]

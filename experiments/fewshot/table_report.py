@@ -22,17 +22,21 @@ def figure_of(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
 
 
 def lines_of(
-    table: Table, plan: Sequence[Training], found: Mapping[str, Mapping[str, Any]]
+    table: Table,
+    methods: Sequence[str],
+    plan: Sequence[Training],
+    found: Mapping[str, Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """A line for each cell that is done.
 
     Args:
         table: its contents.
+        methods: in this order.
         plan: all runs that may be there.
         found: the results of those that are, by their folder.
     """
     lines = []
-    for method in table.methods:
+    for method in methods:
         for cell, task in table.cells.items():
             done = [
                 training
@@ -89,6 +93,7 @@ def write_table(out: Path, table: Table, lines: Sequence[Mapping[str, Any]]) -> 
     def figure(value: Sequence[float] | None) -> str:
         return "–" if value is None else f"{value[0]:.2f} ± {value[1]:.2f}"
 
+    known = any(line["paper"] is not None for line in lines)
     columns = {
         "method": [line["title"] for line in lines],
         "cell": [line["cell"] for line in lines],
@@ -105,6 +110,8 @@ def write_table(out: Path, table: Table, lines: Sequence[Mapping[str, Any]]) -> 
         "meta-steps": [f"{line['training']['steps']:,}" for line in lines],
         "training": [duration(line["training_seconds"]) for line in lines],
     }
+    if not known:
+        del columns["paper"]
     seen = dict.fromkeys(
         (line["title"], line["source"], line["schedule"], line["command"]) for line in lines
     )
@@ -124,8 +131,10 @@ def write_table(out: Path, table: Table, lines: Sequence[Mapping[str, Any]]) -> 
             "Accuracy in % with the 95 % interval over episodes, all seeds' together. "
             + table.about,
             "",
-            "Papers: " + "; ".join(f"{title}: {source}" for title, source in sources) + ".",
-            "",
+            *(
+                ["Papers: " + "; ".join(f"{t}: {source}" for t, source in sources) + ".", ""]
+                * known
+            ),
             "How each model was trained:",
             "",
             *(f"- {title}: {schedule}. `{command}`" for title, _, schedule, command in seen),

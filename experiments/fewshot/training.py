@@ -14,7 +14,6 @@ from experiments.common.folder import Run
 from experiments.common.report import Report, Row, environment, write_report
 from experiments.fewshot.networks import Network
 from experiments.fewshot.schedules import Schedule
-from experiments.fewshot.target_domain import TargetDomain
 from metajax.data import ClassData, Rotations, episode_sampler, random_shifts
 from metajax.learners import Learner
 from metajax.parallel import TasksPerChunk
@@ -108,28 +107,33 @@ class Evaluation(NamedTuple):
     curve: bool = False
 
 
-def across_domains(
-    other: TargetDomain | None,
-    learner: Callable[[bool], Learner],
-    shots: Sequence[int],
-    *,
-    inner_steps: int,
-    query: int,
+def both_ways(
+    task: str, learner: Callable[[bool], Learner], sample: Sampler, **options: Any
 ) -> list[Evaluation]:
-    """Rows of another data set, where there is one: ``learner(transductive)`` both ways."""
+    """Rows of ``learner(transductive)``; the published figure and the curve are the first's.
+
+    Args:
+        task: such as ``"5-way 1-shot"``.
+        learner: builds it.
+        sample: draws the test tasks.
+        **options: others of ``Evaluation``.
+    """
+    protocols = {
+        True: "statistics of the query batch: transductive",
+        False: "statistics of the support set: not transductive",
+    }
+    firsts = {name: options.pop(name) for name in ("paper", "curve") if name in options}
     return [
         Evaluation(
-            task=other.task(k_shot),
-            protocol="transductive" if transductive else "not transductive",
-            learner=learner(transductive),
-            sample=other.sample(k_shot, query),
-            inner_steps=inner_steps,
-            query=query,
+            task,
+            protocol,
+            learner(transductive),
+            sample,
             transductive=transductive,
+            **options,
+            **(firsts if transductive else {}),
         )
-        for k_shot in shots
-        for transductive in (True, False)
-        if other is not None
+        for transductive, protocol in protocols.items()
     ]
 
 

@@ -8,8 +8,17 @@ import optax
 
 import metajax
 from experiments import common
-from experiments.fewshot import networks, target_domain, training
-from experiments.fewshot.cifar.config import WAYS, Config, augmented, load, module_of, plain
+from experiments.fewshot import networks, training
+from experiments.fewshot.cifar.config import (
+    SIZE,
+    WAYS,
+    Config,
+    augmented,
+    load,
+    module_of,
+    plain,
+    target_of,
+)
 from experiments.fewshot.cifar.published import TITLES, published
 from experiments.fewshot.comparing import QUERY_AT_TEST
 from experiments.fewshot.networks import Network
@@ -37,7 +46,7 @@ def network_of(config: Config, key: jax.Array) -> Network:
     options: dict[str, Any] = {}
     if config.method != "proto-maml":
         options = {"n_classes": WAYS, "head_init": nn.initializers.normal(head_std(config))}
-    return networks.network_of(module_of(config, norm="batch", **options), key, (32, 32, 3))
+    return networks.network_of(module_of(config, norm="batch", **options), key, (SIZE, SIZE, 3))
 
 
 def head_std(config: Config) -> float:
@@ -100,42 +109,31 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
     """Trains, tests and writes the table into the run folder; returns it."""
     data, schedule = load(config.data_set), schedule_of(config)
     network = network_of(config, jax.random.key(config.seed))
-    sample = augmented if config.augment else plain
+    known = published(config.data_set, config.body, config.method)
+    sampler = lambda split: plain(data[split], WAYS, config.k_shot, QUERY_AT_TEST)
+    learner = lambda transductive: schedule.learner(
+        network, schedule.test_steps, transductive=transductive
+    )
+    options = {"inner_steps": schedule.test_steps, "query": QUERY_AT_TEST}
+    rows = training.both_ways(
+        f"{WAYS}-way {config.k_shot}-shot",
+        learner,
+        sampler("test"),
+        paper=known.figures.get(config.k_shot),
+        curve=True,
+        **options,
+    )
+    if (other := target_of(config, data)) is not None:
+        sample = other.sample(config.k_shot, QUERY_AT_TEST)
+        rows += training.both_ways(other.task(config.k_shot), learner, sample, **options)
     fitted = training.train(
         run,
         network,
         schedule,
-        sample(data["train"], WAYS, config.k_shot, config.query),
-        plain(data["validation"], WAYS, config.k_shot, QUERY_AT_TEST),
+        (augmented if config.augment else plain)(data["train"], WAYS, config.k_shot, config.query),
+        sampler("validation"),
         validate_every=config.validate_every,
         non_finite=config.non_finite,
-    )
-    known = published(config.data_set, config.body, config.method)
-    rows = [
-        training.Evaluation(
-            task=f"{WAYS}-way {config.k_shot}-shot",
-            protocol=protocol,
-            learner=schedule.learner(network, schedule.test_steps, transductive=transductive),
-            sample=plain(data["test"], WAYS, config.k_shot, QUERY_AT_TEST),
-            inner_steps=schedule.test_steps,
-            query=QUERY_AT_TEST,
-            transductive=transductive,
-            paper=known.figures.get(config.k_shot) if transductive else None,
-            curve=transductive,
-        )
-        for protocol, transductive in (
-            ("statistics of the query batch: transductive", True),
-            ("statistics of the support set: not transductive", False),
-        )
-    ]
-    rows += training.across_domains(
-        target_domain.read(config.target_domain, size=32, channels=3, known=data["train"].names),
-        lambda transductive: schedule.learner(
-            network, schedule.test_steps, transductive=transductive
-        ),
-        [config.k_shot],
-        inner_steps=schedule.test_steps,
-        query=QUERY_AT_TEST,
     )
     return training.publish(
         run,

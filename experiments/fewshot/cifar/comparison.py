@@ -5,8 +5,17 @@ import jax.numpy as jnp
 
 import metajax
 from experiments import common
-from experiments.fewshot import comparing, target_domain
-from experiments.fewshot.cifar.config import WAYS, Config, augmented, load, module_of, plain
+from experiments.fewshot import comparing
+from experiments.fewshot.cifar.config import (
+    SIZE,
+    WAYS,
+    Config,
+    augmented,
+    load,
+    module_of,
+    plain,
+    target_of,
+)
 from experiments.fewshot.cifar.published import published
 from experiments.fewshot.schedules import muon, warmup_cosine
 
@@ -14,7 +23,7 @@ from experiments.fewshot.schedules import muon, warmup_cosine
 def network_of(config: Config, key: jax.Array) -> comparing.Network:
     """A network without a head; its statistics are kept."""
     body = module_of(config, norm="running")
-    variables, apply = metajax.from_linen(body, key, jnp.zeros((1, 32, 32, 3)))
+    variables, apply = metajax.from_linen(body, key, jnp.zeros((1, SIZE, SIZE, 3)))
     return comparing.Network(variables, comparing.reporting(apply))
 
 
@@ -38,9 +47,7 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
             test_sample=plain,
             query=config.query,
             ways=(WAYS,),
-            target_domain=target_domain.read(
-                config.target_domain, size=32, channels=3, known=data["train"].names
-            ),
+            target_domain=target_of(config, data),
         ),
         command=command,
     )

@@ -1,12 +1,14 @@
 """Options of the experiment on CIFAR-FS and FC100, its data and its networks."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import metajax
 from experiments import common
-from experiments.fewshot import comparing
+from experiments.fewshot import comparing, target_domain
 from experiments.fewshot.cifar.published import BODIES, Body, DataSet
+from experiments.fewshot.target_domain import TargetDomain
 from metajax import models
 from metajax.data import (
     ClassData,
@@ -24,7 +26,9 @@ Adapting = Literal["maml", "fomaml", "anil", "maml++", "proto-maml"]
 Comparing = Literal["prototypical", "r2d2", "metaoptnet"]
 Method = Literal[Adapting, Comparing, "linear-probe"]
 
-WAYS = 5
+SIZE, WAYS = 32, 5
+SHOTS = (1, 5)
+"""Of the tables' cells."""
 TRAIN_WAY, QUERY = 20, 10
 BORDER = 4
 """Pixels around an image, before it is cropped."""
@@ -60,7 +64,6 @@ class Config(comparing.Config):
                 f"train_way must be {WAYS} with {self.method}, whose head has so many classes; got "
                 f"{self.train_way}"
             )
-
         if self.method == "linear-probe" and (self.train_way, self.query) != (TRAIN_WAY, QUERY):
             raise ArgumentError(
                 "train_way and query mean nothing to linear-probe, which trains on all classes; "
@@ -112,6 +115,12 @@ def changed(sample: Sampler) -> Sampler:
 def augmented(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
     """Episodes of changed images."""
     return changed(plain(data, n_way, k_shot, query))
+
+
+def target_of(config: Config, data: Mapping[str, ClassData]) -> TargetDomain | None:
+    """The other data set that a config names."""
+    source, known = config.target_domain, data["train"].names
+    return target_domain.read(source, size=SIZE, channels=3, known=known)
 
 
 def load(data_set: DataSet) -> dict[str, ClassData]:

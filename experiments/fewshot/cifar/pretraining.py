@@ -11,8 +11,18 @@ from jax.tree_util import Partial
 
 import metajax
 from experiments import common
-from experiments.fewshot import comparing, target_domain
-from experiments.fewshot.cifar.config import WAYS, Config, changed, load, module_of, plain
+from experiments.fewshot import comparing
+from experiments.fewshot.cifar.config import (
+    SHOTS,
+    SIZE,
+    WAYS,
+    Config,
+    changed,
+    load,
+    module_of,
+    plain,
+    target_of,
+)
 from experiments.fewshot.cifar.published import TITLES, published
 from experiments.fewshot.comparing import evaluation
 from experiments.fewshot.schedules import muon, warmup_cosine
@@ -22,8 +32,6 @@ from metajax.learners import Learner
 from metajax.types import Batch, Episode, Sampler
 
 BATCH = 128
-SHOTS = (1, 5)
-"""Shots of the test tasks: training knows none."""
 
 
 def image_sampler(data: ClassData, batch: int) -> Sampler:
@@ -53,7 +61,7 @@ def probes(config: Config) -> dict[str, Learner]:
 
 def _network(config: Config, **options: Any) -> tuple[Any, losses.Apply]:
     module = module_of(config, norm="running", **options)
-    return metajax.from_linen(module, comparing.keys_of(config)[0], jnp.zeros((1, 32, 32, 3)))
+    return metajax.from_linen(module, comparing.keys_of(config)[0], jnp.zeros((1, SIZE, SIZE, 3)))
 
 
 def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
@@ -72,7 +80,7 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
         non_finite=config.non_finite,
     )
     known = published(config.data_set, config.body, config.method)
-    other = target_domain.read(config.target_domain, size=32, channels=3, known=data["train"].names)
+    other = target_of(config, data)
     learners = probes(config)
     first = next(iter(learners))
     sampler = lambda split, k_shot: plain(data[split], WAYS, k_shot, comparing.QUERY_AT_TEST)

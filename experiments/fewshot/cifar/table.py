@@ -10,21 +10,21 @@ experiments.fewshot.cifar.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import ClassVar, get_args
 
 from experiments import common
 from experiments.fewshot import table_plan
 from experiments.fewshot.cifar import train
-from experiments.fewshot.cifar.config import WAYS, Adapting, Comparing
+from experiments.fewshot.cifar.config import SHOTS, WAYS, Adapting, Comparing
 from experiments.fewshot.cifar.published import BODIES, TITLES, Body, DataSet, published
 from experiments.fewshot.table import make_missing
-from experiments.fewshot.table_plan import Facts, Table, Training, chosen
+from experiments.fewshot.table_plan import Facts, Table, Training
 
 NAMES: tuple[str, ...] = (*get_args(Comparing), "linear-probe", *get_args(Adapting))
 CELLS: dict[str, tuple[DataSet, int]] = {
     f"{data_set}-{k_shot}shot": (data_set, k_shot)
     for data_set in get_args(DataSet)
-    for k_shot in (1, 5)
+    for k_shot in SHOTS
 }
 
 
@@ -32,6 +32,8 @@ CELLS: dict[str, tuple[DataSet, int]] = {
 class Config(table_plan.Config):
     """Options of the table."""
 
+    all_methods: ClassVar = NAMES
+    all_cells: ClassVar = CELLS
     methods: str = ",".join(NAMES)
     """Which learners, with commas between."""
     cells: str = ",".join(CELLS)
@@ -40,11 +42,6 @@ class Config(table_plan.Config):
     """The network: four convolutions, or ResNet-12."""
     out: Path = Path("runs/cifar-table")
     """Where the run folders and the table are."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        chosen(self.methods, "methods", NAMES)
-        chosen(self.cells, "cells", CELLS)
 
 
 def trainings(config: Config) -> list[Training]:
@@ -56,10 +53,10 @@ def trainings(config: Config) -> list[Training]:
     steps = () if config.steps is None else ("--steps", str(config.steps))
     length = "" if config.steps is None else f"-{config.steps}"
     for seed in range(config.seeds):
-        for method in chosen(config.methods, "methods", NAMES):
-            for cell in chosen(config.cells, "cells", CELLS):
+        for method in config.chosen_methods():
+            for cell in config.chosen_cells():
                 data_set, k_shot = CELLS[cell]
-                shots = (1, 5) if method == "linear-probe" else (k_shot,)
+                shots = SHOTS if method == "linear-probe" else (k_shot,)
                 size = "" if method == "linear-probe" else f"-{k_shot}shot"
                 folder = f"{data_set}-{config.body}-{method}{size}{length}-seed{seed}"
                 options = (
@@ -93,7 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             about="15 query images a class. Transductive figures are by the statistics of the "
             "query batch; for the others each query image is predicted by itself. MAML's published "
             "figure is transductive, the others aren't.",
-            methods=NAMES,
             cells={name: f"{WAYS}-way {k_shot}-shot" for name, (_, k_shot) in CELLS.items()},
             trainings=trainings,
             facts=facts,

@@ -10,7 +10,7 @@ experiments.fewshot.omniglot.metric.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from experiments import common
 from experiments.fewshot import comparing, table_plan
@@ -18,7 +18,7 @@ from experiments.fewshot.omniglot import metric, published, train
 from experiments.fewshot.omniglot.networks import Method
 from experiments.fewshot.omniglot.schedules import Protocol
 from experiments.fewshot.table import make_missing
-from experiments.fewshot.table_plan import Facts, Table, Training, chosen
+from experiments.fewshot.table_plan import Facts, Table, Training
 
 Name = Literal[
     "maml", "fomaml", "reptile", "anil", "maml++", "imaml", "protonet", "matching", "relation",
@@ -43,6 +43,8 @@ METRIC: dict[str, Method] = {
 class Config(table_plan.Config):
     """Options of the table; 5w1s is 5-way 1-shot."""
 
+    all_methods: ClassVar = NAMES
+    all_cells: ClassVar = CELLS
     methods: str = ",".join(NAMES)
     """Which learners, with commas between."""
     cells: str = ",".join(CELLS)
@@ -54,11 +56,6 @@ class Config(table_plan.Config):
     out: Path = Path("runs/omniglot-table")
     """Where the run folders and the table are."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        chosen(self.methods, "methods", NAMES)
-        chosen(self.cells, "cells", CELLS)
-
 
 def trainings(config: Config) -> list[Training]:
     """The runs that the chosen cells need, in the order in which they are made.
@@ -66,11 +63,11 @@ def trainings(config: Config) -> list[Training]:
     A model trained by gradients on 1-shot tasks is tested on 1 and 5 shots, as the authors of MAML
     did; one that compares is trained for its number of shots, and tested on 5 and 20 ways.
     """
-    cells = chosen(config.cells, "cells", CELLS)
+    cells = config.chosen_cells()
     plan = []
     data = () if config.data is None else ("--data", str(config.data))
     for seed in range(config.seeds):
-        for method in chosen(config.methods, "methods", NAMES):
+        for method in config.chosen_methods():
             by_model: dict[tuple[str, ...], list[str]] = {}
             for cell in cells:
                 n_way, k_shot = CELLS[cell]
@@ -122,7 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "shots, rotated test classes, statistics of the query batch. The others have 15 query "
             "images a class, each predicted by itself. The paper's figure of a learner by "
             "gradients is transductive, that of one that compares isn't.",
-            methods=NAMES,
             cells={name: f"{n_way}-way {k_shot}-shot" for name, (n_way, k_shot) in CELLS.items()},
             trainings=trainings,
             facts=facts,

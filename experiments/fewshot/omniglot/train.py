@@ -28,7 +28,7 @@ from experiments.fewshot import networks, target_domain
 from experiments.fewshot.omniglot.published import BY_GRADIENTS, TITLES
 from experiments.fewshot.omniglot.schedules import Method, Protocol, schedule_of
 from experiments.fewshot.schedules import Schedule
-from experiments.fewshot.training import Evaluation, across_domains, publish, tasks_of, train
+from experiments.fewshot.training import Evaluation, both_ways, publish, tasks_of, train
 from metajax.data import ClassData, Rotations, episode_sampler, omniglot
 from metajax.errors import ArgumentError
 
@@ -175,15 +175,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         form=schedule.form,
     )
     rows = evaluations(config, schedule, network, data["test"])
-    rows += across_domains(
-        target_domain.read(config.target_domain, size=28, channels=1, known=()),
-        lambda transductive: schedule.learner(
+    other = target_domain.read(config.target_domain, size=28, channels=1, known=())
+    if other is not None:
+        learner = lambda transductive: schedule.learner(
             network, schedule.test_steps, transductive=transductive
-        ),
-        sorted({config.k_shot, 5}),
-        inner_steps=schedule.test_steps,
-        query=HONEST_QUERY,
-    )
+        )
+        for k_shot in sorted({config.k_shot, 5}):
+            rows += both_ways(
+                other.task(k_shot),
+                learner,
+                other.sample(k_shot, HONEST_QUERY),
+                inner_steps=schedule.test_steps,
+                query=HONEST_QUERY,
+            )
     picture = episode_sampler(
         data["test"], n_way=config.n_way, k_shot=config.k_shot, query=5, rotations="per_class"
     )
