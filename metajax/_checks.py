@@ -282,3 +282,16 @@ def known_labels(batch: Any, *, ndim: int = 1) -> np.ma.MaskedArray | None:
     labels = np.asarray(targets)
     padding = False if mask is None else ~np.asarray(mask).astype(bool)
     return np.ma.masked_array(labels, padding) if labels.size else None
+
+
+def fits(what: str, size: int) -> None:
+    """Raises an ArgumentError if so many bytes are more than this machine's memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # the system doesn't tell
+        return
+    if size > memory:
+        raise ArgumentError(
+            f"{what} would take {size / 2**30:.1f} GiB, more than this machine's memory of "
+            f"{memory / 2**30:.1f} GiB."
+        )

@@ -24,6 +24,10 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """An argument is of a type that can't be used."""
 
 
+class FileError(ArgumentError):
+    """A file can't be read, or doesn't hold what it should. The message names its path."""
+
+
 class NonFiniteError(MetajaxError, FloatingPointError):
     """Training produced a NaN or an infinity.
 

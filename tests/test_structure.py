@@ -143,3 +143,25 @@ def test_a_wheel_brings_little():
         *("jax", "jaxlib", "flax", "optax", "chex", "numpy"),
         *("tensorflow-datasets", "importlib_resources", "pillow", "platformdirs"),
     }
+
+
+def test_every_file_is_read_by_metajax_files():
+    """It alone refuses pipes and devices, and has bounds."""
+    forbidden = {"read_text", "read_bytes"}
+    found = []
+    for name, file in [*modules("metajax"), *modules("experiments")]:
+        if name.startswith(("metajax.files", "experiments.benchmarks", "experiments.results")):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            match node.func:
+                case ast.Name("open"):
+                    found.append((name, "open"))
+                case ast.Attribute(ast.Name("files"), _):
+                    pass
+                case ast.Attribute(_, attribute) if attribute in forbidden:
+                    found.append((name, attribute))
+                case ast.Attribute(_, "open") if ast.unparse(node).endswith(".open('rb')"):
+                    found.append((name, "open"))
+    assert found == []

@@ -141,9 +141,10 @@ def overhead(case: Case, config: Config, folder: Path) -> dict[str, Any]:
 
     step = median_seconds(dispatch, config.dispatches) / case.dispatch
     (state,) = states
+    run = long_run(folder)
     with (
-        common.Checkpoints(folder / "checkpoints") as checkpoints,
-        Best(folder, state.params) as best,
+        common.Checkpoints(folder / "checkpoints", run=run) as checkpoints,
+        Best(run, state.params) as best,
         common.MetricsLog(folder) as log,
     ):
 
@@ -178,15 +179,16 @@ def long_run(folder: Path) -> common.Run:
 def prepare(folder: Path) -> None:
     """Leaves what a run of few-shot learning has after 60,000 meta-steps."""
     state = few_shot().state
-    common.create(long_run(folder))
+    run = long_run(folder)
+    common.create(run)
     every = DONE // LINES
     with common.MetricsLog(folder) as log:
         for step in range(every, DONE + 1, every):
             values = {"loss": 0.1, "accuracy": 0.97, "grad_norm": 0.2}
             log.append(step, {**values, "validation_loss": 0.1, "seconds": 9.5})
     with (
-        common.Checkpoints(folder / "checkpoints") as checkpoints,
-        Best(folder, state.params) as best,
+        common.Checkpoints(folder / "checkpoints", run=run) as checkpoints,
+        Best(run, state.params) as best,
     ):
         for step in (DONE - 1000, DONE):
             checkpoints.save(step, state._replace(step=jnp.int32(step)))

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,12 +20,12 @@ class Best(Checkpoints):
     Validation with other scores than these keeps none.
 
     Args:
-        folder: the run's.
+        run: whose they are.
         template: parameters of the same structure, shapes and dtypes.
     """
 
-    def __init__(self, folder: Path, template: Any) -> None:
-        super().__init__(folder / "best")
+    def __init__(self, run: Run, template: Any) -> None:
+        super().__init__(run.path / "best", run=run)
         try:
             found = self.restore(_scored(template, 0.0))
         except RunError as error:  # no reason not to train on
@@ -66,13 +65,14 @@ def best_params(run: Run, template: ParamsT) -> ParamsT:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> import jax.numpy as jnp
         >>> from experiments.common import RunConfig
         >>> with tempfile.TemporaryDirectory() as name:
-        ...     with Best(Path(name), {"w": jnp.zeros(2)}) as best:
+        ...     run = Run("toy", Path(name), RunConfig(steps=200))
+        ...     with Best(run, {"w": jnp.zeros(2)}) as best:
         ...         best.offer(100, {"w": jnp.ones(2)}, {"accuracy": 0.9})
         ...         best.offer(200, {"w": jnp.zeros(2)}, {"accuracy": 0.8})
-        ...     run = Run("toy", Path(name), RunConfig(steps=200))
         ...     best_params(run, {"w": jnp.zeros(2)})["w"].tolist()
         [1.0, 1.0]
     """

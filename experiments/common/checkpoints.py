@@ -6,6 +6,9 @@ reads, and the others get what it read.
 
 import contextlib
 import errno
+import itertools
+import json
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -20,12 +23,17 @@ import orbax.checkpoint as ocp
 from experiments.common import processes
 from experiments.common.config import RunError
 from experiments.common.disk import cannot_write, damage_in, first_line, write_digests, writing
+from experiments.common.folder import Run, owner
 from metajax import parallel, trees
 from metajax.errors import ArgumentError
-from metajax.files import sync_folder
+from metajax.files import read_json, sync_folder, write_atomically
 
 StateT = TypeVar("StateT")
 
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_NAME = re.compile(rf"({_STEP.pattern})$|unfinished-|damaged-")
+_DAMAGED = "damaged-"
+_OWNER = "run.json"
 _UNFINISHED = "unfinished-"
 """How the name of a folder begins that is being written, or removed."""
 
@@ -43,6 +51,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     Args:
         folder: where they are, or will be.
         keep: how many to keep, two at least: an older one is left if the newest is damaged.
+        run: whose they are; those of another one are refused.
 
     Raises:
         ArgumentError: ``keep`` is below two.
@@ -57,11 +66,12 @@ class Checkpoints(contextlib.AbstractContextManager):
         (10, [1.0, 1.0])
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, run: Run | None = None) -> None:
         if keep < 2:
             raise ArgumentError(f"keep must be at least 2, so that one is left; got {keep}")
         self.folder = folder.absolute()
         self._keep = keep
+        self._run = run
         # Of this process alone, which waits for no other.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
@@ -127,6 +137,20 @@ class Checkpoints(contextlib.AbstractContextManager):
         ]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), step
 
+    def resume(self, template: StateT) -> tuple[StateT, int] | None:
+        """The same where the run resumes, and None where it doesn't; a warning says so if there is
+        nothing to go on from."""
+        assert self._run is not None
+        if not self._run.config.resume:
+            return None
+        found = self.restore(template)
+        if found is None:
+            warnings.warn(
+                f"resume: {self.folder} has no checkpoint, so the run starts from its beginning",
+                stacklevel=3,
+            )
+        return found
+
     def _make_folder(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +158,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _steps(self) -> list[int]:
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+        names = (path.name for path in self.folder.iterdir())
+        return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
     def _write(self, step: int, content: Mapping[str, np.ndarray]) -> None:
         path, unfinished = self.path(step), self.folder / f"{_UNFINISHED}{step}"
@@ -149,6 +174,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             if path.exists():
                 return
             self._orbax.save(unfinished, args=ocp.args.StandardSave(dict(content)))
+            if self._run is not None:
+                write_atomically(unfinished / _OWNER, json.dumps(owner(self._run)) + "\n")
             write_digests(unfinished)
             unfinished.rename(path)
             sync_folder(self.folder)
@@ -161,16 +188,24 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _set_aside(self, step: int) -> None:
         names = {path.name for path in self.folder.iterdir()}
-        candidates = [f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, len(names) + 3))]
-        free = next(name for name in candidates if name not in names)
+        suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        free = next(name for end in suffixes if (name := f"{_DAMAGED}{step}{end}") not in names)
         self.path(step).rename(self.folder / free)
 
     def _read(self, template: Any) -> tuple[int, dict[str, np.ndarray]] | None:
         steps = self._steps()[::-1]
+        names = sorted(path.name for path in self.folder.iterdir())
+        foreign = [name for name in names if not _NAME.match(name)]
+        if foreign:
+            warnings.warn(
+                f"{self.folder}: what is no checkpoint is ignored: {', '.join(foreign[:5])}",
+                stacklevel=4,
+            )
         for step in steps:
             path = self.path(step)
             problem = damage_in(path)
             if problem is None:
+                self._check_owner(path)
                 try:
                     stored = self._orbax.restore(path, args=ocp.args.StandardRestore())
                 except Exception as error:  # of another version of Orbax, say
@@ -189,6 +224,17 @@ class Checkpoints(contextlib.AbstractContextManager):
             f"resume: none of the checkpoints in {self.folder} can be read (steps {steps})."
             " Start a new run with another --out"
         )
+
+    def _check_owner(self, path: Path) -> None:
+        if self._run is None:
+            return
+        file, ours = path / _OWNER, owner(self._run)
+        theirs = read_json(file) if file.exists() else "another version of metajax"
+        if theirs != ours:
+            raise RunError(
+                f"resume: the checkpoint {path} is of another run ({json.dumps(theirs)[:300]})."
+                " Remove it, put this run's own there, or start a new run with another --out"
+            )
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from pathlib import Path
 import jax
 
 from experiments.common.config import RunError
-from metajax.files import sync_folder, write_atomically
+from metajax.files import (
+    open_to_append,
+    open_to_read,
+    read_text,
+    sync_folder,
+    write_atomically,
+)
 
 try:
     import fcntl
@@ -99,19 +105,18 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = open_to_append(path)
     with file:
         if not _lock(file.fileno(), path):
             file.seek(0)
-            holder = file.read().strip() or "which one is not known"
+            holder = file.read(200).decode(errors="replace").strip() or "which one is not known"
             raise RunError(
                 f"out: another process is using {folder} ({holder}). Wait until it has ended, stop"
                 " it, or name another folder with --out"
             )
         with contextlib.suppress(OSError):  # who has it is a help, not what locks
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
@@ -156,7 +161,7 @@ def write_digests(folder: Path) -> None:
 def damage_in(folder: Path) -> str | None:
     """How a folder differs from its list, in words; None where every byte is as it was written."""
     try:
-        entries = [line.split("  ", 1) for line in (folder / DIGESTS).read_text().splitlines()]
+        entries = [line.split("  ", 1) for line in read_text(folder / DIGESTS).splitlines()]
         listed = {name: digest for digest, name in entries}
         files = _files(folder)
         for name, digest in listed.items():
@@ -177,7 +182,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _digest(path: Path, *, sync: bool = False) -> str:
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         if sync:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -89,13 +89,13 @@ def fit(
     create(run)
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(run.path))
-        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints"))
+        checkpoints = stack.enter_context(Checkpoints(run.path / "checkpoints", run=run))
         if not config.resume and checkpoints.latest() is not None:
             raise RunError(
                 f"out: another process has trained in {run.path} meanwhile. Name another folder"
                 " with --out"
             )
-        restored = checkpoints.restore(state) if config.resume else None
+        restored = checkpoints.resume(state)
         if restored is not None:
             state = restored[0]
         step = int(state.step)
@@ -104,7 +104,7 @@ def fit(
         stop = stack.enter_context(stop_requests("dispatch"))
         best = None
         if validate is not None:
-            best = stack.enter_context(Best(run.path, state.params))
+            best = stack.enter_context(Best(run, state.params))
         if restored is None:
             checkpoints.save(step, state)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from experiments.common import processes
 from experiments.common.config import RunConfig, RunError, identity
 from experiments.common.disk import LOCK, locked, writing
-from metajax.files import write_atomically
+from metajax.files import read_bytes, read_json, write_atomically
 
 ROOT = Path("runs")
 """Where run folders go that the user did not name, relative to the working directory."""
@@ -88,7 +88,7 @@ def _create(run: Run) -> None:
     file = run.path / "config.json"
     text = json.dumps({"experiment": run.name, "config": identity(run.config)}, indent=2) + "\n"
     with locked(run.path), writing(file):
-        before = file.read_bytes() if file.exists() else None
+        before = read_bytes(file) if file.exists() else None
         if before not in (None, text.encode()) and not run.config.resume:
             raise RunError(
                 f"out: another process has started another run in {run.path} meanwhile. Name"
@@ -96,6 +96,18 @@ def _create(run: Run) -> None:
             )
         if before != text.encode():
             write_atomically(file, text)
+
+
+def owner(run: Run) -> dict[str, Any]:
+    """What a checkpoint of the run says whose it is: all that decides its numbers, but for its
+    length.
+
+    Example:
+        >>> owner(Run("toy", ROOT, RunConfig(steps=5, seed=1)))["config"]["seed"]
+        1
+    """
+    config = {name: value for name, value in identity(run.config).items() if name != "steps"}
+    return json.loads(json.dumps({"experiment": run.name, "config": config}))
 
 
 def _counts(path: Path) -> bool:
@@ -135,13 +147,14 @@ def _is_count(steps: Any) -> bool:
 def _check_same(name: str, path: Path, config: RunConfig) -> None:
     file = path / "config.json"
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        if not file.exists():
+            raise RunError(
+                f"resume: {path} holds no run (no config.json). Leave --resume out to start one"
+                " there"
+            )
+        saved = read_json(file)
         before, experiment = dict(saved["config"]), saved["experiment"]
-    except FileNotFoundError:
-        raise RunError(
-            f"resume: {path} holds no run (no config.json). Leave --resume out to start one there"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"resume: {file} is not a run's config ({error}); start anew") from error
     now = identity(config)
     differing = [

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,11 @@ from typing import Any
 from experiments.common import processes
 from experiments.common.config import RunError
 from experiments.common.disk import writing
-from metajax.files import write_atomically
+from metajax.errors import FileError
+from metajax.files import open_to_append, read_text, write_atomically
+
+MOST_BYTES = 1 << 32
+"""The most that a metrics file may have."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -27,8 +32,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, MOST_BYTES)
+    except (OSError, FileError) as error:
         raise RunError(
             f"{path} cannot be read ({error}). Restore it, or start a new run with another --out"
         ) from error
@@ -81,9 +86,16 @@ class MetricsLog(contextlib.AbstractContextManager):
     def _open(self, step: int, tensorboard: bool) -> None:
         self._writer = _tensorboard_writer(self._path.parent, step) if tensorboard else None
         self.records = drop_after(self._path, step)
+        last = self.records[-1]["step"] if self.records else 0
+        if last < step:
+            warnings.warn(
+                f"{self._path} ends with step {last}, and the run goes on from {step}: the lines"
+                " between are lost",
+                stacklevel=4,
+            )
         with writing(self._path):
             # Without a buffer: what a full disk doesn't take isn't tried again when it is closed.
-            self._file = self._path.open("ab", buffering=0)
+            self._file = open_to_append(self._path)
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.common.plots import Curve
-from metajax.files import write_atomically
+from metajax.errors import FileError
+from metajax.files import read_text, write_atomically
 
 
 class Row(NamedTuple):
@@ -172,10 +173,10 @@ def _version(package: str) -> str:
 
 def _processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        for line in read_text(Path("/proc/cpuinfo")).splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    except OSError:
+    except FileError:
         pass
     return platform.processor() or platform.machine()
 

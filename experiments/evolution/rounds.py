@@ -48,8 +48,8 @@ def follow(
     """
     folder = run.path / "rounds"
     total = len(state.replay.weights)
-    with common.locked(folder), common.Checkpoints(folder / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(_without(state, frozen)) if run.config.resume else None
+    with common.locked(folder), common.Checkpoints(folder / "checkpoints", run=run) as checkpoints:
+        restored = checkpoints.resume(_without(state, frozen))
         if restored is not None:
             state = _with(restored[0], state, frozen)
         done = int(state.round)

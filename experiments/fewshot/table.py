@@ -4,13 +4,13 @@ Each training is a run folder of its own. A table goes on where it was stopped, 
 after each training.
 """
 
-import json
 from typing import Any
 
 import jax
 
 from experiments.fewshot.table_plan import Config, Table, Training
 from experiments.fewshot.table_report import lines_of, write_table
+from metajax.files import read_json
 
 
 def result_of(training: Training, config: Config, table: Table) -> dict[str, Any] | None:
@@ -18,7 +18,7 @@ def result_of(training: Training, config: Config, table: Table) -> dict[str, Any
     file = config.out / training.folder / "result.json"
     if not file.exists():
         return None
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = read_json(file)
     enough = all(row["episodes"] == config.test_episodes for row in result["rows"])
     tasks = {row["task"] for row in result["rows"]}
     return result if enough and tasks >= {table.cells[cell] for cell in training.cells} else None

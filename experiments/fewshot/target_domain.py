@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import common
 from metajax.data import ClassData, episode_sampler, fc100, from_arrays, from_folder, select_classes
+from metajax.files import open_to_read
 from metajax.types import Sampler
 
 WAYS = 5
@@ -60,7 +61,7 @@ def read(
     path = Path(source)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_to_read(path) as file, np.load(file, allow_pickle=False) as arrays:
                 data = from_arrays(arrays["x"], arrays["y"])
         else:
             data = from_folder(path, size=size, mode="L" if channels == 1 else "RGB")

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import platformdirs
 
-from metajax.errors import MetajaxError
-from metajax.files import replacing
+from metajax.errors import FileError
+from metajax.files import open_to_read, replacing
 
 _HEADER = 1 << 12
 """The most bytes that a cache file's arrays have besides their numbers."""
 
 
-class CacheError(MetajaxError, ValueError):
+class CacheError(FileError):
     """A file of the cache is not what metajax wrote. It was left as it is."""
 
 
@@ -59,8 +59,7 @@ def read(path: Path, shape: tuple[int, ...]) -> Cached | None:
     if not path.exists():
         return None
     try:
-        # Opened here: where np.load fails, it leaves a file that it opened itself open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        with open_to_read(path) as file, np.load(file, allow_pickle=False) as content:
             _check_sizes(content, math.prod(shape))
             images, fingerprint = content["images"], str(content["fingerprint"])
             checksum = str(content["checksum"])

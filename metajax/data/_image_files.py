@@ -1,6 +1,8 @@
 """Image files, and folders and archives of them; damaged files and bombs are refused."""
 
+import contextlib
 import itertools
+import math
 import stat
 import warnings
 import zipfile
@@ -12,7 +14,9 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from metajax import _checks
 from metajax.errors import ArgumentError
+from metajax.files import open_to_read
 
 MOST_PIXELS = 1 << 26
 """The most pixels of an image (8192 × 8192): a tiny file can declare any number."""
@@ -70,7 +74,9 @@ def read_files(
         uint8 ``[images, size, size, channels]``, and how many each class has, int32 ``[classes]``.
     """
     counts = np.array([len(inside) for inside in files], np.int32)
-    images = np.empty((counts.sum(), size, size, Image.getmodebands(mode)), np.uint8)
+    shape = (int(counts.sum()), size, size, Image.getmodebands(mode))
+    _checks.fits(f"size={size}: {shape[0]} images", math.prod(shape))
+    images = np.empty(shape, np.uint8)
     for image, file in zip(images, itertools.chain.from_iterable(files), strict=True):
         image[:] = read_image(file, size, mode)
     return images, counts
@@ -158,15 +164,15 @@ def decoded(
         ArgumentError: if it is no image of ``FORMATS``, is damaged, or has more than
             ``MOST_PIXELS`` pixels.
     """
-    if isinstance(source, Path) and not source.is_file():
-        raise ArgumentError(f"{name} cannot be read as an image (it is no file). {remedy}")
     Image.init()
     formats = [each for each in FORMATS if each in Image.OPEN]
     try:
-        with warnings.catch_warnings():
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open_to_read(source)) if isinstance(source, Path) else source
+            stack.enter_context(warnings.catch_warnings())
             # Pillow warns of somewhat more pixels than the limit here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source, formats=formats) as image:
+            with Image.open(file, formats=formats) as image:
                 width, height = image.size
                 if width * height > MOST_PIXELS:
                     raise _TooLarge(f"{width} × {height} pixels, more than the limit {MOST_PIXELS}")
@@ -193,7 +199,7 @@ def unzipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
     """
     total = 0
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if len(entries) > MOST_ENTRIES:
                 raise _refused(path, f"it has {len(entries)} files, more than {MOST_ENTRIES}")
@@ -202,8 +208,8 @@ def unzipped(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
             for entry in entries:
                 if entry.is_dir() or not wanted(entry.filename):
                     continue
-                with archive.open(entry) as file:
-                    content = file.read(MOST_ENTRY_BYTES + 1)
+                with archive.open(entry) as inside:
+                    content = inside.read(MOST_ENTRY_BYTES + 1)
                 if len(content) > MOST_ENTRY_BYTES:
                     raise _refused(
                         path, f"{entry.filename!r} has more than {MOST_ENTRY_BYTES} bytes"

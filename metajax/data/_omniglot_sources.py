@@ -8,7 +8,7 @@ from typing import Any
 
 from metajax.data import _image_files, _tfds
 from metajax.data._tfds import DataNotFoundError
-from metajax.errors import ArgumentError
+from metajax.files import read_bytes
 
 Drawings = dict[tuple[str, int], list[bytes]]
 """PNG files of each character, by alphabet and number in it (from 1), in no particular order."""
@@ -70,15 +70,5 @@ def _files(source: Path) -> Iterator[tuple[str, bytes]]:
         return
     for path in source.rglob("*.png"):
         if _FILE.search(path.as_posix()):
-            yield path.relative_to(source).as_posix(), _content(path)
-
-
-def _content(path: Path) -> bytes:
-    limit = _image_files.MOST_ENTRY_BYTES
-    if not path.is_file():
-        raise ArgumentError(f"{path} is no file. Remove it.")
-    with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise ArgumentError(f"{path} has more than {limit} bytes: it is no drawing of Omniglot's.")
-    return content
+            content = read_bytes(path, _image_files.MOST_ENTRY_BYTES)
+            yield path.relative_to(source).as_posix(), content

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any, get_args
 
-from metajax import _checks
+from metajax import _checks, files
 from metajax._checks import one_of, positive_int
 from metajax.data import _image_files
 from metajax.data._tfds import DataNotFoundError
@@ -94,9 +94,9 @@ def from_splits(
 def _listed(file: Path) -> dict[str, list[str] | None]:
     """The files of each class, or None for all in its folder."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = files.read_text(file, encoding="utf-8-sig")
         content = json.loads(text) if file.suffix.lower() == ".json" else None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArgumentError(f"split: {file} cannot be read: {error}.") from error
     if isinstance(content, list):
         names = [each[-1] if isinstance(each, list) and each else each for each in content]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from metajax.errors import MetajaxError
+from metajax.files import open_to_read
 
 Result = TypeVar("Result")
 
@@ -90,7 +91,8 @@ def examples(
         # tensorflow-datasets' default format, which it reads only with TensorFlow: length (8
         # bytes), checksum (4), record, checksum (4).
         for path in builder.info.splits[split].filepaths:
-            content, start = Path(path).read_bytes(), 0
+            with open_to_read(Path(path)) as file:
+                content, start = file.read(), 0
             while start < len(content):
                 (length,) = struct.unpack_from("<Q", content, start)
                 record = content[start + 12 : start + 12 + length]

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from metajax.files import replacing, write_atomically
+from metajax.files import read_bytes, replacing, write_atomically
 from metajax.lm._folder import CheckpointError, JsonFile
 from metajax.lm._hf_config import eos_field, stop_tokens
 from metajax.lm.tokenizers import load_tokenizer
@@ -86,7 +86,7 @@ def _write_tokenizer(source: Path, folder: Path, config: TransformerConfig) -> d
     file = folder / "tokenizer.json"
     if not file.exists():
         tokenizer.save(folder)
-    elif file.read_text(encoding="utf-8") != tokenizer.backend.to_str():
+    elif read_bytes(file) != tokenizer.backend.to_str().encode():
         _warn_of_own_tokenizer(source, folder)
     tokens = tokenizer.bos_id, eos_field(config.stop_tokens), tokenizer.pad_id
     return dict(zip(_TOKENS, tokens, strict=True))
@@ -103,7 +103,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     files = [file for name in _TOKENIZER for file in sorted(source.glob(name)) if file.is_file()]
     targets = [folder / file.relative_to(source) for file in files]
     pairs = list(zip(files, targets, strict=True))
-    if any(there.exists() and there.read_bytes() != file.read_bytes() for file, there in pairs):
+    if any(there.exists() and read_bytes(there) != read_bytes(file) for file, there in pairs):
         _warn_of_own_tokenizer(source, folder)
         return
     for file, there in pairs:

@@ -8,7 +8,8 @@ from typing import Any
 
 from metajax._extras import import_extra
 from metajax.errors import ArgumentError
-from metajax.lm._folder import CheckpointError
+from metajax.files import read_text
+from metajax.lm._folder import CheckpointError, checkpoint_errors
 from metajax.lm._template_sandbox import sandbox
 
 Message = Mapping[str, Any]
@@ -26,7 +27,7 @@ def read(folder: Path, configured: Any) -> dict[str, str]:
     """
     more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     files = {path.stem: path for path in more}
-    if (folder / "chat_template.jinja").is_file():
+    if (folder / "chat_template.jinja").exists():
         files["default"] = folder / "chat_template.jinja"
     if files:
         return {name: _text(path) for name, path in files.items()}
@@ -47,12 +48,8 @@ def read(folder: Path, configured: Any) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"{path} can't be read: it is no file.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}.") from error
+    with checkpoint_errors():
+        return read_text(path)
 
 
 def render(

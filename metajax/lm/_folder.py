@@ -1,20 +1,79 @@
 """A Hugging Face folder and its JSON files, with errors that name the file and the field."""
 
-import json
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from metajax import _checks
 from metajax._extras import import_extra
-from metajax.errors import MetajaxError
+from metajax.errors import FileError, MetajaxError
+from metajax.files import open_to_read, read_json
 
-MOST_BYTES = 1 << 26
-"""The most that a JSON file may have. Indices and configs have a few MB."""
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
-class CheckpointError(MetajaxError, ValueError):
+class CheckpointError(FileError):
     """A checkpoint can't be read or written. The message names the file, and tensor or field."""
+
+
+@contextlib.contextmanager
+def checkpoint_errors() -> Iterator[None]:
+    """Makes a ``CheckpointError`` of another of our errors."""
+    try:
+        yield
+    except MetajaxError as error:
+        raise CheckpointError(str(error)) from error
+
+
+@contextlib.contextmanager
+def library_errors(problem: str, kind: type[MetajaxError] = CheckpointError) -> Iterator[None]:
+    """Makes our error of what tokenizers raises: bare exceptions, and where it panics one that
+    isn't an ``Exception``."""
+    try:
+        yield
+    except MetajaxError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise kind(f"{problem}: {error}.") from error
+        raise
+
+
+@contextlib.contextmanager
+def open_tensors(file: Path) -> Iterator[Any]:
+    """An open safetensors file; a CheckpointError if it is missing or damaged."""
+    safetensors = import_extra("safetensors", extra="lm")
+    with checkpoint_errors():
+        open_to_read(file).close()
+    try:
+        opened = safetensors.safe_open(file, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or cut short: {error}.") from error
+    with opened:
+        yield opened
+
+
+def read_tensor(
+    file: Path, opened: Any, name: str, shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """A tensor of floats from a safetensors file, of that shape if one is given; else a
+    CheckpointError."""
+    safetensors = import_extra("safetensors", extra="lm")
+    try:
+        header = opened.get_slice(name)
+        found, dtype = tuple(header.get_shape()), header.get_dtype()
+        if found == (found if shape is None else shape) and dtype in _DTYPES:
+            return opened.get_tensor(name)
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        raise CheckpointError(f"{file}: {name} can't be read: {error}.") from error
+    if shape not in (None, found):
+        raise CheckpointError(f"{file}: {name} has shape {found}, config.json asks for {shape}.")
+    raise CheckpointError(
+        f"{file}: {name} has dtype {dtype}, which isn't supported, {', '.join(_DTYPES)} are."
+    )
 
 
 class Kind(NamedTuple):
@@ -69,21 +128,8 @@ class JsonFile(NamedTuple):
         Raises:
             CheckpointError: it is missing or can't be read, or doesn't hold a JSON object.
         """
-        try:
-            if file.exists() and not file.is_file():
-                raise CheckpointError(f"{file} can't be read: it is no file.")
-            with file.open("rb") as opened:
-                text = opened.read(MOST_BYTES + 1)
-        except FileNotFoundError:
-            raise CheckpointError(f"{file} is missing.") from None
-        except OSError as error:
-            raise CheckpointError(f"{file} can't be read: {error}.") from error
-        if len(text) > MOST_BYTES:
-            raise CheckpointError(f"{file} can't be read: it has more than {MOST_BYTES} bytes.")
-        try:
-            fields = json.loads(text.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file} isn't JSON: {error}.") from error
+        with checkpoint_errors():
+            fields = read_json(file)
         if not isinstance(fields, dict):
             raise CheckpointError(f"{file} must hold a JSON object, got {type(fields).__name__}.")
         return cls(fields, str(file))

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metajax._extras import import_extra
-from metajax.lm._folder import CheckpointError
+from metajax.files import open_to_read
+from metajax.lm._folder import CheckpointError, checkpoint_errors
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"} | {
     12: "d"
@@ -44,11 +45,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         ImportError: gguf isn't installed.
     """
     gguf = import_extra("gguf", extra="lm")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing.")
     try:
-        data = np.memmap(path, mode="r").view(np.ndarray)
+        with checkpoint_errors(), open_to_read(path) as file:
+            data = np.memmap(file, mode="r").view(np.ndarray)
         return _Header(data, gguf).content()
+    except CheckpointError:
+        raise
     except (ValueError, OSError, OverflowError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{path} is no GGUF file, or is cut short: {error}.") from error
 

@@ -14,6 +14,7 @@ from metajax.lm._folder import (
     CheckpointError,
     JsonFile,
     Kind,
+    library_errors,
 )
 from metajax.lm._gguf import GGUFFile
 
@@ -144,10 +145,8 @@ def _byte_level(file: GGUFFile, vocabulary: dict[str, int]) -> Any:
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise CheckpointError(f"{file.path}: {_OWN}merges must be pairs with a space between.")
     cut = file.metadata.one_of(_OWN + "pre", _CUTS)
-    try:
+    with library_errors(f"{file.path}: {_OWN}merges don't fit its tokens"):
         model = tokenizers.models.BPE(vocabulary, pairs, ignore_merges=cut == "llama-bpe")
-    except Exception as error:  # the library raises no narrower type
-        raise CheckpointError(f"{file.path}: {_OWN}merges don't fit its tokens: {error}") from error
     backend = tokenizers.Tokenizer(model)
     if cut == "qwen2":
         backend.normalizer = tokenizers.normalizers.NFC()

@@ -1,13 +1,13 @@
 """The ``peft`` library's adapter_config.json: which modules have an adapter, its rank and scale."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from metajax import _checks
+from metajax._extras import import_extra
 from metajax.errors import ArgumentError
 from metajax.lm._folder import INTEGER, NUMBER, TEXT, TEXTS, CheckpointError, JsonFile, Kind
 
@@ -30,19 +30,28 @@ _UNSUPPORTED = (
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a whole name matches. A stranger's pattern could keep Python's own engine busy for
+    ever, which goes back and tries again; RE2 doesn't, and has no look-around for it."""
+    re2 = import_extra("re2", extra="lm")
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(pattern, options).fullmatch(name) is not None
+
+
 def _is_pattern(value: Any) -> bool:
     try:
-        return TEXT.holds(value) and bool(re.compile(rf"(.*\.)?({value})$"))
-    except (re.error, RecursionError, OverflowError):
+        return TEXT.holds(value) and _matches(rf"(.*\.)?({value})", "") in (True, False)
+    except (import_extra("re2", extra="lm").error, UnicodeError):
         return False
 
 
 _MODULES = Kind(
-    "a regular expression or a list of names",
+    "a regular expression of RE2 or a list of names",
     lambda value: TEXTS.holds(value) or _is_pattern(value),
 )
 _PATTERNS = Kind(
-    "an object from regular expressions to numbers",
+    "an object from regular expressions of RE2 to numbers",
     lambda value: isinstance(value, dict) and all(map(_is_pattern, value)),
 )
 _LAYERS = Kind(
@@ -113,7 +122,7 @@ class AdapterConfig:
 
     def _first_match(self, field: str, module: str, default: Any) -> Any:
         for pattern, value in self._patterns[field].items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if _matches(rf"(.*\.)?({pattern})", module):
                 return value
         return default
 
@@ -162,7 +171,7 @@ def _alpha(rank: int, scale: float) -> float:
 def _named(endings: Any, module: str) -> bool:
     # As peft has it: a string is a regular expression of the name, a list is of its endings.
     if isinstance(endings, str):
-        return re.fullmatch(endings, module) is not None
+        return _matches(endings, module)
     return any(f".{module}".endswith(f".{ending}") for ending in endings or ())
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,12 +18,19 @@ from metajax._extras import import_extra
 from metajax.errors import ArgumentError
 from metajax.files import replacing, write_atomically
 from metajax.lm import _beside, _gguf, _hf_config, _hf_tensors
-from metajax.lm._folder import CheckpointError, JsonFile, Kind, resolve
+from metajax.lm._folder import (
+    CheckpointError,
+    JsonFile,
+    Kind,
+    checkpoint_errors,
+    open_tensors,
+    read_tensor,
+    resolve,
+)
 from metajax.models import Transformer, TransformerConfig, unstack_layers
 from metajax.types import Params
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_pretrained(
@@ -102,10 +108,10 @@ def _read_params(folder: Path, config: TransformerConfig) -> Params:
         stored = _stored(folder, stack, config)
         repeated = stored.pop("lm_head.weight", None) if config.tied else None
         tensors = _tensors(folder, "config.json", config, set(stored))
-        flat = _stacked(tensors, config, lambda name, shape: _read(stored[name], shape))
+        flat = _stacked(tensors, config, lambda name, shape: read_tensor(*stored[name], shape))
         if repeated is not None:
             embedding = flat["embed/embedding"]
-            head = _read(repeated, embedding.shape)
+            head = read_tensor(*repeated, embedding.shape)
             if not np.array_equal(head.astype(config.dtype), embedding):
                 raise CheckpointError(
                     f"{repeated.file}: lm_head.weight differs from the embedding, to which "
@@ -155,33 +161,30 @@ class _Stored(NamedTuple):
 
 def _stored(folder: Path, stack: ExitStack, config: TransformerConfig) -> dict[str, _Stored]:
     """All tensors of a folder by their canonical name."""
-    safetensors = import_extra("safetensors", extra="lm")
     found: dict[str, _Stored] = {}
-    for file in _files(folder):
-        try:
-            opened = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} is damaged or cut short: {error}.") from error
+    weight_map = _weight_map(folder)
+    for file in [folder / name for name in sorted(set(weight_map.values()))] or [folder / _WEIGHTS]:
+        opened = stack.enter_context(open_tensors(file))
         for name in opened.keys():  # noqa: SIM118, it isn't a dict
             canonical = _hf_tensors.canonical(name, config)
-            if canonical is not None:
-                found[canonical] = _Stored(file, opened, name)
+            if canonical is None or weight_map.get(name, file.name) != file.name:
+                continue
+            if canonical in found:
+                other = found[canonical]
+                raise CheckpointError(
+                    f"{file}: {name} is there twice, also as {other.name} in {other.file.name}."
+                )
+            found[canonical] = _Stored(file, opened, name)
     return found
 
 
-def _files(folder: Path) -> list[Path]:
-    """The folder's safetensors files."""
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    """The file of each tensor; empty where there is a single one."""
     if (folder / _INDEX).exists():
-        index = JsonFile.read(folder / _INDEX)
-        names = index.need("weight_map", _WEIGHT_MAP).values()
-        files = [folder / name for name in sorted(set(names))]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise CheckpointError(f"{missing[0]} is missing, which {_INDEX} names.")
-        return files
-    if not (folder / _WEIGHTS).is_file():
+        return JsonFile.read(folder / _INDEX).need("weight_map", _WEIGHT_MAP)
+    if not (folder / _WEIGHTS).exists():
         raise CheckpointError(f"{folder} holds neither {_WEIGHTS} nor {_INDEX}.")
-    return [folder / _WEIGHTS]
+    return {}
 
 
 def _names_files(value: Any) -> bool:
@@ -226,38 +229,9 @@ def _tensors(
     if listed:
         raise CheckpointError(f"{where}: the tensors don't fit {asking}; {'; '.join(listed)}.")
     needed = sum(_size(tensor, config.dtype.itemsize) for tensor in tensors)
-    memory = _memory()
-    if needed > memory:
-        raise CheckpointError(
-            f"{where}: its parameters take {needed / 2**30:.1f} GiB in {config.dtype}, more than "
-            f"this machine's memory of {memory / 2**30:.1f} GiB."
-        )
+    with checkpoint_errors():
+        _checks.fits(f"{where}: its parameters in {config.dtype}", needed)
     return tensors
-
-
-def _memory() -> float:
-    """This machine's memory in bytes; infinite where the system doesn't tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
-
-
-def _read(stored: _Stored, shape: tuple[int, ...]) -> np.ndarray:
-    safetensors = import_extra("safetensors", extra="lm")
-    file, opened, name = stored
-    try:
-        header = opened.get_slice(name)
-        found, dtype = tuple(header.get_shape()), header.get_dtype()
-        if found == shape and dtype in _DTYPES:
-            return opened.get_tensor(name)
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
-        raise CheckpointError(f"{file}: {name} can't be read: {error}.") from error
-    if found != shape:
-        raise CheckpointError(f"{file}: {name} has shape {found}, config.json asks for {shape}.")
-    raise CheckpointError(
-        f"{file}: {name} has dtype {dtype}, which isn't supported, {', '.join(_DTYPES)} are."
-    )
 
 
 def save_pretrained(

@@ -25,7 +25,7 @@ import numpy as np
 from metajax._extras import import_extra
 from metajax.files import replacing, write_atomically
 from metajax.lm import _hf_tensors, _peft_config
-from metajax.lm._folder import CheckpointError
+from metajax.lm._folder import CheckpointError, open_tensors, read_tensor
 from metajax.lm._hf_config import architecture_of
 from metajax.lm.lora import Factors, _check_fits, _flat_factors
 from metajax.models import TransformerConfig, stack_layers, unstack_layers
@@ -171,16 +171,15 @@ def load_adapters(folder: str | Path, *, config: TransformerConfig) -> dict[str,
         >>> loaded["blocks"]["attention"]["query"]["kernel"].a.shape
         (2, 8, 2)
     """
-    safetensors = import_extra("safetensors", extra="lm")
     file = Path(folder) / _WEIGHTS
     adapter = _peft_config.AdapterConfig(Path(folder) / _CONFIG)
-    try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
+    with open_tensors(file) as opened:
+        try:
             fused = _ranks(json.loads((opened.metadata() or {}).get(_RANKS, "{}")))
-            names = {name: _full_name(name) for name in opened.keys()}  # noqa: SIM118
-            stored = {full: opened.get_tensor(name) for name, full in names.items()}
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is missing or damaged: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{file}: its metadata can't be read: {error}.") from error
+        names = {name: _full_name(name) for name in opened.keys()}  # noqa: SIM118
+        stored = {full: read_tensor(file, opened, name) for name, full in names.items()}
     if len(stored) < len(names):
         raise CheckpointError(f"{file}: it holds several adapters; save each in a file of its own.")
     flat: dict[str, Factors] = {}

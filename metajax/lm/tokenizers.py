@@ -13,9 +13,17 @@ import numpy as np
 from metajax import _checks
 from metajax._extras import import_extra
 from metajax.errors import ArgumentError
-from metajax.files import write_atomically
+from metajax.files import read_bytes, write_atomically
 from metajax.lm import _chat_templates, _gguf_tokenizer
-from metajax.lm._folder import TEXT, TEXTS, CheckpointError, JsonFile, resolve
+from metajax.lm._folder import (
+    TEXT,
+    TEXTS,
+    CheckpointError,
+    JsonFile,
+    checkpoint_errors,
+    library_errors,
+    resolve,
+)
 
 
 class Tokenizer(Protocol):
@@ -200,7 +208,8 @@ class HFTokenizer:
         """
         if add_special_tokens is None:
             add_special_tokens = not isinstance(text, _ChatText)
-        ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with library_errors("text can't be encoded", ArgumentError):
+            ids = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
         twice = ids[:2] == [self.bos_id] * 2
         if add_special_tokens and twice and self.backend.encode("").ids[:1] == ids[:1]:
             ids = ids[1:]
@@ -209,7 +218,8 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of tokens, with or without special ones."""
         numbers = np.asarray(ids).tolist()
-        return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
+        with library_errors("ids can't be decoded", ArgumentError):
+            return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, for ``load_tokenizer`` and transformers.
@@ -299,34 +309,28 @@ def load_tokenizer(folder: str | Path) -> HFTokenizer:
     tokenizers = import_extra("tokenizers", extra="lm")
     path = _checks.path_of("folder", folder)
     if path.suffix.lower() == ".gguf":
-        *parts, around = _gguf_tokenizer.read(path)
-        tokenizer = HFTokenizer(*parts)
-        _set_ends(tokenizer, around)
-        return tokenizer
+        with library_errors(f"{path} has no tokenizer that can be used"):
+            *parts, around = _gguf_tokenizer.read(path)
+            return _with_ends(HFTokenizer(*parts), around)
     folder = resolve(folder)
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"folder: {folder} has no tokenizer.json.")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises no narrower type
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    backend.no_truncation()  # tokenizer.json may ask for it, and for padding: that is for training
-    backend.no_padding()
+    with checkpoint_errors():
+        content = read_bytes(path)
     config = _fields(folder / "tokenizer_config.json")
     # Older folders name special tokens in a file of their own.
     named = {**_fields(folder / "special_tokens_map.json"), **config}
     # A token is a string, or an object whose "content" is one; "add_bos_token" is neither.
     texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in named.items()}
     tokens = {k: v for k, v in texts.items() if k.endswith("_token") and isinstance(v, str)}
-    tokenizer = HFTokenizer(
-        backend, tokens, _chat_templates.read(folder, config.get("chat_template"))
-    )
-    _set_ends(tokenizer, config)
-    return tokenizer
+    templates = _chat_templates.read(folder, config.get("chat_template"))
+    with library_errors(f"{path} can't be used"):
+        backend = tokenizers.Tokenizer.from_buffer(content)
+        backend.no_truncation()  # it may ask for it, and for padding: that is for training
+        backend.no_padding()
+        return _with_ends(HFTokenizer(backend, tokens, templates), config)
 
 
-def _set_ends(tokenizer: HFTokenizer, config: Mapping[str, Any]) -> None:
+def _with_ends(tokenizer: HFTokenizer, config: Mapping[str, Any]) -> HFTokenizer:
     """Puts begin and end token around texts as ``add_bos_token`` and ``add_eos_token`` say.
 
     What isn't said stays as tokenizer.json has it.
@@ -346,8 +350,9 @@ def _set_ends(tokenizer: HFTokenizer, config: Mapping[str, Any]) -> None:
             single=[*first, "$A", *last],
             special_tokens=[(text, tokenizer.token_id(text)) for text in {*first, *last}],
         )
+    return tokenizer
 
 
 def _fields(path: Path) -> Mapping[str, Any]:
     """The fields of a JSON file; none where it isn't there."""
-    return JsonFile.read(path).fields if path.is_file() else {}
+    return JsonFile.read(path).fields if path.exists() else {}

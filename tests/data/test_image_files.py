@@ -79,6 +79,13 @@ def test_bombs_in_an_archive(tmp_path, monkeypatch):
     refused(path, "3 files, more than 2")
 
 
+def test_a_size_beyond_memory_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat" / "1.png")
+    with pytest.raises(ValueError, match=r"size=10000000: 1 images would take .* GiB, more than"):
+        from_folder(tmp_path, size=10_000_000)
+
+
 def test_a_size_that_is_declared_and_not_there(tmp_path):
     """No room is made for it: what counts is what comes out."""
     path = zip_of(tmp_path / "a.zip", {"a.png": bytes(2000)})

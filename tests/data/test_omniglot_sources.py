@@ -90,11 +90,11 @@ def test_no_endless_and_no_huge_file_is_read(tmp_path):
         (tmp_path / part / "Greek" / "character01").mkdir(parents=True)
     pipe = tmp_path / "images_background/Greek/character01/0001_01.png"
     os.mkfifo(pipe)
-    with pytest.raises(ValueError, match=r"0001_01\.png is no file"):
+    with pytest.raises(ValueError, match=r"0001_01\.png can't be read: it is no file"):
         omniglot("all", folder=tmp_path)
     pipe.unlink()
     pipe.write_bytes(bytes(_image_files.MOST_ENTRY_BYTES + 1))
-    with pytest.raises(ValueError, match=r"0001_01\.png has more than"):
+    with pytest.raises(ValueError, match=r"0001_01\.png can't be read: it has more than"):
         omniglot("all", folder=tmp_path)
 
 

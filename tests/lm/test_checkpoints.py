@@ -535,13 +535,48 @@ def test_parts_that_no_architecture_has_together_are_not_saved(options):
         to_hf(dataclasses.replace(CONFIG, **options), "float32")
 
 
+def test_a_tensor_in_two_shards_is_the_one_that_the_index_names(tmp_path):
+    params = params_of(CONFIG)
+    save_pretrained(tmp_path, CONFIG, params, shard_bytes=512)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    name = "model.norm.weight"
+    others = sorted(set(index["weight_map"].values()) - {index["weight_map"][name]})[:2]
+    for other in others:
+        again = {**load_file(tmp_path / other), name: np.full(CONFIG.width, 7, np.float32)}
+        save_file(again, tmp_path / other)
+    loaded = load_pretrained(tmp_path)[1]
+    np.testing.assert_array_equal(loaded["norm"]["scale"], params["norm"]["scale"])
+    del index["weight_map"][name]
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=rf"{name} is there twice"):
+        load_pretrained(tmp_path)
+
+
+def test_gpt2_with_and_without_its_prefix_is_refused(tmp_path):
+    config = TransformerConfig.gpt2(**SIZES)
+    save_pretrained(tmp_path, config, params_of(config))
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    bare = np.zeros_like(tensors["transformer.wte.weight"])
+    save_file({**tensors, "wte.weight": bare}, file)
+    with pytest.raises(CheckpointError, match=r"wte\.weight is there twice, also as"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "num_hidden_layers"])
+def test_numbers_of_a_thousand_digits_are_refused(folder, field):
+    edit(folder, **{field: 10**1000})
+    with pytest.raises(CheckpointError):
+        load_pretrained(folder)
+
+
 def test_a_checkpoint_larger_than_memory_is_refused_before_it_is_read(folder, monkeypatch):
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params_of(CONFIG)))
     memory = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": size - 1}
     monkeypatch.setattr(os, "sysconf", memory.__getitem__)
     load_pretrained(folder, dtype=jnp.bfloat16)
-    monkeypatch.setattr(checkpoints, "_read", None)
-    with pytest.raises(CheckpointError, match=r"take 0\.0 GiB in float32, more than this machine"):
+    monkeypatch.setattr(checkpoints, "read_tensor", None)
+    with pytest.raises(CheckpointError, match=r"in float32 would take 0\.0 GiB, more"):
         load_pretrained(folder)
 
 

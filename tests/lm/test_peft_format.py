@@ -1,5 +1,6 @@
 """Adapters written and read in peft's format; beside peft itself in test_peft_parity.py."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -377,9 +378,30 @@ class TestLoadErrors:
         with pytest.raises(CheckpointError, match=f"{FILES[1]}: {full}.* {message}"):
             load_adapters(folder, config=LLAMA)
 
+    def test_tensors_of_whole_numbers_are_refused(self, folder):
+        tensors = load_file(folder / FILES[1])
+        name = min(tensors)
+        save_file({**tensors, name: tensors[name].astype(np.int8)}, folder / FILES[1])
+        with pytest.raises(CheckpointError, match=rf"{FILES[1]}: {name} has dtype I8"):
+            load_adapters(folder, config=LLAMA)
+
+    @pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
+    def test_a_pattern_without_end(self, folder, field):
+        """Python's own engine would try for years."""
+        fields = json.loads((folder / FILES[0]).read_text())
+        endless = r"([a-z_.0-9]+)+!"
+        fields[field] = {endless: 4} if field == "rank_pattern" else endless
+        (folder / FILES[0]).write_text(json.dumps(fields))
+        with contextlib.suppress(CheckpointError):
+            load_adapters(folder, config=LLAMA)
+        fields[field] = {"(?!a)b": 4} if field == "rank_pattern" else "(?!a)b"
+        (folder / FILES[0]).write_text(json.dumps(fields))
+        with pytest.raises(CheckpointError, match=rf"{field} must be .* of RE2"):
+            load_adapters(folder, config=LLAMA)
+
     @pytest.mark.parametrize(
         ("file", "content", "damaged"),
-        [(FILES[0], b"{", "isn't JSON"), (FILES[1], b"\0" * 7, "is missing or damaged")],
+        [(FILES[0], b"{", "isn't JSON"), (FILES[1], b"\0" * 7, "is damaged or cut short")],
     )
     def test_damaged_and_missing_files(self, folder, file, content, damaged):
         (folder / file).write_bytes(content)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import metajax
 from metajax.lm import CharTokenizer, CheckpointError, load_tokenizer
 
 TEXT = "the cat sat on the mat, and the dog sat on the log; naïve café — 東京"
@@ -205,7 +206,7 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is no folder"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty has no tokenizer\.json"):
+    with pytest.raises(CheckpointError, match=r"empty/tokenizer\.json is missing"):
         load_tokenizer(tmp_path / "empty")
     configure(folder, pad_token="<nothing>")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json hasn't: '<nothing>'"):
@@ -213,9 +214,29 @@ def test_bad_folders(folder, tmp_path):
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json isn't JSON"):
         load_tokenizer(folder)
+    (folder / "tokenizer_config.json").unlink()
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json can't be used"):
         load_tokenizer(folder)
+
+
+def test_a_panic_of_the_library_is_our_error(folder, monkeypatch):
+    """It isn't an ``Exception``, so that nobody would catch it."""
+    tokenizer = load_tokenizer(folder)
+
+    class PanicException(BaseException):
+        pass
+
+    class Backend:
+        def encode(self, text, **options):
+            raise PanicException("index out of bounds")
+
+        decode = encode
+
+    tokenizer.backend = Backend()
+    for call in (lambda: tokenizer.encode("text"), lambda: tokenizer.decode([1])):
+        with pytest.raises(metajax.ArgumentError, match="index out of bounds"):
+            call()
 
 
 def test_a_hub_id_is_read_from_where_the_client_puts_it(folder, monkeypatch):

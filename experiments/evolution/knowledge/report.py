@@ -14,7 +14,7 @@ from experiments.evolution.knowledge import people
 from experiments.evolution.knowledge.config import Setup
 from experiments.evolution.knowledge.people import Person
 from experiments.evolution.knowledge.texts import Parsed
-from metajax.files import write_atomically
+from metajax.files import read_json, write_atomically
 
 ASKED = (
     "no passage",
@@ -126,10 +126,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
 def write(run: common.Run, setup: Setup) -> str:
     """Writes ``result.json``, ``table.md``, ``knowledge.png`` and ``questions.txt`` from the parts
     that are done; returns the table."""
-    found = {
-        file.stem: json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted((run.path / "parts").glob("*.json"))
-    }
+    found = {file.stem: read_json(file) for file in sorted((run.path / "parts").glob("*.json"))}
     config, where = setup.config, common.environment()
     questions = [question for _, question in setup.asked]
     begins = lambda answers: people.begins_right(answers, questions[: len(answers)]).tolist()

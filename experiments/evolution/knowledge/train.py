@@ -40,7 +40,7 @@ from experiments.evolution.knowledge.people import Question
 from experiments.evolution.knowledge.texts import Line
 from metajax import evolve as ev
 from metajax import lm
-from metajax.files import write_atomically
+from metajax.files import read_json, write_atomically
 
 MARGIN, CONFIDENCE = 0.05, 0.95
 """What the gate lets a model lose, and with which confidence."""
@@ -58,7 +58,7 @@ class Study:
         """What a part found, now or before the run was resumed."""
         file = self.run.path / "parts" / f"{name}.json"
         if file.exists():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return read_json(file)
         started = time.perf_counter()
         with common.stop_requests("part") as stop:
             found = do() | {"seconds": time.perf_counter() - started}

@@ -50,7 +50,7 @@ from experiments.evolution.pretrained.config import (
 from experiments.evolution.wrong_checker import wrong_once
 from metajax import evolve as ev
 from metajax import lm
-from metajax.files import write_atomically
+from metajax.files import read_json, write_atomically
 from metajax.lm import lora
 
 
@@ -235,7 +235,7 @@ def base_model(setup: Setup, run: common.Run) -> study.Trained:
         return study.Trained(setup.variables, 0.0, 0)
     if config.resume and done.exists():
         factors = lm.load_adapters(folder / "adapters", config=setup.model.config)
-        numbers = json.loads(done.read_text(encoding="utf-8"))
+        numbers = read_json(done)
         return study.Trained({"params": setup.variables["params"], "lora": factors}, **numbers)
     steps = math.gcd(config.steps, 10)
     rounds = config.steps // steps

@@ -22,7 +22,7 @@ from experiments.evolution.pretrained.families.stories import (
 )
 from experiments.evolution.stories.config import Setup, prompts
 from metajax import evolve as ev
-from metajax.files import replacing
+from metajax.files import open_to_read, replacing
 
 
 def write(setup: Setup, file: Path) -> list[list[int]]:
@@ -43,7 +43,7 @@ def write(setup: Setup, file: Path) -> list[list[int]]:
         found = solve(setup.params, key, prompts([[begin]] * config.stories))
         with replacing(file) as path, path.open("wb") as opened:
             np.savez(opened, tokens=found.tokens[:, 0], lengths=found.lengths[:, 0])
-    with np.load(file) as loaded:
+    with open_to_read(file) as opened, np.load(opened) as loaded:
         rows = zip(loaded["tokens"], loaded["lengths"], strict=True)
         return [[begin, *row[:length].tolist()] for row, length in rows]
 

@@ -10,6 +10,8 @@ from experiments import common
 from experiments.evolution.stories import fluency, own_stories
 from experiments.evolution.stories.config import Setup
 from metajax import evolve as ev
+from metajax.errors import FileError
+from metajax.files import read_text
 
 
 class Ready(NamedTuple):
@@ -99,8 +101,8 @@ def real_stories(setup: Setup, width: int) -> list[list[int]]:
     if file is None:
         return []
     try:
-        found = [text.strip() for text in file.read_text(encoding="utf-8").split("\n\n")]
-    except (OSError, UnicodeDecodeError) as error:
+        found = [text.strip() for text in read_text(file).split("\n\n")]
+    except FileError as error:
         raise common.RunError(f"real: {error}") from error
     found = [text for text in found if text]
     if not found:

@@ -15,7 +15,7 @@ from experiments.evolution.stories import base_prompts
 from experiments.evolution.stories.config import begun, prompts
 from experiments.evolution.stories.ready import Ready, solver
 from metajax import evolve as ev
-from metajax.files import write_atomically
+from metajax.files import read_json, write_atomically
 
 
 def scores_of(
@@ -65,7 +65,7 @@ def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
     """The base model's scores: of each prompt on validation tasks, and of the best one on the
     tests. They are kept in a file, and read from there."""
     if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     setup, config = ready.setup, ready.setup.config
     named = lambda tasks: [
         words_of(setup.tokenizer.decode(row[len(row) - length :].tolist()[begin:]))

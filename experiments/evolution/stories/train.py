@@ -60,7 +60,7 @@ from experiments.evolution.stories.report import (
 from experiments.evolution.wrong_checker import wrong_once
 from metajax import evolve as ev
 from metajax import lm
-from metajax.files import replacing, write_atomically
+from metajax.files import open_to_read, read_json, replacing, write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
 """Of the gate: the acceptable loss on held-out tasks."""
@@ -130,7 +130,7 @@ def first_data(ready: Ready, file: Path) -> ev.Examples:
         found = own_stories.answers(setup, rollouts, never, ready.fluent)
         with replacing(file) as path, path.open("wb") as opened:
             np.savez(opened, **found._asdict())
-    with np.load(file) as loaded:
+    with open_to_read(file) as opened, np.load(opened) as loaded:
         return ev.Examples(*(loaded[name] for name in ev.Examples._fields))
 
 
@@ -213,7 +213,7 @@ def taught(ready: Ready, first: ev.Examples, run: common.Run) -> study.Trained:
     done = folder / "trained.json"
     if config.resume and done.exists():
         _, params = lm.load_pretrained(folder, dtype="float32", scan=False)
-        return study.Trained(params, **json.loads(done.read_text(encoding="utf-8")))
+        return study.Trained(params, **read_json(done))
     parts = next(each for each in (10, 5, 2, 1) if config.steps % each == 0)
     rate = optax.warmup_cosine_decay_schedule(
         0.0, config.rate, max(1, config.steps // 20), max(2, config.steps), config.rate / 10

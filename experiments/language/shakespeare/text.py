@@ -3,13 +3,15 @@
 import urllib.request
 from pathlib import Path
 
-from experiments import common
+from metajax import files
 from metajax.data import DataNotFoundError, cache_folder
 from metajax.files import write_atomically
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 CHARACTERS = 1_115_394
 """The length of the text at ``URL``."""
+MOST_BYTES = 1 << 33
+"""Of a text; it is kept in memory."""
 
 
 def read_text(path: Path | None) -> str:
@@ -17,22 +19,19 @@ def read_text(path: Path | None) -> str:
 
     Raises:
         DataNotFoundError: there is no such file, or the download fails.
-        RunError: the file isn't UTF-8.
+        FileError: the file isn't UTF-8, or has more than ``MOST_BYTES``.
     """
     if path is not None:
-        if not path.is_file():
+        if not path.exists():
             raise DataNotFoundError(f"data: there is no file {path}.")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise common.RunError(f"data: {path} is not a text in UTF-8 ({error})") from error
+        return files.read_text(path, MOST_BYTES)
     cached = cache_folder() / "text" / "tinyshakespeare.txt"
-    if cached.is_file():
-        return _checked(cached.read_text(encoding="utf-8"), f"the file {cached}")
+    if cached.exists():
+        return _checked(files.read_text(cached), f"the file {cached}")
     print(f"Downloading {URL} ...", flush=True)
     try:
         with urllib.request.urlopen(URL, timeout=60) as response:
-            text = response.read().decode("utf-8")
+            text = response.read(files.MOST_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:
         raise DataNotFoundError(
             f"Shakespeare's text could not be downloaded from {URL} ({error}). Without a network,"

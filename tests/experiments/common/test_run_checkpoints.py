@@ -86,6 +86,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path):
     assert kept == ["1", "2", "damaged-2"]
 
 
+def test_a_folder_that_no_checkpoint_is_called_is_ignored_with_a_word(tmp_path):
+    with common.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, trained(1))
+        for name in ("0016", "٣", "+5", "notes"):
+            (tmp_path / name).mkdir()
+        with pytest.warns(UserWarning, match=r"is ignored: \+5, 0016, notes, ٣"):
+            assert checkpoints.restore(toy_state())[1] == 1
+
+
 BIG = {"w": np.random.default_rng(0).normal(size=(100, 100)).astype(np.float32)}
 """An array so large that Orbax keeps it in a file of its own, whose bytes it doesn't check."""
 

@@ -112,7 +112,8 @@ def test_a_run_that_was_killed_while_its_first_checkpoint_was_written_begins_aga
             shutil.rmtree(path)
     (checkpoints / "0").rename(checkpoints / "unfinished-0")
     resumed = ToyConfig(out=tmp_path / "killed", steps=60, resume=True)
-    assert_same(fit(resumed), expected)
+    with pytest.warns(UserWarning, match="has no checkpoint"):
+        assert_same(fit(resumed), expected)
     assert_same(fit(resumed), expected)
 
 
@@ -261,7 +262,31 @@ def test_without_a_validation_there_is_no_best(tmp_path):
 def test_killed_before_the_first_checkpoint(tmp_path):
     config = ToyConfig(out=tmp_path / "a", resume=True)
     common.create(common.Run("toy", tmp_path / "a", config))
-    assert fit(config).metrics[0]["step"] == 10
+    with pytest.warns(UserWarning, match=r"a/checkpoints has no checkpoint, so the run starts"):
+        assert fit(config).metrics[0]["step"] == 10
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    """Also where its arrays have the same shapes."""
+    for name, seed in (("a", 0), ("b", 1)):
+        fit(ToyConfig(out=tmp_path / name, steps=20, seed=seed))
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "20")
+    foreign = tmp_path / "b" / "checkpoints" / "20"
+    shutil.copytree(foreign, tmp_path / "a" / "checkpoints" / "20")
+    again = ToyConfig(out=tmp_path / "a", steps=20, resume=True)
+    with pytest.raises(common.RunError, match=r"a/checkpoints/20 is of another run.*\"seed\": 1"):
+        fit(again)
+    # A run has as many steps as it is asked for; its checkpoints are the same.
+    shutil.rmtree(tmp_path / "b")
+    fit(Growing(out=tmp_path / "b", steps=20))
+    fit(Growing(out=tmp_path / "b", steps=30, resume=True))
+
+
+def test_lines_of_metrics_that_are_lost_are_said_at_resume(tmp_path):
+    fit(ToyConfig(out=tmp_path / "a", steps=20))
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"metrics.jsonl ends with step 0.*goes on from 20"):
+        fit(ToyConfig(out=tmp_path / "a", steps=20, resume=True))
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -15,6 +15,7 @@ from experiments.language.shakespeare import config as options
 from experiments.language.shakespeare import text as texts
 from experiments.language.shakespeare import train
 from metajax.data import DataNotFoundError
+from metajax.errors import FileError
 from metajax.lm import TokenBatch, next_token_loss
 from metajax.models import Transformer
 
@@ -122,7 +123,7 @@ def test_texts_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(DataNotFoundError, match="there is no file"):
         texts.read_text(tmp_path / "nothing.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(common.RunError, match="not a text in UTF-8"):
+    with pytest.raises(FileError, match=r"bytes\.txt can't be read"):
         texts.read_text(tmp_path / "bytes.txt")
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(common.RunError, match="5 characters is too short for windows of 64"):
