@@ -24,11 +24,32 @@ class Guarded(NamedTuple):
     Attributes:
         state: the trainer's state.
         found: how many elements of what ``_names`` lists were not finite in the first bad step,
-            int32 ``[names]``; zeros before it.
+            and then which of its tasks are bad, int32 ``[names + tasks]``; zeros before it.
     """
 
     state: Any
     found: jax.Array
+
+
+class Means(NamedTuple):
+    """What the first half of an outer step computes under a policy: means over devices.
+
+    Attributes:
+        gradient: over all tasks; those that were left out count as zeros.
+        metrics: the same.
+        good: the share of the tasks that aren't left out.
+        bad: above zero for each task that isn't finite, float32 ``[tasks]``; none under "clip".
+    """
+
+    gradient: PyTree
+    metrics: dict[str, Any]
+    good: jax.Array
+    bad: jax.Array
+
+
+def watched(policy: NonFinite) -> Literal["mark", "leave out"] | None:
+    """What ``task_means`` is to do with a bad task."""
+    return {"raise": "mark", "skip": "leave out"}.get(policy or "")  # pyright: ignore
 
 
 def check(policy: Any) -> None:
@@ -57,6 +78,16 @@ def count(tree: PyTree, before: PyTree | None = None) -> PyTree:
         return jnp.sum(bad if before is None else bad & jnp.isfinite(before), dtype=jnp.int32)
 
     return jax.tree.map(of, tree) if before is None else jax.tree.map(of, tree, before)
+
+
+def has_any(tree: PyTree) -> jax.Array:
+    """Whether a leaf has an element that isn't finite, a bool scalar.
+
+    Example:
+        >>> has_any({"a": jnp.array([1.0, jnp.nan])})
+        Array(True, dtype=bool)
+    """
+    return _any(count(tree))
 
 
 def clip(gradient: PyTree) -> PyTree:
@@ -91,30 +122,33 @@ def guard(policy: NonFinite, means_of_step: Callable, update: Update) -> tuple[C
 
     Args:
         policy: the policy.
-        means_of_step: ``means_of_step(state, constants) -> (gradient, metrics)``.
+        means_of_step: ``means_of_step(state, constants) -> Means``.
         update: ``update(state, (gradient, metrics)) -> (state, metrics)``.
     """
     if policy is None:
-        return means_of_step, update
+        without = lambda state, constants: means_of_step(state, constants)[:2]
+        return without, update
 
-    def guarded(state, means, stopped: jax.Array | bool = False):
-        gradient, metrics = means
+    def guarded(state, means: Means, stopped: jax.Array | bool = False):
+        share = lambda leaf: (leaf / means.good).astype(leaf.dtype)
+        gradient, metrics = jax.tree.map(share, (means.gradient, means.metrics))
         entered = count((metrics.get("loss", 0.0), gradient))
-        after, reported = update(state, (clip(gradient), metrics) if policy == "clip" else means)
+        gradient = clip(gradient) if policy == "clip" else gradient
+        after, reported = update(state, (gradient, metrics))
         # A finite gradient may overflow all the same, in Adam's squares, say.
         fields = [(getattr(after, name), getattr(state, name)) for name in _MAY_OVERFLOW]
         left = [count(now, before) for now, before in fields]
-        found = jnp.stack(jax.tree.leaves((entered, left)))
-        bad = found.sum()
-        undo = stopped | (_any(left) if policy == "clip" else bad > 0)
+        bad_tasks = (means.bad > 0).astype(jnp.int32)
+        numbers = jnp.stack(jax.tree.leaves((entered, left)))
+        undo = stopped | (_any(left) if policy == "clip" else numbers.any())
         kept = [
             jax.tree.map(lambda now, before: jnp.where(undo, before, now), *field)
             for field in fields
         ]
         after = after._replace(**dict(zip(_MAY_OVERFLOW, kept, strict=True)))
-        bad = bad if policy == "clip" else (bad > 0).astype(jnp.int32)
-        reported = {**reported, "non_finite": bad}
-        return after, reported, found, undo
+        counted = numbers.sum() if policy == "clip" else bad_tasks.sum()
+        reported = {**reported, "non_finite": counted, "undone": undo.astype(jnp.int32)}
+        return after, reported, jnp.concatenate([numbers, bad_tasks]), undo
 
     if policy != "raise":
         return means_of_step, lambda state, means: guarded(state, means)[:2]
@@ -136,6 +170,7 @@ def watch(
     policy: NonFinite,
     program: Callable,
     place: Callable[[PyTree], PyTree],
+    n_tasks: int,
     trainable: trees.Trainable = None,
 ) -> Callable:
     """``program(state, ...) -> (state, metrics)`` that raises under the policy "raise".
@@ -144,6 +179,7 @@ def watch(
         policy: the policy; under any other, the program is returned as it is.
         program: made of what ``guard`` returned.
         place: puts arrays on the program's devices.
+        n_tasks: of a step.
         trainable: which leaves have a gradient.
 
     Raises:
@@ -154,7 +190,7 @@ def watch(
 
     def watched(state, *arguments):
         names = _names(state, trainable)
-        carried = Guarded(state, place(np.zeros(len(names), np.int32)))
+        carried = Guarded(state, place(np.zeros(len(names) + n_tasks, np.int32)))
         (state, found), metrics = program(carried, *arguments)
         found = np.asarray(found)
         if found.any():
@@ -179,14 +215,24 @@ def _names(state: Any, trainable: trees.Trainable) -> list[str]:
 
 def _error(state: Any, found: np.ndarray, names: list[str]) -> NonFiniteError:
     step = int(state.step) + 1
-    bad = [f"{name} (elements: {n})" for name, n in zip(names, found, strict=True) if n]
+    tasks = tuple(np.flatnonzero(found[len(names) :]).tolist())
+    numbers = found[: len(names)]
+    bad = [f"{name} (elements: {n})" for name, n in zip(names, numbers, strict=True) if n]
     # After a bad loss or gradient, bad parameters are no news.
     bad = [words for words in bad if " after the update " not in words] or bad
     listed = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+    which = f" Of its tasks, numbered from 0, these are bad: {_shown(tasks)}." if tasks else ""
+    look = f" trainer.episode_at(state.key, {step}, {tasks[0]}) draws one again." if tasks else ""
     return NonFiniteError(
-        f"step {step}: not finite: {listed}. The error's .state is the last good one, after step "
-        f"{step - 1}. Lower the inner or the outer learning rate, clip the meta-gradient, or pass "
-        "over such steps with non_finite='skip'.",
+        f"step {step}: not finite: {listed}.{which}{look} The error's .state is the last good one, "
+        f"after step {step - 1}. Lower the inner or the outer learning rate, clip the "
+        "meta-gradient, or leave such tasks out with non_finite='skip'.",
         state=state,
         step=step,
+        tasks=tasks,
     )
+
+
+def _shown(tasks: tuple[int, ...]) -> str:
+    more = f" and {len(tasks) - 10} more" if len(tasks) > 10 else ""
+    return ", ".join(map(str, tasks[:10])) + more

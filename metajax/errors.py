@@ -34,12 +34,21 @@ class NonFiniteError(MetajaxError, FloatingPointError):
     Attributes:
         state: the last good training state, where the error has it; otherwise None.
         step: the outer step that was bad, counted from 1; None where it isn't known.
+        tasks: which of its tasks were bad, counted from 0; empty where that isn't known.
     """
 
-    def __init__(self, message: str = "", *, state: Any = None, step: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        state: Any = None,
+        step: int | None = None,
+        tasks: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.state = state
         self.step = step
+        self.tasks = tasks
 
 
 class CheckError(MetajaxError, AssertionError):

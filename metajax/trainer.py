@@ -16,13 +16,13 @@ from metajax._non_finite import NonFinite
 from metajax._samplers import HoistedSampler, SamplerArrays, episode_keys, typed_key
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
-from metajax.meta_gradient import meta_gradient
+from metajax.meta_gradient import task_means
 from metajax.parallel import TasksPerChunk
 from metajax.parallel import _chunks as chunks
 from metajax.parallel import _cpu as cpu
 from metajax.parallel import _devices as devices
 from metajax.parallel import _sharding as sharding
-from metajax.types import Metrics, Params, PyTree, Sampler
+from metajax.types import Episode, Metrics, Params, PyTree, Sampler
 
 
 class TrainState(NamedTuple):
@@ -50,8 +50,11 @@ class Trainer(NamedTuple):
         step: ``step(state) -> (state, metrics)``, one outer step, compiled; ``state`` is donated.
         run: ``run(state, steps) -> (state, metrics)``, many outer steps, every metric ``[steps]``;
             ``state`` is donated. It is one dispatch, compiled once for each value of ``steps``.
+        episode_at: ``episode_at(key, step, index) -> Episode``: a task that a run with this key
+            drew, in a step counted from 1, with its number in it counted from 0; for a look at one
+            that ``NonFiniteError`` names.
 
-    ``step`` and ``run`` take ``sample=``, another sampler to draw from, such as
+    ``step``, ``run`` and ``episode_at`` take ``sample=``, another sampler to draw from, such as
     ``jax.tree_util.Partial(draw, arrays)``. It must have the structure, shapes and dtypes of the
     sampler that ``meta_trainer`` was given; then nothing is compiled again.
     """
@@ -59,6 +62,7 @@ class Trainer(NamedTuple):
     init: Callable[[Params, jax.Array], TrainState]
     step: Callable[..., tuple[TrainState, Metrics]]
     run: Callable[..., tuple[TrainState, Metrics]]
+    episode_at: Callable[..., Episode]
 
 
 def meta_trainer(
@@ -105,17 +109,18 @@ def meta_trainer(
             dispatches as steps. With a model axis, parameters that ``metajax.shard_params`` split
             stay split, and the optimizer's state with them. Over several processes, all of them
             call the same functions with the same values.
-        non_finite: what happens in a step whose loss or meta-gradient, means over its tasks, has a
-            NaN or an infinity.
+        non_finite: what happens in a step whose loss or meta-gradient has a NaN or an infinity.
 
             - None: nothing; the update is applied as it is.
-            - ``"skip"``: parameters and optimizer state stay; the step is counted, and the next one
-              draws other tasks.
+            - ``"skip"``: tasks whose own loss or gradient isn't finite are left out of the means.
+              Where none is left, parameters and optimizer state stay; the step is counted, and the
+              next one draws other tasks.
             - ``"clip"``: in the gradient, a NaN becomes 0, and an infinity the largest finite
               element of its leaf with the infinity's sign. A loss that isn't finite only counts in
               the metric.
             - ``"raise"``: the state stays at the one before the step, the call's later steps change
-              nothing, and ``NonFiniteError`` is raised after it. Each call waits for its end.
+              nothing, and ``NonFiniteError`` is raised after it. It names the step and the tasks,
+              which ``episode_at`` draws again. Each call waits for its end.
 
             Under each but None, an update that would make finite parameters or optimizer state NaN
             or infinite isn't applied either.
@@ -123,8 +128,8 @@ def meta_trainer(
     Returns:
         A ``Trainer``. Its metrics are means over tasks: ``"loss"``, what the learner reports, and
         ``"grad_norm"``, the meta-gradient's global norm (after ``"clip"``). With ``non_finite``
-        also ``"non_finite"``, int32: 1 for a bad step, 0 for another; with ``"clip"``, how many
-        numbers were not finite.
+        also, in int32, ``"non_finite"``: how many tasks were bad, or with ``"clip"`` how many
+        numbers; and ``"undone"``: 1 for a step whose update wasn't applied, 0 for another.
 
     Raises:
         ArgumentError: if ``meta_batch``, ``tasks_per_chunk`` or ``steps`` isn't a positive integer,
@@ -166,19 +171,26 @@ def meta_trainer(
         state = TrainState(params, optimizer_state, key, jnp.zeros((), jnp.int32))
         return devices.replicate(_distinct(state), mesh)
 
-    def means_of_step(state: TrainState, arrays: SamplerArrays) -> tuple[Params, Metrics]:
+    def means_of_step(state: TrainState, arrays: SamplerArrays) -> _non_finite.Means:
         """Draws this device's tasks; the means over them of gradient and metrics."""
         now = learner_at(state.step)
         first = devices.first_task(per_device, mesh)
         keys = episode_keys(state.key, state.step, per_device, first)
         episodes = jax.vmap(lambda key: sampler.draw(arrays, key, keyed=now.keyed))(keys)
-        gradient_fn = meta_gradient(
+        means_of = task_means(
             now,
             trainable=trainable,
             tasks_per_chunk=tasks_per_chunk,
             memory_budget=memory_budget,
+            watch=_non_finite.watched(non_finite),
         )
-        return gradient_fn(state.params, episodes)
+        gradient, metrics, bad = means_of(state.params, episodes)
+        good, of_all = jnp.ones(()), jnp.zeros(0)
+        if bad is not None:
+            if non_finite == "skip":
+                good = 1 - bad.mean()
+            of_all = jnp.zeros(meta_batch).at[first + jnp.arange(per_device)].set(bad)
+        return _non_finite.Means(gradient, metrics, good, of_all)
 
     def update(state: TrainState, means: tuple[Params, Metrics]) -> tuple[TrainState, Metrics]:
         gradient, metrics = means
@@ -197,8 +209,9 @@ def meta_trainer(
     else:
         step, run = _one_program(*halves, mesh)
     place = functools.partial(devices.replicate, mesh=mesh)
+    n_tasks = meta_batch if non_finite == "raise" else 0
     step, run = (
-        _non_finite.watch(non_finite, program, place, trainable) for program in (step, run)
+        _non_finite.watch(non_finite, program, place, n_tasks, trainable) for program in (step, run)
     )
 
     def one_step(state: TrainState, *, sample: Sampler | None = None) -> tuple[TrainState, Metrics]:
@@ -210,7 +223,19 @@ def meta_trainer(
         steps = _checks.positive_int("steps", steps)
         return run(_unused(state), sampler.arrays(state.key, sample), steps)
 
-    return Trainer(init, one_step, many_steps)
+    def episode_at(
+        key: jax.Array, step: int, index: int, *, sample: Sampler | None = None
+    ) -> Episode:
+        before = _checks.positive_int("step", step) - 1
+        if not 0 <= index < meta_batch:
+            raise ArgumentError(f"index must be from 0 to {meta_batch - 1}, got {index}.")
+        key = typed_key(key)
+        arrays = sampler.arrays(key, sample)
+        (task,) = episode_keys(key, before, 1, index)
+        keyed = learner_at(jnp.int32(before)).keyed
+        return jax.jit(functools.partial(sampler.draw, keyed=keyed))(arrays, task)
+
+    return Trainer(init, one_step, many_steps, episode_at)
 
 
 def _copy(leaf: jax.Array) -> jax.Array:

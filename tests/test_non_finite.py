@@ -116,11 +116,12 @@ def check_skip(mesh, kind):
     trainer = make_trainer("skip", kind=kind, mesh=mesh)
     state, metrics = trainer.run(start(trainer), BAD + 3)
     assert int(state.step) == BAD + 3
-    assert metrics["non_finite"].tolist() == [0, 0, 0, 1, 0, 0]
+    assert metrics["non_finite"].tolist() == [0, 0, 0, 0 if kind == "overflow" else 4, 0, 0]
+    assert metrics["undone"].tolist() == [0, 0, 0, 1, 0, 0]
     assert_close(state[:2], without_the_bad_step(mesh)[1])
     assert all_finite(state[:2])
     assert np.isfinite(np.delete(metrics["loss"], BAD)).all()
-    assert all_finite(metrics["loss"][BAD]) == (kind in ("gradient", "overflow"))
+    assert all_finite(metrics["loss"][BAD]) == (kind == "overflow")
 
 
 @meshes
@@ -136,6 +137,7 @@ def test_a_policy_changes_no_step_that_is_finite(mesh):
     for trainer in guarded:
         state, reported = trainer.run(start(trainer), 5)
         assert not np.asarray(reported.pop("non_finite")).any()
+        assert not np.asarray(reported.pop("undone")).any()
         assert_close(state[:2], expected[:2])
         assert_close(reported, metrics)
 
@@ -208,7 +210,7 @@ def test_after_a_raise_another_policy_goes_on_from_the_state(mesh):
     with pytest.raises(metajax.NonFiniteError) as error:
         trainer.run(start(trainer), BAD + 3)
     state, metrics = skipping.run(error.value.state, 3)
-    assert metrics["non_finite"].tolist() == [1, 0, 0]
+    assert metrics["undone"].tolist() == [1, 0, 0]
     assert_close(state[:2], without_the_bad_step(mesh)[1])
 
 
@@ -236,7 +238,7 @@ def test_what_was_infinite_before_is_no_reason_to_skip():
 
     trainer = make_trainer("skip", optimizer=optax.GradientTransformation(init, update))
     _, metrics = trainer.run(start(trainer), BAD + 2)
-    assert metrics["non_finite"].tolist() == [0, 0, 0, 1, 0]
+    assert metrics["undone"].tolist() == [0, 0, 0, 1, 0]
 
 
 def test_what_carry_brings_is_checked_too():
@@ -249,8 +251,68 @@ def test_what_carry_brings_is_checked_too():
     learner = learner._replace(gradient=lambda params, episode: (gradient, report))
     trainer = make_trainer("skip", learner=learner, carry=carry)
     state, metrics = trainer.step(start(trainer))
-    assert int(metrics["non_finite"]) == 1
+    assert int(metrics["undone"]) == 1
     assert all_finite(state.params)
+
+
+def far(params, target):
+    """A loss that has no value for a task further out than the others."""
+    return jnp.where(jnp.abs(target).max() > 2, jnp.nan, 1.0) * quadratic(params, target)
+
+
+def one_bad_task(policy, mesh, **options):
+    """A trainer, its state, and for each of six steps which of its four tasks are bad."""
+    learner = metajax.maml(far, optax.sgd(0.1), steps=1)
+    of_both = lambda key: metajax.Episode(*2 * (jax.random.normal(key, (3,)),))
+    trainer = metajax.meta_trainer(
+        learner, optax.sgd(0.05), of_both, meta_batch=4, mesh=mesh, non_finite=policy, **options
+    )
+    state = start(trainer)
+    targets = np.array(
+        [
+            [trainer.episode_at(state.key, step, index).query for index in range(4)]
+            for step in range(1, 7)
+        ]
+    )
+    bad = np.abs(targets).max(axis=-1) > 2
+    assert bad.any()
+    assert not bad.all(axis=1).any()
+    return trainer, state, targets, bad
+
+
+@meshes
+@pytest.mark.parametrize("tasks_per_chunk", [1, 2, 3, 4])
+def test_a_bad_task_is_left_out_and_the_others_are_learned_from(mesh, tasks_per_chunk):
+    if mesh is not None and tasks_per_chunk > 2:
+        return
+    trainer, state, targets, bad = one_bad_task("skip", mesh, tasks_per_chunk=tasks_per_chunk)
+    params = jax.device_get(state.params)
+    state, metrics = trainer.run(state, 6)
+    assert metrics["non_finite"].tolist() == bad.sum(axis=1).tolist()
+    assert not np.asarray(metrics["undone"]).any()
+    for step in range(6):  # MAML's meta-gradient on this quadratic, by hand
+        w, b = (0.8 * params["w"] + 0.2 * targets[step], 0.8 * params["b"])
+        gradient = {"w": (1.6 * (w - targets[step]))[~bad[step]].mean(axis=0), "b": 1.6 * b}
+        losses = ((w - targets[step]) ** 2).sum(axis=1) + b**2
+        np.testing.assert_allclose(metrics["loss"][step], losses[~bad[step]].mean(), rtol=1e-5)
+        params = jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
+    assert_close(state.params, params)
+
+
+@meshes
+def test_the_error_names_the_tasks_and_they_can_be_drawn_again(mesh):
+    trainer, state, targets, bad = one_bad_task("raise", mesh)
+    first = int(np.argmax(bad.any(axis=1)))
+    with pytest.raises(metajax.NonFiniteError, match="Of its tasks, numbered from 0") as caught:
+        trainer.run(state, 6)
+    error = caught.value
+    assert (error.step, error.tasks) == (first + 1, tuple(np.flatnonzero(bad[first]).tolist()))
+    again = trainer.episode_at(error.state.key, error.step, error.tasks[0])
+    np.testing.assert_array_equal(again.query, targets[first, error.tasks[0]])
+    assert np.abs(again.query).max() > 2
+    for step, index in ((0, 0), (1, 4), (1, -1)):
+        with pytest.raises(metajax.ArgumentError, match=r"step must be|index must be from 0 to 3"):
+            trainer.episode_at(error.state.key, step, index)
 
 
 def test_another_word_is_refused():

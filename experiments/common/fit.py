@@ -24,7 +24,8 @@ Validate = Callable[[Any], Mapping[str, float]]
 """``validate(params)``: named scores; the same parameters must give the same scores."""
 
 BAD_IN_A_ROW = 100
-"""A run ends where so many meta-steps in a row were passed over or clipped: it learns nothing."""
+"""A run ends where so many meta-steps in a row were undone, or had no finite loss: it learns
+nothing."""
 
 
 class Fitted(NamedTuple):
@@ -65,7 +66,7 @@ def fit(
     signal to any of them stops all after the same dispatch.
 
     Where the trainer has a policy for what isn't finite (``non_finite`` of ``meta_trainer``), its
-    count is shown and written as a sum over the dispatch, and the other metrics are means over the
+    counts are written as sums over the dispatch, and the other metrics are means over the
     meta-steps where they are finite. Under "raise" the last good state becomes a checkpoint.
 
     Args:
@@ -81,7 +82,8 @@ def fit(
 
     Raises:
         NonFiniteError: the meta-loss, its gradient or a parameter is NaN or infinite; where the
-            trainer passes over such meta-steps, or clips, after ``BAD_IN_A_ROW`` of them.
+            trainer has a policy, after ``BAD_IN_A_ROW`` meta-steps that were undone or whose loss
+            isn't finite.
         RunError: a checkpoint cannot be used, the run's folder cannot be written, or another
             process is using it.
     """
@@ -116,11 +118,12 @@ def fit(
                 state, history = trainer.run(state, count)
             history = {name: np.asarray(value) for name, value in jax.device_get(history).items()}
             seconds = time.perf_counter() - started
-            bad = history.pop("non_finite", None)
-            if bad is None:
+            bad, undone = (history.pop(name, None) for name in ("non_finite", "undone"))
+            if bad is None or undone is None:
                 _check_finite(history, before, checkpoints)
             else:
-                bad_in_a_row = _in_a_row(bad, bad_in_a_row, before, checkpoints)
+                nothing = (undone > 0) | ~np.isfinite(history["loss"])
+                bad_in_a_row = _in_a_row(nothing, bad_in_a_row, before, checkpoints)
             step += count
 
             means = np.mean if bad is None else _finite_mean
@@ -128,9 +131,10 @@ def fit(
             rates = {f"{k}_per_second": v * count / seconds for k, v in (per_step or {}).items()}
             shown = {k: f"{values[k]:.4g}" for k in ("loss", "accuracy") if k in values}
             shown |= {name: f"{rate:,.0f}" for name, rate in rates.items()}
-            if bad is not None:
-                values["non_finite"] = int(bad.sum())
-                shown |= {"non_finite": values["non_finite"]} if bad.any() else {}
+            if bad is not None and undone is not None:
+                counts = {"non_finite": int(bad.sum()), "undone": int(undone.sum())}
+                values |= counts
+                shown |= {name: count for name, count in counts.items() if count}
             if validate is not None and _passes(before, step, validate_every, steps):
                 scores = {key: float(v) for key, v in validate(state.params).items()}
                 values |= {f"validation_{key}": score for key, score in scores.items()}

@@ -365,7 +365,11 @@ def fit_own(config, trainer):
 @pytest.mark.parametrize("policy", ["skip", "clip"])
 def test_steps_that_are_not_finite_are_counted_where_the_trainer_has_a_policy(tmp_path, policy):
     fitted = fit_own(ToyConfig(out=tmp_path / "a", steps=30), make_trainer(policy, [3, 11, 12]))
-    assert [line["non_finite"] for line in fitted.metrics] == [1, 2, 0]
+    counts = [2, 4, 0] if policy == "skip" else [1, 2, 0]  # tasks, or numbers
+    assert [line["non_finite"] for line in fitted.metrics] == counts
+    assert [line["undone"] for line in fitted.metrics] == (
+        [1, 2, 0] if policy == "skip" else [0] * 3
+    )
     assert all(np.isfinite(line["loss"]) for line in fitted.metrics)
     assert common.read_metrics(tmp_path / "a" / "metrics.jsonl") == fitted.metrics
 
