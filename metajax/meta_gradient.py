@@ -167,11 +167,11 @@ def task_means(
             # Without a task axis, since XLA splits an operation between a CPU's cores along its
             # first axis.
             alone = jax.tree.map(lambda leaf: leaf[0], episodes)
-            means, bad = one_gradient(learned, fixed, alone)
-            return TaskMeans(*means, None if bad is None else bad[None])
+            (gradient, metrics), bad = one_gradient(learned, fixed, alone)
+            return TaskMeans(gradient, metrics, None if bad is None else bad[None])
         if chunk == n_tasks:
-            means, bad = chunk_gradient(learned, fixed, episodes)
-            return TaskMeans(*means, bad)
+            (gradient, metrics), bad = chunk_gradient(learned, fixed, episodes)
+            return TaskMeans(gradient, metrics, bad)
         n_chunks, remainder = divmod(n_tasks, chunk)
         # Jitted, to be traced once for both its shapes and the scan.
         body = jax.jit(one_gradient if chunk == 1 else chunk_gradient, inline=True)

@@ -390,7 +390,8 @@ def test_the_last_good_state_becomes_a_checkpoint(tmp_path):
     ) as error:
         fit_own(config, make_trainer("raise", [26]))
     assert int(error.value.state.step) == 26
-    resumed = fit_own(dataclasses.replace(config, resume=True), make_trainer("skip", [26]))
+    with pytest.warns(UserWarning, match=r"ends with step 20, and the run goes on from 26"):
+        resumed = fit_own(dataclasses.replace(config, resume=True), make_trainer("skip", [26]))
     expected = fit_own(ToyConfig(out=tmp_path / "b", steps=40), make_trainer("skip", [26]))
     for ours, theirs in zip(
         jax.tree.leaves(resumed.state[:2]), jax.tree.leaves(expected.state[:2]), strict=True
