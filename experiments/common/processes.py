@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments.common import partners
 from experiments.common.config import DistributedConfig, RunError
 from metajax import parallel
 from metajax.errors import MetajaxError
@@ -38,8 +40,19 @@ def connect(config: DistributedConfig) -> None:
         return
     # Its handler of SIGTERM would take the place of the one that ends a process.
     jax.config.update("jax_enable_preemption_service", False)
+    if config.coordinator is not None:
+        assert config.processes is not None
+        assert config.process_id is not None
+        partners.meet(config.coordinator, config.processes, config.process_id)
     try:
-        jax.distributed.initialize(config.coordinator, config.processes, config.process_id)
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.process_id,
+            initialization_timeout=round(partners.MEETING),
+            heartbeat_timeout_seconds=2 * round(partners.SILENCE),
+            shutdown_timeout_seconds=60,
+        )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         if "called before" in reason or "called once" in reason:
@@ -58,6 +71,7 @@ def connect(config: DistributedConfig) -> None:
     # Gloo, between CPUs, gives up where processes are half a minute apart at their first exchange:
     # they have it now, while all are here.
     any_of(0)
+    partners.watch(jax.process_index(), jax.process_count(), from_first)
     if not first():
         logging.getLogger("metajax").setLevel(logging.WARNING)
 
@@ -171,6 +185,8 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if not several():
             raise
+        # Where another one was lost, the partners' watch has the better words.
+        time.sleep(1)
         who = f"process {jax.process_index()}"
         if isinstance(error, MetajaxError):
             print(f"{who}: error: {error}", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from experiments import common
+from experiments.common import partners
 from metajax.errors import ArgumentError
 
 THREE = {"coordinator": "localhost:1234", "processes": 2, "process_id": 1}
@@ -45,11 +46,13 @@ def test_bad_options_are_named(options, message):
 def test_processes_that_do_not_meet_are_told_which_option(monkeypatch, options, reason, message):
     asked = []
 
-    def initialize(*arguments):
+    def initialize(*arguments, **limits):
+        assert max(limits.values()) <= 90  # seconds
         asked.append(arguments)
         raise RuntimeError(reason)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(partners, "meet", lambda *arguments: None)
     before = jax.config.jax_enable_preemption_service
     try:
         with pytest.raises(common.RunError, match=message):
