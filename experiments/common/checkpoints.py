@@ -106,6 +106,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         content = {
             name: np.asarray(parallel.to_host(_plain(leaf)))
             for name, leaf in _by_path(state).items()
+            if np.size(leaf)  # Orbax writes no empty ones
         }
         processes.on_first(lambda: self._write(step, content))
 
@@ -131,10 +132,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         step = processes.on_first(read)
         if step is None:
             return None
-        leaves = [
-            _like(leaf, processes.array_from_first(content.get(name), jax.eval_shape(_plain, leaf)))
-            for name, leaf in _by_path(template).items()
-        ]
+
+        def leaf_of(name: str, leaf: Any) -> jax.Array:
+            like = jax.eval_shape(_plain, leaf)
+            if not like.size:
+                return _like(leaf, np.zeros(like.shape, like.dtype))
+            return _like(leaf, processes.array_from_first(content.get(name), like))
+
+        leaves = [leaf_of(name, leaf) for name, leaf in _by_path(template).items()]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), step
 
     def resume(self, template: StateT) -> tuple[StateT, int] | None:
@@ -264,7 +269,8 @@ def _like(leaf: Any, value: np.ndarray) -> jax.Array:
 
 def _check_same_model(path: Path, stored: Mapping[str, np.ndarray], template: Any) -> None:
     shown = lambda array: f"{array.dtype}{list(array.shape)}"
-    wanted = {n: shown(jax.eval_shape(_plain, leaf)) for n, leaf in _by_path(template).items()}
+    shapes = {name: jax.eval_shape(_plain, leaf) for name, leaf in _by_path(template).items()}
+    wanted = {name: shown(like) for name, like in shapes.items() if like.size}
     found = {name: shown(array) for name, array in stored.items()}
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in wanted]

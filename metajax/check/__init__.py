@@ -97,6 +97,9 @@ def check_learner(
     - ``gradient``: the meta-gradient isn't zero; names the leaves where it is exactly that.
     - ``jit``, ``vmap``, ``chunks``: compiled, for several tasks at once, and for any
       ``tasks_per_chunk``, the numbers are the same.
+    - ``tasks``: in another order they have the same meta-gradient.
+    - ``examples``, ``classes``: whether the order of the examples, and the numbers of the classes,
+      leave the loss as it is. Some algorithms mean them not to: these never fail.
     - ``padding``: what a ``MaskedBatch`` has beside its examples doesn't count.
     - ``float32``: types are kept. ``bfloat16``: it works, or what doesn't; this never fails.
     - ``retrace``: a second meta-step traces nothing.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import trees
-from metajax.check._perturb import alike, leaf_changed, parting
+from metajax.check._perturb import alike, labelled, leaf_changed, parting, with_targets
 from metajax.check._subject import N_TASKS, Seen, Subject
 from metajax.learners.base import adapt_to
 from metajax.meta_gradient import meta_gradient
@@ -44,6 +44,58 @@ def chunks(subject: Subject) -> Seen:
     if apart:
         return False, f"tasks_per_chunk=1 and 2 give other meta-gradients: {apart}"
     return True, "tasks_per_chunk=1 and 2 give one meta-gradient"
+
+
+def tasks(subject: Subject) -> Seen:
+    turned = jax.tree.map(lambda leaf: leaf[::-1], subject.stacked)
+    apart = parting(subject.first_gradient, subject.gradient(subject.params, turned), subject.rtol)
+    if apart:
+        return False, f"in another order the tasks have another meta-gradient: {apart}"
+    return True, "the tasks in another order, one meta-gradient"
+
+
+def examples(subject: Subject) -> Seen:
+    def turned(batch: PyTree) -> PyTree:
+        if not isinstance(batch, MaskedBatch):
+            return jax.tree.map(lambda leaf: leaf[::-1], batch)
+        parts = {name: jax.tree.map(lambda x: x[::-1], getattr(batch, name)) for name in _OF_EACH}
+        return batch._replace(**parts)
+
+    return _alike_in(subject, turned, "order of the examples")
+
+
+_OF_EACH = ("inputs", "targets", "mask")
+"""What a ``MaskedBatch`` has for each example."""
+
+
+def classes(subject: Subject) -> Seen:
+    def renumbered(batch: PyTree) -> PyTree:
+        return with_targets(batch, (batch[1] + 1 - low) % (high + 1 - low) + low)
+
+    task = subject.tasks[0]
+    if not all(labelled(batch) for batch in (task.support, task.query)):
+        return None, "no targets can be told apart"
+    targets = [np.asarray(leaf) for batch in (task.support, task.query) for leaf in [batch[1]]]
+    if not all(np.issubdtype(leaf.dtype, np.integer) for leaf in targets):
+        return None, "the targets are no classes"
+    if getattr(task.support, "classes", None) is not None:
+        return None, "the classes of a task are masked"
+    low, high = min(leaf.min() for leaf in targets), max(leaf.max() for leaf in targets)
+    return _alike_in(subject, renumbered, "numbers of the classes")
+
+
+def _alike_in(subject: Subject, other: Callable[[PyTree], PyTree], what: str) -> Seen:
+    """Whether the loss stays where support and query sets are changed alike. A learner may mean
+    it not to."""
+    task = subject.tasks[0]
+    if not all(labelled(batch) for batch in (task.support, task.query)):
+        return None, "no examples can be told apart"
+    changed = task._replace(support=other(task.support), query=other(task.query))
+    of = lambda episode: subject.compiled(subject.near, episode)[1]
+    apart = parting(of(task), of(changed), subject.rtol)
+    if apart:
+        return None, f"the {what} counts ({apart}), as it does for some algorithms"
+    return True, f"another {what}, the same loss"
 
 
 def padding(subject: Subject) -> Seen:

@@ -103,7 +103,7 @@ each = [pytest.param(n, marks=pytest.mark.slow if n in VARIANTS else []) for n i
 GROUPS = {
     "differences": {"predict", "finite differences"},
     "chunks": {"finite", "gradient", "float32", "chunks", "retrace"},
-    "batching": {"jit", "vmap", "bfloat16", "determinism"},
+    "batching": {"jit", "vmap", "bfloat16", "determinism", "tasks", "examples", "classes"},
     "data": {
         *("labels", "data", "support", "support targets", "query", "query targets"),
         *("adapted", "improvement"),
@@ -154,7 +154,7 @@ def test_it_passes_the_checks_for_a_users_own(name, group):
     if name in INEXACT:
         expected -= {"finite differences"}
     if name in LEARNERS:
-        expected -= {"labels"}
+        expected -= {"labels", "classes"}
     elif name != "proto_maml":
         expected -= {"improvement"}  # no inner steps
     assert checked(name, build(name), expected) == expected
