@@ -21,6 +21,3 @@ PROMPTS: dict[str, Callable[[str, str, str], str]] = {
     ),
 }
 """Texts before the story. The words in them don't count: the story must have them itself."""
-EXAMPLE = "a worked example"
-"""The name of a further one: the shortest of the model's own stories behind three words that it
-has, and the question."""

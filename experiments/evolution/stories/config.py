@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -34,35 +34,34 @@ class Config(study.StudyConfig):
     from."""
     stories: int = 96
     """Stories that the model writes before the first update, for the perplexity and the guard."""
-    rehearsal: int = 512
-    """Texts that it writes then too, and keeps as likely as they were while it learns."""
-    rehearsal_weight: float = 5.0
-    """Of the divergence on them, beside the loss."""
+    imitated: int = 1024
+    """Further ones, which it goes on imitating while it learns."""
+    imitation: float = 0.45
+    """Their share of each update."""
     longest: int = 320
     """Tokens of a story, at most."""
-    learned: int = 320
-    """Tokens of a text that are learned from: its beginning."""
-    steps: int = 50
-    """Updates on the model's own stories, before the first round."""
-    rounds: int = 2
+    steps: int = 0
+    """None: the first model is the checkpoint's."""
+    rounds: int = 50
     """Rounds of self-evolution."""
-    round_steps: int = 24
+    round_steps: int = 8
     """Updates of each."""
-    proposals: int = 96
+    proposals: int = 48
     """Tasks of each."""
-    samples: int = 4
+    samples: int = 8
     """Stories for each task."""
     temperature: float = 0.7
     """What they are drawn at."""
-    rate: float = 8e-4
-    """AdamW's learning rate; in a round it falls from a quarter of it to a fortieth."""
-    batch: int = 12
+    rate: float = 2e-4
+    """AdamW's learning rate; it rises over the first round, and falls to a tenth over the last
+    third."""
+    batch: int = 48
     """Texts in an update."""
-    asked: int = 384
-    """Questions of a program that it answers before the first update."""
+    control: Literal["no"] = "no"
+    """There is none: without tasks there is no reward to learn from."""
     doubtful: float = 0.05
     """Share of the model's own first stories that the guard of fluency would refuse."""
-    perplexity: float = 1.1
+    perplexity: float = 1.05
     """The gate refuses a model whose perplexity on held-out stories is more than so many times the
     base's."""
     gate: Literal["guarded", "none"] = "guarded"
@@ -78,15 +77,19 @@ class Config(study.StudyConfig):
     test_prompts: int = 300
     """Test tasks."""
 
+    may_take_no_step: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_positive(
-            self, "stories", "asked", "longest", "learned", "samples", "temperature", "batch",
-            "perplexity", "chunk", "rehearsal", "rehearsal_weight",
+            self, "stories", "imitated", "longest", "temperature", "batch", "perplexity", "chunk",
         )  # fmt: skip
-        if not 0 < self.doubtful < 1:
-            raise ArgumentError(f"doubtful must be between 0 and 1; got {self.doubtful}")
-        for name in ("held_out", "validation", "test_prompts", "stories"):
+        for name in ("doubtful", "imitation"):
+            if not 0 < getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be between 0 and 1; got {getattr(self, name)}")
+        if self.steps:
+            raise ArgumentError(f"steps must be 0, as the checkpoint begins; got {self.steps}")
+        for name in ("held_out", "validation", "test_prompts", "stories", "samples"):
             if getattr(self, name) < 2:
                 raise ArgumentError(f"{name} must be at least 2; got {getattr(self, name)}")
 
@@ -158,11 +161,6 @@ def set_up(run: common.Run, config: Config) -> Setup:
         raise common.RunError(
             f"longest: {folder} takes {model.config.max_length} tokens, so a story may have "
             f"{most}; got longest={config.longest}"
-        )
-    if config.learned <= problem.prompt_length(1):
-        raise common.RunError(
-            f"learned must be above {problem.prompt_length(1)}, the tokens of a question; got "
-            f"{config.learned}"
         )
     apply = lambda params, tokens, **options: model.apply({"params": params}, tokens, **options)
     name = "random weights" if config.checkpoint is None else folder.absolute().parent.name

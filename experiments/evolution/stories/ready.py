@@ -20,7 +20,7 @@ class Ready(NamedTuple):
     Attributes:
         setup: the checkpoint and the tasks.
         back: the base's stories, which nobody learns from.
-        rehearsal: what the base writes freely, and the model keeps as likely.
+        imitated: further ones, which the model goes on imitating.
         outside: real stories, if there are any.
         losses: of texts, for a model's parameters.
         likelihood: mean log-likelihoods of stories under the base.
@@ -29,7 +29,7 @@ class Ready(NamedTuple):
 
     setup: Setup
     back: list[list[int]]
-    rehearsal: ev.Rehearsal
+    imitated: ev.Examples
     outside: list[list[int]]
     losses: Any
     likelihood: Callable[[list[list[int]]], np.ndarray]
@@ -68,7 +68,12 @@ class Ready(NamedTuple):
 def make_ready(setup: Setup, run: common.Run) -> Ready:
     """Lets the base write its stories, and sets the guard of fluency by them."""
     config, first = setup.config, setup.problem.first_token
-    texts = own_stories.write(setup, run.path / "stories.npz")
+    key = jax.random.key(config.seed)
+    write = lambda name, count, number: own_stories.write(
+        setup, run.path / f"{name}.npz", count, jax.random.fold_in(key, number)
+    )
+    texts = write("stories", config.stories, 5)
+    imitated = own_stories.examples(write("imitated", config.imitated, 7))
     width = 1 + config.longest
     losses = fluency.losses_of(setup.apply, width)
     sums, counts = losses(setup.params, texts)
@@ -78,17 +83,8 @@ def make_ready(setup: Setup, run: common.Run) -> Ready:
         sums, counts = losses(setup.params, [[first, *answer] for answer in answers])
         return -sums / counts
 
-    rehearsal = ev.rehearsal(
-        setup.model,
-        setup.params,
-        jax.random.fold_in(jax.random.key(config.seed), 7),
-        begin=first,
-        count=config.rehearsal,
-        length=config.learned - 1,
-        chunk=4 * config.chunk,
-    )
     outside = real_stories(setup, width)
-    return Ready(setup, texts, rehearsal, outside, losses, likelihood, limit)
+    return Ready(setup, texts, imitated, outside, losses, likelihood, limit)
 
 
 def real_stories(setup: Setup, width: int) -> list[list[int]]:

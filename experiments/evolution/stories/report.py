@@ -12,7 +12,7 @@ from experiments.common import plots
 from experiments.evolution.pretrained.families.stories import ends_well, words_in, words_of
 from experiments.evolution.report import examples_text, percent
 from experiments.evolution.stories import base_prompts
-from experiments.evolution.stories.config import begun, prompts
+from experiments.evolution.stories.config import begun
 from experiments.evolution.stories.ready import Ready, solver
 from metajax import evolve as ev
 from metajax.files import read_json, write_atomically
@@ -61,7 +61,7 @@ def scores_of(
     return scores
 
 
-def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
+def base_scores(ready: Ready, file: Path) -> dict[str, Any]:
     """The base model's scores: of each prompt on validation tasks, and of the best one on the
     tests. They are kept in a file, and read from there."""
     if file.exists():
@@ -72,19 +72,10 @@ def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
         for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
     ]
     begin = int(setup.problem.begin is not None)
-    example = worked_example(ready, real)
 
     def asked(name: str, tasks: ev.Tasks) -> ev.Tasks:
-        if name == base_prompts.EXAMPLE:
-            rows = [
-                [*example, *row[len(row) - length + begin :].tolist()]
-                for row, length in zip(tasks.prompts, tasks.lengths, strict=True)
-            ]
-            return prompts(rows)
         text = base_prompts.PROMPTS[name]
         return begun(setup, [text(*words) for words in named(tasks)])
-
-    names = [*base_prompts.PROMPTS, *([base_prompts.EXAMPLE] if example else [])]
 
     def score(name: str, tasks: ev.Tasks) -> dict[str, float]:
         texts = asked(name, tasks)
@@ -92,22 +83,12 @@ def base_scores(ready: Ready, real: ev.Examples, file: Path) -> dict[str, Any]:
         writer = solver(setup, longest=min(config.longest, room))
         return scores_of(ready, tasks, texts, writer)(setup.params)
 
-    tried = {name: score(name, setup.validation) for name in names}
-    best = max(names, key=lambda name: (tried[name]["rate"], tried[name]["words"]))
+    tried = {name: score(name, setup.validation) for name in base_prompts.PROMPTS}
+    best = max(tried, key=lambda name: (tried[name]["rate"], tried[name]["words"]))
     tested = score(best, setup.tests) | ready.perplexities(setup.params)
     found = {"prompt": best, "tried": tried, "tested": tested}
     write_atomically(file, json.dumps(found, indent=2) + "\n")
     return found
-
-
-def worked_example(ready: Ready, found: ev.Examples) -> list[int]:
-    """The shortest story behind its question, as tokens; none if there is none."""
-    begin = int(ready.setup.problem.begin is not None)
-    complete = (found.prompt > begin) & (found.lengths < ready.setup.config.learned)
-    if not complete.any():
-        return []
-    row = min(np.flatnonzero(complete), key=lambda row: found.lengths[row])
-    return found.tokens[row, : found.lengths[row]].tolist()
 
 
 def draw_rounds(path: Path, records: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> None:
@@ -183,13 +164,13 @@ def facts(ready: Ready, loop: ev.EvolveConfig, base: Mapping[str, Any]) -> dict[
         f"at temperature {config.temperature}",
         "Base": f"its best prompt of {len(base['tried'])} on {config.validation} validation tasks: "
         f"{base['prompt']}. Rates in %: {tried}",
-        "Own stories": f"{config.asked} answers to questions of a program; "
-        f"{config.rehearsal} free texts to rehearse; {len(ready.back)} for the perplexity alone",
+        "Own stories": f"{config.imitated} free ones to imitate, {config.imitation:.0%} of each "
+        f"update; {len(ready.back)} for the perplexity alone",
         "Real stories": f"{len(ready.outside)}, for the perplexity alone"
         if ready.outside
         else "none: the perplexity is on the base's own stories, whose floor is the base's",
-        "Proposer": "the model itself: the first three nouns of a text that it begins",
-        "Kept": f"{loop.verifier.name}: at least {ready.limit:.2f} nats a token; {config.samples} "
-        "samples a task",
+        "Proposer": "the model itself: three nouns of texts that it writes",
+        "Reward": "the square of the share of the words; 0 without a good ending, or where "
+        f"the base gives less than {ready.limit:.2f} nats a token; {config.samples} for each task",
         "Update": loop.update.name,
     }

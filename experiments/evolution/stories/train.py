@@ -3,12 +3,11 @@
     python -m experiments.evolution.stories --checkpoint FOLDER --real stories.txt
 
 The checkpoint is a Hugging Face folder of a model that was trained on stories alone, such as
-stories260K, and knows no questions. First it writes stories behind questions of a program. Few have
-the words; a story without them is learned behind words that it has. Then, round by round, it poses
-its own three words and writes several stories for them. A program checks that the words are there
-and that the story ends well, and the frozen base model, that it is fluent. The model learns what
-passes, and again the others behind words that they have. Beside that it rehearses what it wrote
-freely before.
+stories260K, and knows no questions. Round by round it writes texts, whose nouns make tasks of three
+words, and several stories for each. A program looks for the words and for a good ending, and the
+frozen base model says whether the story is fluent. The square of the share of the words is the
+reward: a story that followed the question in part earns a part. The model learns by GRPO, and
+imitates what it wrote freely before, so that it stays as fluent.
 θ_{t+1} is taken only if it does held-out tasks not worse and its perplexity on stories of the base
 is near the base's. All parameters learn. Nobody gives it a story.
 
@@ -16,15 +15,11 @@ The base model's rate is that of the best of several prompts, chosen on validati
 names a file of real stories for the perplexity; without it that of the base's own held-out stories
 is the only one. --damage once turns round 30 % of the checker's verdicts in the second round.
 
-The control has as many updates on the first data alone.
-
 Without --checkpoint a small model of random weights is made. It shows that the parts work together
 on any machine, and poses no task.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,10 +30,12 @@ from experiments import common
 from experiments.evolution import report, study
 from experiments.evolution.pretrained.families.stories import (
     COUNT,
+    ends_well,
     nouns_in,
     question,
+    words_in,
+    words_of,
 )
-from experiments.evolution.stories import own_stories
 from experiments.evolution.stories.config import (
     Config,
     Setup,
@@ -60,78 +57,46 @@ from experiments.evolution.stories.report import (
 from experiments.evolution.wrong_checker import wrong_once
 from metajax import evolve as ev
 from metajax import lm
-from metajax.files import open_to_read, read_json, replacing, write_atomically
+from metajax.files import write_atomically
 
 MARGIN, CONFIDENCE = 0.1, 0.95
 """Of the gate: the acceptable loss on held-out tasks."""
-TEXTS = 4
-"""Texts that it begins to pose a task."""
+TEXTS = 2
+"""Texts that it writes for each task."""
 
 
-def fine_tuning(ready: Ready, steps: int, rate: Any, mixture: Callable[[Any], Any]) -> ev.Update:
-    """Fine-tuning of all parameters on the beginnings of stories, behind their questions."""
-    setup, config = ready.setup, ready.setup.config
-    update = ev.fine_tune(
-        setup.apply,
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.01)),
-        steps=steps,
-        mixture=mixture,
-        rows=config.batch,
-        row_length=config.learned - 1,
-        micro_batches=1,
-        pool=steps * config.batch,
-        rehearsal=ready.rehearsal,
-        rehearsal_weight=config.rehearsal_weight,
+def reward(question: str, story: str) -> float:
+    """The square of the share of the words that a story has; 0 if it doesn't end well.
+
+    >>> from experiments.evolution.pretrained.families import stories
+    >>> asked = stories.question(["dog", "tree", "hat"])
+    >>> reward(asked, "The dog ran."), reward(asked, "The dog had a hat by a tree.")
+    (0.1111111111111111, 1.0)
+    """
+    words = words_of(question)
+    there = len(words_in(story).intersection(words))
+    return (there / COUNT) ** 2 if words and ends_well(story) else 0.0
+
+
+def update_of(ready: Ready) -> ev.Update:
+    """GRPO on the rewards, and imitation of free stories."""
+    config = ready.setup.config
+    total, warm = config.rounds * config.round_steps, config.round_steps
+    rate = study.warmup_stable_decay(
+        config.rate, total, warm=warm, stable=max(warm, total - total // 3), end=config.rate / 10
     )
-
-    def cut(part: ev.Examples) -> ev.Examples:
-        return part._replace(
-            tokens=part.tokens[:, : config.learned],
-            lengths=np.minimum(part.lengths, config.learned),
-        )
-
-    def run(state, data, key, scale=1.0):
-        past = tuple(map(cut, data.past))
-        data = data._replace(real=cut(data.real), past=past, new=cut(data.new))
-        return update.update(state, data, key, scale)
-
-    return update._replace(update=run)
-
-
-def update_of(ready: Ready, mixture: Callable[[Any], Any]) -> ev.Update:
-    """A round's updates; the rate falls from a quarter to a fortieth."""
-    config, steps = ready.setup.config, ready.setup.config.round_steps
-    rate = optax.linear_schedule(config.rate / 4, config.rate / 40, steps)
-    return fine_tuning(ready, steps, ev.every_round(rate, steps), mixture)
-
-
-def with_hindsight(ready: Ready, update: ev.Update) -> ev.Update:
-    """Lets an update learn from right stories, and from others behind words that they have."""
-    never = kept_back(ready.setup)
-
-    def run(state, data, key, scale=1.0):
-        new = own_stories.answers(ready.setup, data.rollouts, never, ready.fluent)
-        return update.update(state, data._replace(new=new), key, scale)
-
-    return update._replace(name=f"{update.name}, wrong stories behind words they have", update=run)
-
-
-def first_data(ready: Ready, file: Path) -> ev.Examples:
-    """The base's answers to questions of a program; in a file, from where a run resumes."""
-    setup, config = ready.setup, ready.setup.config
-    if not file.exists():
-        key, again = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 6))
-        never = kept_back(setup)
-        tasks = setup.problem.draw(key, np.ones(config.asked, int))
-        tasks = ev.without_duplicates(tasks, never)
-        completions = solver(setup)(setup.params, again, tasks)
-        verdict = ready.verifier.verify(tasks, completions)
-        rollouts = ev.Rollouts(tasks, completions, verdict)
-        found = own_stories.answers(setup, rollouts, never, ready.fluent)
-        with replacing(file) as path, path.open("wb") as opened:
-            np.savez(opened, **found._asdict())
-    with open_to_read(file) as opened, np.load(opened) as loaded:
-        return ev.Examples(*(loaded[name] for name in ev.Examples._fields))
+    return ev.grpo(
+        ready.setup.apply,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.0)),
+        steps=config.round_steps,
+        temperature=config.temperature,
+        batch=config.batch,
+        micro_batches=next(parts for parts in (3, 2, 1) if config.batch % parts == 0),
+        kl=0.0,
+        clip=(0.2, 0.28),
+        normalise="tokens",
+        real_share=config.imitation,
+    )
 
 
 def gate_of(ready: Ready) -> ev.Gate:
@@ -164,7 +129,8 @@ def gate_of(ready: Ready) -> ev.Gate:
 
 
 def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
-    """Tasks of the model's own: it begins a text, and asks for the first three nouns in it."""
+    """Tasks of the model's own: it writes texts, whose nouns come together in threes, a rare one as
+    often as a common one."""
     write = ev.model_solver(
         setup.model,
         answer_length=lambda level: setup.problem.prompt_length(1),
@@ -175,87 +141,66 @@ def pose(setup: Setup, params: Any, key: jax.Array) -> ev.Tasks:
     )
     count = setup.config.proposals
     texts = write(params, key, prompts([[setup.problem.first_token]] * (TEXTS * count))).tokens
-    found = [nouns_in(setup.tokenizer.decode(row.tolist()))[:COUNT] for row in texts[:, 0]]
+    found = {noun for row in texts[:, 0] for noun in nouns_in(setup.tokenizer.decode(row.tolist()))}
+    nouns, rng = sorted(found), np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    draws = 2 * count if len(nouns) >= COUNT else 0
+    drawn = (question(rng.choice(nouns, COUNT, replace=False).tolist()) for _ in range(draws))
     # Valid ones first, so that few stories are written for what is no task.
-    asked = list(dict.fromkeys(question(words) for words in found if len(words) == COUNT))[:count]
+    asked = list(dict.fromkeys(drawn))[:count]
     valid = np.arange(count) < len(asked)
     asked += [question(["dog", "hat", "tree"])] * (count - len(asked))
     return begun(setup, asked)._replace(valid=valid)
 
 
-def loop_config(ready: Ready, first: ev.Examples) -> ev.EvolveConfig:
+def loop_config(ready: Ready) -> ev.EvolveConfig:
     """The loop's parts."""
     setup, config = ready.setup, ready.setup.config
-    never, check, corrupt = kept_back(setup), setup.family.check, None
+    never, check, corrupt = kept_back(setup), reward, None
     if config.damage == "once":
         check, corrupt = wrong_once(check, config.seed)
     level = ev.Levels(1, 1)
+
+    def imitated(key: jax.Array) -> ev.Examples:
+        most = min(len(ready.imitated.tokens), config.proposals * config.samples)
+        rows = np.asarray(jax.random.permutation(key, len(ready.imitated.tokens)))[:most]
+        return jax.tree.map(lambda leaf: leaf[rows], ready.imitated)
+
     return ev.EvolveConfig(
         propose=lambda params, key, levels: ev.without_duplicates(pose(setup, params, key), never),
         solve=solver(setup, samples=config.samples),
         verifier=ready.checker(check),
-        update=with_hindsight(ready, update_of(ready, ev.published_mixture(1))),
+        update=update_of(ready),
         gate=ev.accept_all() if config.gate == "none" else gate_of(ready),
         curriculum=ev.Curriculum("one level", level, lambda levels, rate: levels),
-        real=lambda key: first,
+        real=imitated,
         held_out=lambda levels: held_out_tasks(setup),
         corrupt=corrupt,
     )
 
 
-def taught(ready: Ready, first: ev.Examples, run: common.Run) -> study.Trained:
-    """θ_0: after the updates on the base's own stories, if any of them can be learned from; kept in
-    the run's folder ``base``."""
-    folder, setup, config = run.path / "base", ready.setup, ready.setup.config
-    if not first.weights.any():
-        common.show(f"None of the {config.asked} first stories can be learned from.")
-        return study.Trained(setup.params, 0.0, 0)
-    done = folder / "trained.json"
-    if config.resume and done.exists():
-        _, params = lm.load_pretrained(folder, dtype="float32", scan=False)
-        return study.Trained(params, **read_json(done))
-    parts = next(each for each in (10, 5, 2, 1) if config.steps % each == 0)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.rate, max(1, config.steps // 20), max(2, config.steps), config.rate / 10
-    )
-    base = study.train_on_real_data(
-        fine_tuning(ready, config.steps // parts, rate, study.real_mixture),
-        setup.params,
-        lambda key: first,
-        rounds=parts,
-        seed=config.seed,
-        name="own stories",
-    )
-    lm.save_pretrained(folder, setup.model.config, base.params)
-    numbers = {"seconds": base.seconds, "tokens": base.tokens}
-    write_atomically(done, json.dumps(numbers) + "\n")
-    return base
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Teaches, evolves, tests, and leaves everything in the run folder."""
+    """Evolves, tests, and leaves everything in the run folder."""
     config = common.parse(Config, arguments, __doc__ or "")
     run = common.open_run("evolve-stories", config)
     setup = set_up(run, config)
     common.create(run)
     ready = make_ready(setup, run)
-    first = first_data(ready, run.path / "asked.npz")
-    loop = loop_config(ready, first)
+    loop = loop_config(ready)
     validation = scores_of(ready, setup.validation)
     outcome = study.evolve_and_control(
         run,
         config,
         loop,
-        taught(ready, first, run),
+        study.Trained(setup.params, 0.0, 0),
         jax.random.key(config.seed + 3),
         longest=setup.problem.prompt_length(1) + config.longest,
         vocab_size=setup.problem.vocab_size,
         scores=lambda params: validation(params) | ready.perplexities(params),
-        control=lambda rounds: update_of(ready, study.real_mixture),
+        control=lambda rounds: loop.update,
     )
     evolved = outcome.followed.state.train.params
     lm.save_pretrained(run.path / "model", setup.model.config, evolved)
-    base = base_scores(ready, first, run.path / "base.json")
+    base = base_scores(ready, run.path / "base.json")
     test = scores_of(ready, setup.tests)
     tested = {"base": base["tested"]} | {
         name: test(params) | ready.perplexities(params) for name, params in outcome.models().items()
@@ -271,6 +216,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rounds=report.rounds_table(outcome.followed.records),
         tested={"models": tested, "base_prompts": base["tried"], "base_prompt": base["prompt"]},
         facts=facts(ready, loop, base),
-        base="own stories",
+        base="the checkpoint",
     )
     print(f"\n{table}\nEverything is in {run.path}.")

@@ -1,4 +1,4 @@
-"""Stories with given words: the checker, the guard, words put in front afterwards, and a run."""
+"""Stories with given words: the checker, the guard, the reward, and a run."""
 
 import itertools
 import json
@@ -13,14 +13,13 @@ from experiments import common
 from experiments.evolution.pretrained import random_checkpoint
 from experiments.evolution.pretrained.families import stories as family
 from experiments.evolution.stories import fluency, own_stories, train
-from experiments.evolution.stories.config import Config, kept_back, prompts, set_up
+from experiments.evolution.stories.config import Config, kept_back, set_up
 from metajax import evolve as ev
 
 TINY = (
-    "--stories", "4", "--asked", "4", "--longest", "32",
-    "--rehearsal", "4", "--learned", "312", "--steps", "2", "--rounds", "3",
-    "--round-steps", "1", "--proposals", "4", "--samples", "2", "--batch", "2", "--chunk", "4",
-    "--held-out", "4", "--validation", "2", "--test-prompts", "2",
+    "--stories", "4", "--imitated", "4", "--longest", "32", "--rounds", "3", "--round-steps", "1",
+    "--proposals", "4", "--samples", "2", "--batch", "2", "--chunk", "4", "--held-out", "4",
+    "--validation", "2", "--test-prompts", "2",
 )  # fmt: skip
 ASKED = (
     "Once upon a time, there was a dog. The dog saw a hat. The hat saw a tree. The tree liked the "
@@ -115,76 +114,27 @@ def test_the_guard_refuses_right_but_unlikely_answers():
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     random_checkpoint.make(folder, seed=1, n_layers=1, max_length=1024)
-    config = Config(checkpoint=folder, longest=200, learned=500, held_out=8, validation=4)
+    config = Config(checkpoint=folder, longest=200, held_out=8, validation=4)
     return set_up(common.Run("evolve-stories", folder, config), config)
 
 
-def answered(setup, stories, rewards):
-    """A round of one task with these stories."""
-    encode = lambda text: setup.tokenizer.encode(text, add_special_tokens=False)
-    rows = [[*encode(story), setup.problem.end] for story in stories]
-    tokens = np.zeros((1, len(rows), 80), int)
-    for place, row in enumerate(rows):
-        tokens[0, place, : len(row)] = row
-    lengths = np.array([[len(row) for row in rows]])
-    tasks = prompts([[setup.problem.begin, *encode(ASKED)]])
-    completions = ev.Completions(tokens, 0.0 * tokens, lengths, lengths > 0)
-    return ev.Rollouts(tasks, completions, fluency.judged(np.array([rewards], np.float32)))
+def test_a_part_of_the_words_earns_a_part():
+    for story, earned in (
+        ("The dog had a hat. It sat by a tree.", 1),
+        ("The dog sat by a tree.", 4 / 9),
+        ("A dog ran.", 1 / 9),
+        ("A cat ran.", 0),
+        ("The dog had a hat by a tree", 0),
+    ):
+        assert train.reward(ASKED, story) == pytest.approx(earned)
+    assert train.reward("Another question.", "The dog had a hat. It sat by a tree.") == 0
 
 
-def test_a_wrong_story_is_learned_behind_the_words_that_it_has(setup):
-    stories = (
-        " The dog had a hat. It sat by a tree.",  # right
-        " A dog saw a cat and a ball.",  # has one word of three
-        " The dog sat by a tree in the park.",  # two
-        " A dog saw a cat and a ball",  # doesn't end well
-        " A cat saw a car and a ball.",  # none
-        " A dog saw a lion and a bear.",  # unlikely
-        " A dog ran.",  # too few
-    )
-    rollouts = answered(setup, stories, [1, 0, 0, 0, 0, 0, 0])
-    decode = setup.tokenizer.decode
-    fluent = lambda rows: np.array(["lion" not in decode(row) for row in rows])
-
-    def learned(never):
-        found = own_stories.answers(setup, rollouts, never, fluent)
-        texts = {}
-        for row, prompt, length, weight in zip(*found, strict=True):
-            assert row[0] == setup.problem.begin
-            assert row[length - 1] == setup.problem.end
-            asked = decode(row[1:prompt].tolist())
-            story = decode(row[prompt : length - 1].tolist())
-            assert family.check(asked, story) == 1
-            texts[story] = (family.words_of(asked), float(weight))
-        return texts
-
-    found = learned(kept_back(setup))
-    assert found == {
-        stories[0]: (["dog", "hat", "tree"], 1.0),
-        stories[1]: (["ball", "cat", "dog"], pytest.approx(1 / 9)),
-        stories[2]: (["dog", "park", "tree"], pytest.approx(4 / 9)),
-    }
-    encode = lambda text: setup.tokenizer.encode(text, add_special_tokens=False)
-    asked = encode(family.question(["ball", "cat", "dog"]))
-    never = ev.fingerprints(prompts([[setup.problem.begin, *asked]]))
-    assert set(learned(never)) == {stories[0], stories[2]}
-
-
-def test_a_verdict_that_is_wrong_is_believed(setup):
-    """So a round of wrong verdicts does harm, which the gate is for."""
-    rollouts = answered(setup, (" The lion sat in the park.",), [1])
-    found = own_stories.answers(setup, rollouts, kept_back(setup), lambda rows: np.ones(1, bool))
-    text = setup.tokenizer.decode(found.tokens[0, 1 : found.prompt[0]].tolist())
-    assert text == ASKED
-    assert found.weights.tolist() == [1]
-
-
-def test_texts_that_are_learned_are_beginnings(setup):
-    rows = [([1, 2, 3], 1, 3.0), ([4] * 600, 2, 1.0)]
-    found = own_stories.examples(setup, rows)
-    assert found.lengths.tolist() == [3, setup.config.learned]
-    assert found.prompt.tolist() == [1, 2]
-    assert own_stories.examples(setup, []).weights.tolist() == [0]
+def test_free_stories_are_imitated_but_for_their_first_token():
+    found = own_stories.examples([[1, 2, 3], [1, 4]])
+    assert found.tokens.tolist() == [[1, 2, 3], [1, 4, 0]]
+    assert (found.prompt.tolist(), found.lengths.tolist()) == ([1, 1], [3, 2])
+    assert found.weights.tolist() == [1, 1]
 
 
 def test_the_tests_validation_and_held_out_tasks_are_kept_back(setup):
@@ -199,7 +149,9 @@ def test_the_tests_validation_and_held_out_tasks_are_kept_back(setup):
     [
         ({"doubtful": 1.0}, "doubtful must be between 0 and 1"),
         ({"test_prompts": 1}, "test_prompts must be at least 2"),
-        ({"learned": 0}, "learned"),
+        ({"imitation": 0}, "imitation must be between 0 and 1"),
+        ({"samples": 1}, "samples must be at least 2"),
+        ({"steps": 5}, "steps must be 0"),
     ],
 )
 def test_a_wrong_option_is_named(options, named):
@@ -208,13 +160,9 @@ def test_a_wrong_option_is_named(options, named):
 
 
 def test_options_that_do_not_fit_the_checkpoint_are_named(setup, tmp_path):
-    for longest, learned, named in (
-        (1100, 320, "longest: .* takes 1024 tokens"),
-        (100, 50, "learned must be above"),
-    ):
-        config = Config(checkpoint=setup.config.checkpoint, longest=longest, learned=learned)
-        with pytest.raises(common.RunError, match=named):
-            set_up(common.Run("evolve-stories", tmp_path, config), config)
+    config = Config(checkpoint=setup.config.checkpoint, longest=1100)
+    with pytest.raises(common.RunError, match=r"longest: .* takes 1024 tokens"):
+        set_up(common.Run("evolve-stories", tmp_path, config), config)
 
 
 def lines(out):
@@ -249,18 +197,18 @@ def test_random_weights_pose_nothing_and_the_run_says_so(tmp_path, capsys):
 def test_a_model_of_stories_learns_and_a_resumed_run_gives_the_same_bits(tmp_path):
     out = tmp_path / "run"
     options = [
-        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "32", "--rehearsal", "32",
-        "--asked", "64",
-        "--steps", "10", "--rounds", "1", "--round-steps", "2", "--proposals", "8", "--chunk", "32",
+        "--checkpoint", os.environ["METAJAX_STORIES"], "--stories", "32", "--imitated", "32",
+        "--rounds", "1", "--round-steps", "2", "--proposals", "8", "--samples", "2", "--batch", "8",
+        "--chunk", "32",
         "--held-out", "8", "--validation", "8", "--test-prompts", "8", "--gate", "none",
         "--out", str(out),
     ]  # fmt: skip
-    train.main([*options, "--control", "no"])
+    train.main(options)
     before = lines(out)
     assert before[1]["valid"] > 0, "it poses tasks"
     models = json.loads((out / "result.json").read_text())["tested"]["models"]
     assert 2.5 < models["base"]["perplexity_own"] < 4.5
     assert models["last round"]["perplexity_own"] < 1.5 * models["base"]["perplexity_own"]
     shutil.rmtree(out / "rounds" / "checkpoints" / "1")
-    train.main([*options, "--control", "no", "--resume"])
+    train.main([*options, "--resume"])
     assert lines(out) == before
