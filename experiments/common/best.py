@@ -9,6 +9,7 @@ import numpy as np
 from experiments.common.checkpoints import Checkpoints
 from experiments.common.config import RunError
 from experiments.common.folder import Run
+from experiments.common.metrics import read_metrics
 
 ParamsT = TypeVar("ParamsT")
 
@@ -26,8 +27,11 @@ class Best(Checkpoints):
 
     def __init__(self, run: Run, template: Any) -> None:
         super().__init__(run.path / "best", run=run)
+        lines = read_metrics(run.path / "metrics.jsonl") if run.config.resume else []
         try:
             found = self.restore(_scored(template, 0.0))
+            if found is None and any(line.get("validation_loss") is not None for line in lines):
+                raise RunError(f"{self.folder} has none")
         except RunError as error:  # no reason not to train on
             warnings.warn(f"the best parameters until here are lost: {error}", stacklevel=2)
             found = None

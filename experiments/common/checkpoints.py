@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.common import processes
+from experiments.common import metrics, processes
 from experiments.common.config import RunError
 from experiments.common.disk import cannot_write, damage_in, first_line, write_digests, writing
 from experiments.common.folder import Run, owner
@@ -71,7 +71,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise ArgumentError(f"keep must be at least 2, so that one is left; got {keep}")
         self.folder = folder.absolute()
         self._keep = keep
-        self._run = run
+        self._run, self._metrics = run, self.folder.parent / "metrics.jsonl"
         # Of this process alone, which waits for no other.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
@@ -150,11 +150,21 @@ class Checkpoints(contextlib.AbstractContextManager):
             return None
         found = self.restore(template)
         if found is None:
-            warnings.warn(
-                f"resume: {self.folder} has no checkpoint, so the run starts from its beginning",
-                stacklevel=3,
-            )
+            problem = f"{self.folder} has no checkpoint, so the run starts from its beginning"
+        else:
+            problem = processes.on_first(lambda: self._changed_metrics(found[1]))
+        if problem:
+            warnings.warn(f"resume: {problem}", stacklevel=3)
         return found
+
+    def _changed_metrics(self, step: int) -> str:
+        """What is wrong with the lines of metrics before a checkpoint, if anything is."""
+        then = read_json(self.path(step) / _OWNER)["metrics"]
+        if metrics.digest(self._metrics, step) == then:
+            return ""
+        return (
+            f"{self._metrics} isn't what was written up to step {step}: lines are lost or changed"
+        )
 
     def _make_folder(self) -> None:
         with writing(self.folder):
@@ -180,7 +190,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 return
             self._orbax.save(unfinished, args=ocp.args.StandardSave(dict(content)))
             if self._run is not None:
-                write_atomically(unfinished / _OWNER, json.dumps(owner(self._run)) + "\n")
+                note = owner(self._run) | {"metrics": metrics.digest(self._metrics, step)}
+                write_atomically(unfinished / _OWNER, json.dumps(note) + "\n")
             write_digests(unfinished)
             unfinished.rename(path)
             sync_folder(self.folder)
@@ -234,7 +245,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         if self._run is None:
             return
         file, ours = path / _OWNER, owner(self._run)
-        theirs = read_json(file) if file.exists() else "another version of metajax"
+        theirs = read_json(file) if file.exists() else {"of": "another version of metajax"}
+        theirs.pop("metrics", None)
         if theirs != ours:
             raise RunError(
                 f"resume: the checkpoint {path} is of another run ({json.dumps(theirs)[:300]})."

@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
+import hashlib
 import importlib
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def digest(path: Path, step: int) -> str:
+    """SHA-256 of a metrics file's lines up to a step, as they should be written."""
+    kept = "".join(_line(record) for record in read_metrics(path) if record["step"] <= step)
+    return hashlib.sha256(kept.encode()).hexdigest()
+
+
 def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
     """Removes the lines past ``step``, which a resumed run computes again; returns the rest."""
     kept = [record for record in read_metrics(path) if record["step"] <= step]
@@ -86,13 +92,6 @@ class MetricsLog(contextlib.AbstractContextManager):
     def _open(self, step: int, tensorboard: bool) -> None:
         self._writer = _tensorboard_writer(self._path.parent, step) if tensorboard else None
         self.records = drop_after(self._path, step)
-        last = self.records[-1]["step"] if self.records else 0
-        if last < step:
-            warnings.warn(
-                f"{self._path} ends with step {last}, and the run goes on from {step}: the lines"
-                " between are lost",
-                stacklevel=4,
-            )
         with writing(self._path):
             # Without a buffer: what a full disk doesn't take isn't tried again when it is closed.
             self._file = open_to_append(self._path)

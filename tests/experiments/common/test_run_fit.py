@@ -285,7 +285,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 def test_lines_of_metrics_that_are_lost_are_said_at_resume(tmp_path):
     fit(ToyConfig(out=tmp_path / "a", steps=20))
     (tmp_path / "a" / "metrics.jsonl").unlink()
-    with pytest.warns(UserWarning, match=r"metrics.jsonl ends with step 0.*goes on from 20"):
+    with pytest.warns(UserWarning, match=r"metrics.jsonl isn't what was written up to step 20"):
         fit(ToyConfig(out=tmp_path / "a", steps=20, resume=True))
 
 
@@ -390,8 +390,7 @@ def test_the_last_good_state_becomes_a_checkpoint(tmp_path):
     ) as error:
         fit_own(config, make_trainer("raise", [26]))
     assert int(error.value.state.step) == 26
-    with pytest.warns(UserWarning, match=r"ends with step 20, and the run goes on from 26"):
-        resumed = fit_own(dataclasses.replace(config, resume=True), make_trainer("skip", [26]))
+    resumed = fit_own(dataclasses.replace(config, resume=True), make_trainer("skip", [26]))
     expected = fit_own(ToyConfig(out=tmp_path / "b", steps=40), make_trainer("skip", [26]))
     for ours, theirs in zip(
         jax.tree.leaves(resumed.state[:2]), jax.tree.leaves(expected.state[:2]), strict=True
