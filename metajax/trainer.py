@@ -14,9 +14,9 @@ from jax.sharding import Mesh, PartitionSpec
 from metajax import _checks, _non_finite, interop, trees
 from metajax._non_finite import NonFinite
 from metajax._samplers import HoistedSampler, SamplerArrays, episode_keys, typed_key
+from metajax._task_means import task_means
 from metajax.errors import ArgumentError
 from metajax.learners.base import Learner
-from metajax.meta_gradient import task_means
 from metajax.parallel import TasksPerChunk
 from metajax.parallel import _chunks as chunks
 from metajax.parallel import _cpu as cpu
