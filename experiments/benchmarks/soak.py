@@ -2,12 +2,13 @@
 
     make soak                         (or: python -m experiments.benchmarks.soak)
 
-A small meta-training by MAML is killed by SIGKILL at random moments, half of them inside a
-checkpoint's writing, and resumed in a new process, which is killed in its turn. When the run has
-come through, its parameters, its optimizer's state, its best parameters and its metrics (but for
-times) must have the bits of a run that nobody disturbed, and each process must have gone on from
-the newest whole checkpoint. What was found is in soak.json, written after every kill, and in
-soak.md. It ends with status 1 if a run was not like the undisturbed one. 100 kills take minutes.
+A small training (--trainer few-shot, language or evolution) is killed by SIGKILL at random moments,
+half of them inside a checkpoint's writing, and resumed in a new process, which is killed in its
+turn. When the run has come through, its parameters, its optimizer's state, its best parameters and
+its metrics (but for times) must have the bits of a run that nobody disturbed, and each process must
+have gone on from the newest whole checkpoint. What was found is in soak.json, written after every
+kill, and in soak.md. It ends with status 1 if a run was not like the undisturbed one. 100 kills
+take minutes.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from experiments import common
 from experiments.benchmarks.report import provenance
-from experiments.benchmarks.soak_training import PHASES, Marks, train
+from experiments.benchmarks.soak_training import PHASES, Kind, Marks, train
 from experiments.common.disk import damage_in
 from experiments.common.report import markdown_table
 from metajax.files import write_atomically
@@ -39,6 +40,8 @@ LONGEST = 4
 class Config:
     """How much is killed."""
 
+    trainer: Kind = "few-shot"
+    """What trains: MAML, a language model, or the rounds of self-evolution."""
     kills: int = 100
     """Kills in all."""
     kills_per_run: int = 10
@@ -72,6 +75,7 @@ class Training:
     """A process that trains, as seen from outside.
 
     Args:
+        kind: of training.
         folder: the run's.
         steps: meta-steps.
     """
@@ -80,12 +84,14 @@ class Training:
     # Else imports would take most of a short process.
     _context.set_forkserver_preload(["experiments.benchmarks.soak_training"])
 
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, kind: Kind, folder: Path, steps: int) -> None:
         marks, self.log = folder.with_suffix(".marks"), folder.with_suffix(".log")
         marks.unlink(missing_ok=True)
         self.marks = Marks(marks)
         self.expected = newest_whole(folder)
-        self._process = self._context.Process(target=train, args=(folder, steps, marks, self.log))
+        self._process = self._context.Process(
+            target=train, args=(kind, folder, steps, marks, self.log)
+        )
         self._process.start()
 
     def kill_at(self, phase: str, beginning: int, delay: float) -> bool:
@@ -115,7 +121,7 @@ class Training:
 
 def newest_whole(folder: Path) -> int:
     """The newest checkpoint whose every byte is as it was written; -1 where there is none."""
-    steps = [path for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()]
+    steps = [path for path in folder.glob("**/checkpoints/*") if path.name.isdecimal()]
     whole = [int(path.name) for path in steps if damage_in(path) is None]
     return max(whole, default=-1)
 
@@ -142,7 +148,7 @@ def soak(config: Config) -> dict[str, Any]:
     if undisturbed.exists():
         raise common.RunError(f"out: {config.out} holds another soak. Remove it, or name another")
     started = time.perf_counter()
-    whole = Training(undisturbed, config.steps)
+    whole = Training(config.trainer, undisturbed, config.steps)
     if whole.end() != 0:
         raise common.RunError(f"The undisturbed training failed; see {whole.log}")
     seconds = time.perf_counter() - started
@@ -152,6 +158,7 @@ def soak(config: Config) -> dict[str, Any]:
     report: dict[str, Any] = {
         "command": common.command("experiments.benchmarks.soak", config),
         "seed": config.seed,
+        "trainer": config.trainer,
         "undisturbed_seconds": seconds,
         "environment": expected["environment"],
         "kills": [],
@@ -177,7 +184,7 @@ def table(report: dict[str, Any]) -> list[str]:
     of = {phase: [k for k in kills if phase in (k["hit"], "all")] for phase in phases}
     lost = [run for run in report["runs"] if not run["recovered"]]
     return [
-        f"# {len(kills)} kills of a training, in {len(report['runs'])} runs",
+        f"# {len(kills)} kills of a training{_of(report)}, in {len(report['runs'])} runs",
         "",
         *markdown_table(
             {
@@ -198,6 +205,12 @@ def table(report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _of(report: dict[str, Any]) -> str:
+    return {"language": " of a language model", "evolution": " by self-evolution"}.get(
+        report.get("trainer", ""), ""
+    )
+
+
 def one_run(
     config: Config,
     folder: Path,
@@ -212,7 +225,7 @@ def one_run(
     quota = min(config.kills_per_run, config.kills - first)
     problems: list[str] = []
     while True:
-        training = Training(folder, config.steps)
+        training = Training(config.trainer, folder, config.steps)
         if len(report["kills"]) - first < quota:
             aim = aims(rng, typical)
             if training.kill_at(*aim):
@@ -243,7 +256,7 @@ def one_run(
 
 def left_in(folder: Path) -> list[str]:
     """What a kill left that isn't a whole checkpoint."""
-    found = [*(folder / "checkpoints").glob("*"), *(folder / "best").glob("*")]
+    found = [*folder.glob("**/checkpoints/*"), *(folder / "best").glob("*")]
     return sorted(
         f"{path.parent.name}/{path.name}" for path in found if damage_in(path) is not None
     )

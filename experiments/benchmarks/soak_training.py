@@ -7,7 +7,7 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,15 @@ import optax
 
 import metajax
 from experiments import common
+from experiments.evolution.rounds import follow
+from experiments.evolution.strings.tasks import digits
+from metajax import evolve as ev
+from metajax import lm
 from metajax.data import sinusoid_sampler
 from metajax.files import write_atomically
+from metajax.lm import TokenBatch
 
+Kind = Literal["few-shot", "language", "evolution"]
 PHASES = ("starting", "training", "validation", "checkpoint", "metrics")
 
 
@@ -64,7 +70,7 @@ class Marks:
         struct.pack_into("<i", self._memory, 1, step)
 
 
-def train(folder: Path, steps: int, marks_file: Path, log: Path) -> None:
+def train(kind: Kind, folder: Path, steps: int, marks_file: Path, log: Path) -> None:
     """A training in a process of its own; what it ended with goes into ``outcome.json``."""
     sys.stderr = sys.stdout = log.open("a", buffering=1)
     # Most of a short process would be compilation. The undisturbed training fills the cache.
@@ -93,32 +99,106 @@ def train(folder: Path, steps: int, marks_file: Path, log: Path) -> None:
         checkpoint_every=30,
     )
     run = common.open_run("soak", config)
+    ended = {"few-shot": few_shot, "language": language, "evolution": evolution}[kind](run, marks)
+    outcome = ended | {"environment": common.environment()}
+    write_atomically(folder / "outcome.json", json.dumps(outcome))
+
+
+def few_shot(run: common.Run, marks: Marks) -> dict[str, Any]:
+    """MAML on sinusoids, with validation and best parameters."""
     apply = lambda params, inputs: jnp.tanh(inputs * params["in"] + params["b"]) @ params["out"]
     params = {"in": jnp.ones(8), "b": jnp.linspace(-1, 1, 8), "out": jnp.full((8, 1), 0.1)}
     learner = metajax.maml(metajax.losses.mean_squared_error(apply), optax.sgd(0.01), steps=1)
     sample = sinusoid_sampler(5, 5)
     trainer = metajax.meta_trainer(learner, optax.adam(1e-2), sample, meta_batch=2)
-
     score = metajax.evaluator(learner, sample, episodes=20)
 
     def validate(params: Any) -> dict[str, float]:
         return {"loss": float(score(params, jax.random.key(7)).mean["loss"])}
 
-    fitted = common.fit(
+    return fitted(run, marks, trainer, params, validate)
+
+
+def language(run: common.Run, marks: Marks) -> dict[str, Any]:
+    """A table of bigrams on rows of tokens, with validation and best parameters."""
+    apply = lambda params, tokens: params["table"][tokens]
+    params = {"table": jnp.zeros((13, 13))}
+    rows = TokenBatch(np.random.default_rng(0).integers(0, 13, (64, 9)).astype(np.int32))
+    loss = lm.next_token_loss(apply)
+    trainer = metajax.meta_trainer(
+        lm.supervised(loss),
+        optax.adamw(1e-2),
+        lm.as_episodes(lm.row_sampler(rows, batch=8)),
+        meta_batch=2,
+    )
+    score = jax.jit(lambda params: loss(params, rows)[0])
+    return fitted(run, marks, trainer, params, lambda params: {"loss": float(score(params))})
+
+
+def fitted(
+    run: common.Run,
+    marks: Marks,
+    trainer: metajax.Trainer,
+    params: Any,
+    validate: Callable[[Any], dict[str, float]],
+) -> dict[str, Any]:
+    """What a training by ``common.fit`` ends with."""
+    found = common.fit(
         run,
         trainer._replace(run=marks.during("training", trainer.run)),
         trainer.init(params, jax.random.key(0)),
-        steps=steps,
+        steps=run.config.steps,
         validate=marks.during("validation", validate),
         validate_every=20,
     )
-    outcome = {
-        "state": digests(fitted.state),
+    return {
+        "state": digests(found.state),
         "best": digests(common.best_params(run, params)),
-        "metrics": [without_times(line) for line in fitted.metrics],
-        "environment": common.environment(),
+        "metrics": [without_times(line) for line in found.metrics],
     }
-    write_atomically(folder / "outcome.json", json.dumps(outcome))
+
+
+def evolution(run: common.Run, marks: Marks) -> dict[str, Any]:
+    """Self-evolution of a table of bigrams on copied digits, a round where others have 10 steps."""
+    problem = digits("copy")
+    width = problem.prompt_length(2)
+
+    def solve(params: Any, key: jax.Array, tasks: ev.Tasks) -> ev.Completions:
+        # The prompt's own last tokens, and the end: no network, so that a round takes no time.
+        number = len(tasks.lengths)
+        tokens = np.concatenate([tasks.prompts[:, -2:], np.full((number, 1), problem.end)], axis=1)
+        lengths = np.full((number, 1), 3)
+        return ev.Completions(tokens[:, None], 0.0 * tokens[:, None], lengths, lengths > 0)
+
+    apply = lambda params, tokens, **_: params["table"][tokens]
+    update = ev.fine_tune(
+        apply, optax.adam(1e-2), steps=2, mixture=ev.published_mixture(3), rows=8, pool=16,
+        row_length=2 * width + 4, micro_batches=1,
+    )  # fmt: skip
+    loop = ev.EvolveConfig(
+        propose=lambda params, key, levels: problem.draw(key, np.full(8, 2)),
+        solve=solve,
+        verifier=ev.keep_all(),
+        update=update._replace(update=marks.during("training", update.update)),
+        gate=ev.accept_all(),
+        curriculum=ev.Curriculum("one level", ev.Levels(1, 2), lambda levels, rate: levels),
+        real=lambda key: ev.real_examples(problem, key, range(1, 3), 16),
+        held_out=lambda levels: ev.held_out_tasks(
+            problem, jax.random.key(1), known=range(1, 2), frontier=range(2, 3), each=2
+        ),
+    )
+    state = ev.init_state(
+        loop, {"table": jnp.zeros((problem.vocab_size, problem.vocab_size))}, jax.random.key(2),
+        rounds=max(1, run.config.steps // 10), proposals=8, longest=2 * width,
+        vocab_size=problem.vocab_size,
+    )  # fmt: skip
+    scores = lambda params: {"sum": float(params["table"].sum())}
+    found = follow(run, loop, state, scores=marks.during("validation", scores))
+    return {
+        "state": digests(found.state),
+        "best": {},
+        "metrics": [without_times(line) for line in found.records],
+    }
 
 
 def digests(tree: Any) -> dict[str, str]:
@@ -140,4 +220,4 @@ def without_times(line: dict[str, Any]) -> dict[str, Any]:
     >>> without_times({"step": 10, "loss": 0.5, "seconds": 1.2})
     {'step': 10, 'loss': 0.5}
     """
-    return {name: value for name, value in line.items() if name != "seconds"}
+    return {name: value for name, value in line.items() if not name.startswith("seconds")}

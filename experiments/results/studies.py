@@ -123,7 +123,7 @@ STUDIES = {
         "`make evolve-stories` on stories260K: stories in % that have three given words and end "
         "well, one a test task, drawn. The base is asked by the best of several prompts, chosen on "
         "other tasks. What was tried before is told in "
-        "[decision 050](../decisions/050-a-wrong-story-answers-another-question.md); "
+        "[decision 050](../decisions/050-a-part-of-the-words-earns-a-part.md); "
         "[tasks that it posed, and stories before and after](evolve-stories/seed-0/tasks.txt).",
         (("evolve-stories/seed-0/rounds.png", "validation tasks and perplexity, round by round"),),
     ),

@@ -6,6 +6,8 @@ ones each time; one that fails is printed with what reproduces it.
 
 import contextlib
 import os
+import resource
+import time
 import warnings
 
 from hypothesis import HealthCheck, settings
@@ -93,13 +95,25 @@ def listing(folder):
     return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in folder.rglob("*")}
 
 
+SECONDS, BYTES = 5, 1 << 30
+"""What reading one file may take."""
+
+
 @contextlib.contextmanager
 def contained(folder):
-    """What happens inside ends well or in a MetajaxError, and changes no file below the folder."""
-    before = listing(folder)
+    """What happens inside ends well or in a MetajaxError, soon, without much memory, and changes no
+    file below the folder."""
+    before, started, memory = listing(folder), time.monotonic(), most_memory()
     with warnings.catch_warnings():
         # A damaged file may make Pillow or NumPy warn before it is refused, or read after all.
         warnings.simplefilter("ignore")
         with contextlib.suppress(metajax.MetajaxError):
             yield
     assert listing(folder) == before
+    assert time.monotonic() - started < SECONDS
+    assert most_memory() - memory < BYTES
+
+
+def most_memory():
+    """The most bytes that this process has had; it doesn't fall again."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -36,13 +36,13 @@ class Config(study.StudyConfig):
     """Stories that the model writes before the first update, for the perplexity and the guard."""
     imitated: int = 1024
     """Further ones, which it goes on imitating while it learns."""
-    imitation: float = 0.45
+    imitation: float = 0.3
     """Their share of each update."""
-    longest: int = 320
+    longest: int = 256
     """Tokens of a story, at most."""
     steps: int = 0
     """None: the first model is the checkpoint's."""
-    rounds: int = 50
+    rounds: int = 36
     """Rounds of self-evolution."""
     round_steps: int = 8
     """Updates of each."""
@@ -52,7 +52,7 @@ class Config(study.StudyConfig):
     """Stories for each task."""
     temperature: float = 0.7
     """What they are drawn at."""
-    rate: float = 2e-4
+    rate: float = 1.5e-4
     """AdamW's learning rate; it rises over the first round, and falls to a tenth over the last
     third."""
     batch: int = 48

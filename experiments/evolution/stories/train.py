@@ -59,8 +59,9 @@ from metajax import evolve as ev
 from metajax import lm
 from metajax.files import write_atomically
 
-MARGIN, CONFIDENCE = 0.1, 0.95
-"""Of the gate: the acceptable loss on held-out tasks."""
+MARGIN, CONFIDENCE = 0.2, 0.95
+"""Of the gate: the acceptable loss on held-out tasks. Answers are drawn: with 64 tasks a model that
+is as good as before may seem worse by 10 points."""
 TEXTS = 2
 """Texts that it writes for each task."""
 

@@ -10,8 +10,11 @@ from experiments.benchmarks import soak
 
 @pytest.mark.ci
 @pytest.mark.slow
-def test_a_few_kills_lose_nothing(tmp_path):
-    config = soak.Config(kills=3, kills_per_run=3, seed=4, steps=60, out=tmp_path / "soak")
+@pytest.mark.parametrize("trainer", ["few-shot", "language", "evolution"])
+def test_a_few_kills_lose_nothing(tmp_path, trainer):
+    config = soak.Config(
+        trainer=trainer, kills=3, kills_per_run=3, seed=4, steps=60, out=tmp_path / "soak"
+    )
     report = soak.soak(config)
     assert report == json.loads((tmp_path / "soak" / "soak.json").read_text())
     assert [run["problems"] for run in report["runs"]] == [[]] * len(report["runs"])
