@@ -4,7 +4,7 @@
 #
 #   omniglot-paper/       the paper's 60,000 meta-steps: wall time and accuracy (result.json)
 #   bench/meta_step.json  the benchmark's table beside PyTorch
-#   omniglot-fast/        our schedule
+#   omniglot-fast/        our schedule, three seeds as one program
 #   omniglot-table/       the table of ten learners, cell by cell
 #   cifar-table/          CIFAR-FS and FC100 with ResNet-12, cell by cell
 #   bench/tune.json       the fastest tasks_per_chunk, mode and form of the convolution
@@ -78,7 +78,7 @@ short=(--steps 4 --test-episodes 4)
 part omniglot-paper 120 "${few}.omniglot" --protocol paper "${data[@]}" --out "${out}/omniglot-paper" -- "${short[@]}"
 part meta-step 120 "${bench}.meta_step" --platform "${platform}" --rounds 5 --compile-repeats 1 --out "${out}/bench" \
   -- --cells "5-way 1-shot" --rounds 2 --of-the-mean --compile-steps 1
-part omniglot-fast 60 "${few}.omniglot" "${data[@]}" --out "${out}/omniglot-fast" -- "${short[@]}"
+part omniglot-fast 90 "${few}.omniglot" "${data[@]}" --seeds 3 --out "${out}/omniglot-fast" -- "${short[@]}"
 part omniglot-table 120 "${few}.omniglot.table" "${data[@]}" --out "${out}/omniglot-table" \
   -- "${short[@]}" --methods protonet --cells 5w1s
 part cifar-table 120 "${few}.cifar.table" --body resnet12 --methods prototypical,metaoptnet,linear-probe \
@@ -96,6 +96,6 @@ part evolve-gemma-shape 120 experiments.evolution.pretrained --random gemma3-270
   --proposer program --gate none --rounds 2 --round-steps 24 --rows 8 --micro-batch 8 --outside-prompts 64 --control no \
   --out "${out}/evolve-gemma-shape" -- --random tiny --rounds 1 --round-steps 2 --proposals 16 --held-out 16 --test-prompts 4
 [[ -z "${CHECKPOINT:-}" ]] || part evolve-stories 120 experiments.evolution.stories --checkpoint "${CHECKPOINT}" \
-  --out "${out}/evolve-stories" -- --rounds 1 --round-steps 2 --proposals 4 --stories 8 --rehearsal 8 --asked 8 --steps 2 \
-  --test-prompts 8 --validation 8 --held-out 8 --control no
+  --out "${out}/evolve-stories" -- --rounds 1 --round-steps 2 --proposals 4 --samples 2 --batch 6 --stories 8 --imitated 8 \
+  --test-prompts 8 --validation 8 --held-out 8
 exit "${status}"

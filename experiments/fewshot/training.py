@@ -12,6 +12,7 @@ from experiments.common import plots, processes
 from experiments.common.fit import Fitted, fit
 from experiments.common.folder import Run
 from experiments.common.report import Report, Row, environment, write_report
+from experiments.fewshot import seeds
 from experiments.fewshot.networks import Network
 from experiments.fewshot.schedules import Schedule
 from metajax.data import ClassData, Rotations, episode_sampler, random_shifts
@@ -41,7 +42,7 @@ def tasks_of(
 
 def train(
     run: Run,
-    network: Network,
+    network: Network | Sequence[Network],
     schedule: Schedule,
     tasks: Sampler,
     validation: Sampler,
@@ -51,32 +52,47 @@ def train(
     tasks_per_chunk: TasksPerChunk = None,
     non_finite: Literal["raise", "skip", "clip"] | None = None,
 ) -> Fitted:
-    """Meta-trains on ``tasks``, and validates on others."""
-    key_tasks, key_validation = jax.random.split(jax.random.key(run.config.seed))
+    """Meta-trains on ``tasks``, and validates on others.
+
+    Of several networks, which differ in their initial parameters, each is trained with a seed of
+    its own, from the run's on, all as one program; the state is ``seeds.Together``.
+    """
+    several = [] if isinstance(network, Network) else list(network)
+    one = network if isinstance(network, Network) else several[0]
+    keys = [
+        jax.random.split(jax.random.key(run.config.seed + number))
+        for number in range(max(1, len(several)))
+    ]
+    key_tasks, key_validation = keys[0]
     trained = schedule.trained or schedule.learner
     trainer = metajax.meta_trainer(
-        trained(network, schedule.inner_steps, transductive=transductive),
+        trained(one, schedule.inner_steps, transductive=transductive),
         schedule.optimizer,
         tasks,
         meta_batch=schedule.meta_batch,
         tasks_per_chunk=tasks_per_chunk,
-        mesh=metajax.task_mesh(schedule.meta_batch),
+        mesh=None if several else metajax.task_mesh(schedule.meta_batch),
         non_finite=non_finite,
     )
     score = metajax.evaluator(
-        schedule.learner(network, schedule.test_steps, transductive=transductive),
+        schedule.learner(one, schedule.test_steps, transductive=transductive),
         validation,
         episodes=VALIDATION_EPISODES,
         curve=False,
         mesh=metajax.task_mesh(jax.device_count()),
     )
-
+    validate = lambda params: score(params, key_validation).mean
+    start = trainer, trainer.init(one.params, key_tasks)
+    if several:
+        start = seeds.together(
+            trainer, tasks, [each.params for each in several], [key for key, _ in keys]
+        )
+        validate = seeds.scores_together(validate, len(several))
     return fit(
         run,
-        trainer,
-        trainer.init(network.params, key_tasks),
+        *start,
         steps=schedule.steps,
-        validate=lambda params: score(params, key_validation).mean,
+        validate=validate,
         validate_every=validate_every,
     )
 

@@ -28,6 +28,7 @@ from experiments.fewshot import networks, target_domain
 from experiments.fewshot.omniglot.published import BY_GRADIENTS, TITLES
 from experiments.fewshot.omniglot.schedules import Method, Protocol, schedule_of
 from experiments.fewshot.schedules import Schedule
+from experiments.fewshot.seeds import one_of
 from experiments.fewshot.training import Evaluation, both_ways, publish, tasks_of, train
 from metajax.data import ClassData, Rotations, episode_sampler, omniglot
 from metajax.errors import ArgumentError
@@ -63,6 +64,9 @@ class Config(common.DistributedConfig):
     """Folder with Omniglot's zip files (images_background.zip, images_evaluation.zip) or with
     them unpacked; without it: the cache, tensorflow-datasets, or a download."""
 
+    seeds: int = 1
+    """Runs at once as one program, of this seed and those after it; each is tested, and leaves a
+    folder of its own. For an accelerator with room for them."""
     target_domain: str | None = None
     """Images of another kind, which the model is tested on too, 5-way: a folder with a folder for
     each class, or an npz file of images x and classes y."""
@@ -75,7 +79,12 @@ class Config(common.DistributedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        common.check_positive(self, "k_shot", "validate_every", "head_std")
+        common.check_positive(self, "k_shot", "validate_every", "head_std", "seeds")
+        if self.seeds > 1 and (self.distributed or self.non_finite == "raise"):
+            raise ArgumentError(
+                "seeds above 1 is for one process, and for another non_finite than 'raise'; got "
+                f"seeds={self.seeds}"
+            )
         if self.tasks_per_chunk != "auto":
             common.check_positive(self, "tasks_per_chunk")
         if self.n_way < 2:
@@ -168,12 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = common.open_run(name, config)
 
     data = {split: omniglot(split, folder=config.data) for split in ("train", "validation", "test")}
-    network = networks.conv4(
-        config.n_way,
-        jax.random.key(config.seed),
-        head_std=schedule.head_std,
-        form=schedule.form,
-    )
+    several = [
+        networks.conv4(
+            config.n_way,
+            jax.random.key(config.seed + number),
+            head_std=schedule.head_std,
+            form=schedule.form,
+        )
+        for number in range(config.seeds)
+    ]
+    network = several[0]
     rows = evaluations(config, schedule, network, data["test"])
     other = target_domain.read(config.target_domain, size=28, channels=1, known=())
     if other is not None:
@@ -193,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     fitted = train(
         run,
-        network,
+        several if config.seeds > 1 else network,
         schedule,
         *tasks_of(
             schedule, data["train"], data["validation"], n_way=config.n_way, k_shot=config.k_shot
@@ -203,21 +216,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks_per_chunk=config.tasks_per_chunk,
         non_finite=config.non_finite,
     )
-    table = publish(
-        run,
-        network,
-        schedule,
-        fitted,
-        rows,
-        picture=picture,
-        episodes=config.test_episodes,
-        title=f"{TITLES[config.method]} on Omniglot, {config.n_way}-way",
-        source=BY_GRADIENTS[config.method][0],
-        training={
-            "shots": config.k_shot,
-            "normalisation": config.norm,
-            "seed": config.seed,
-        },
-        command=common.command("experiments.fewshot.omniglot", config, preset=preset),
-    )
-    common.show(f"\n{table}\nEverything is in {run.path}.")
+    for number in range(config.seeds):
+        seed, part, own = config.seed + number, run, fitted
+        if config.seeds > 1:
+            part = run._replace(path=run.path / f"seed-{seed}")
+            common.create(part)
+            own = fitted._replace(state=one_of(fitted.state.runs, number))
+        table = publish(
+            part,
+            network,
+            schedule,
+            own,
+            rows,
+            picture=picture,
+            episodes=config.test_episodes,
+            title=f"{TITLES[config.method]} on Omniglot, {config.n_way}-way",
+            source=BY_GRADIENTS[config.method][0],
+            training={
+                "shots": config.k_shot,
+                "normalisation": config.norm,
+                "seed": seed,
+                **({"seeds in one program": config.seeds} if config.seeds > 1 else {}),
+            },
+            command=common.command("experiments.fewshot.omniglot", config, preset=preset),
+        )
+        common.show(f"\n{table}\nEverything is in {part.path}.")

@@ -193,6 +193,24 @@ def test_a_tiny_run_and_a_resume(tmp_path, monkeypatch, capsys, small_data, smal
 
 
 @pytest.mark.slow
+def test_two_seeds_at_once_leave_a_folder_each(tmp_path, monkeypatch, small_data, small_network):
+    monkeypatch.setattr(experiment, "omniglot", small_data)
+    out = tmp_path / "run"
+    arguments = ["--k-shot", "5", "--steps", "2", "--test-episodes", "2", "--seeds", "2"]
+    experiment.main([*arguments, "--out", str(out)])
+    results = [json.loads((out / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
+    assert [result["training"]["seed"] for result in results] == [0, 1]
+    assert len(results[0]["rows"]) == 3
+    (line,) = common.read_metrics(out / "metrics.jsonl")
+    assert line["loss_0"] != line["loss_1"]
+    each = [line["validation_accuracy_0"], line["validation_accuracy_1"]]
+    assert line["validation_accuracy"] == pytest.approx(np.mean(each))
+    for options in (["--non-finite", "raise"], ["--seeds", "0"]):
+        with pytest.raises(SystemExit):
+            experiment.main([*arguments, *options])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fomaml", "reptile", "anil", "maml++", "imaml"])
 def test_other_learners_train_and_are_evaluated(
     method, tmp_path, monkeypatch, small_data, small_network
