@@ -12,7 +12,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from experiments.common.config import RunError
@@ -23,6 +24,8 @@ SILENCE = 45.0
 """Seconds without a word after which a process counts as lost."""
 BEAT = 5.0
 """Seconds between two words."""
+CLUSTER = 300.0
+"""Seconds that a cluster may take to start all of them, from a shared disk say."""
 _WORD, _GOODBYE = b".", b"q"
 
 
@@ -107,6 +110,19 @@ def _call(host: str, port: int, count: int, index: int, deadline: float) -> str:
         time.sleep(0.2)
 
 
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Ends the process, with a word, where processes that a cluster started don't meet in time."""
+    words = f"after {seconds:.0f} s some of the processes are missing"
+    timer = threading.Timer(seconds, _end, ["of several", words])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def watch(index: int, count: int, from_first: Callable[[Any], Any]) -> None:
     """From now on this process ends, with a word, soon after another one was lost.
 
@@ -121,15 +137,22 @@ def watch(index: int, count: int, from_first: Callable[[Any], Any]) -> None:
     port = server.getsockname()[1] if server else 0
     address: Mapping[str, Any] = from_first({"host": socket.gethostname(), "port": port})
     connections: dict[int, socket.socket] = {}
-    if server:
-        with server:
-            server.settimeout(MEETING)
-            while len(connections) < count - 1:
-                connection, _ = server.accept()
-                connections[int.from_bytes(connection.recv(4), "big")] = connection
-    else:
-        connections[0] = socket.create_connection((address["host"], address["port"]), MEETING)
-        connections[0].sendall(index.to_bytes(4, "big"))
+    try:
+        if server:
+            with server:
+                server.settimeout(MEETING)
+                while len(connections) < count - 1:
+                    connection, _ = server.accept()
+                    connection.settimeout(MEETING)
+                    connections[int.from_bytes(connection.recv(4), "big")] = connection
+        else:
+            connections[0] = socket.create_connection((address["host"], address["port"]), MEETING)
+            connections[0].sendall(index.to_bytes(4, "big"))
+    except OSError as error:
+        warnings.warn(
+            f"process {index} can't hear from all others ({error}): JAX alone notices a lost one",
+            stacklevel=2,
+        )
     for other, connection in connections.items():
         connection.settimeout(SILENCE)
         threading.Thread(target=_listen, args=(connection, index, other), daemon=True).start()
@@ -163,7 +186,7 @@ def _listen(connection: socket.socket, index: int, other: int) -> None:
             return
 
 
-def _end(index: int, problem: str) -> NoReturn:
+def _end(index: int | str, problem: str) -> NoReturn:
     print(
         f"process {index}: error: distributed: {problem}. Start all of them again with --resume",
         file=sys.stderr,

@@ -44,15 +44,18 @@ def connect(config: DistributedConfig) -> None:
         assert config.processes is not None
         assert config.process_id is not None
         partners.meet(config.coordinator, config.processes, config.process_id)
+    limit = partners.CLUSTER if config.coordinator is None else partners.MEETING
     try:
-        jax.distributed.initialize(
-            config.coordinator,
-            config.processes,
-            config.process_id,
-            initialization_timeout=round(partners.MEETING),
-            heartbeat_timeout_seconds=2 * round(partners.SILENCE),
-            shutdown_timeout_seconds=60,
-        )
+        # JAX's own ends are later, and in C++.
+        with partners.within(limit):
+            jax.distributed.initialize(
+                config.coordinator,
+                config.processes,
+                config.process_id,
+                initialization_timeout=round(limit) + 15,
+                heartbeat_timeout_seconds=2 * round(partners.SILENCE),
+                shutdown_timeout_seconds=60,
+            )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         if "called before" in reason or "called once" in reason:
