@@ -43,11 +43,13 @@ class Network(NamedTuple):
         embed: ``embed(variables, images, train=...)``: features, in training with the changed
             statistics.
         relate: the same of pairs of feature maps; None but for Relation Networks.
+        keyed: whether ``embed`` takes a random ``key=`` in training, of what it drops.
     """
 
     variables: Any
     embed: Callable[..., Any]
     relate: Callable[..., Any] | None = None
+    keyed: bool = False
 
 
 def reporting(
@@ -58,11 +60,11 @@ def reporting(
     """``apply`` to a part of the variables, and ``after`` to its outputs; in training by the
     batch's statistics, and with the changed running ones."""
 
-    def applied(variables: Any, inputs: jax.Array, *, train: bool) -> Any:
+    def applied(variables: Any, inputs: jax.Array, *, train: bool, **options: Any) -> Any:
         used = {kind: tree if part is None else tree[part] for kind, tree in variables.items()}
         if not train:
             return after(apply(used, inputs, train=False))
-        outputs, changed = apply(used, inputs, mutable=["batch_stats"])
+        outputs, changed = apply(used, inputs, mutable=["batch_stats"], **options)
         return after(outputs), changed if part is None else {
             kind: {part: tree} for kind, tree in changed.items()
         }
@@ -77,6 +79,10 @@ def learner_of(method: str, network: Network, *, n_way: int, train: bool) -> met
     do.
     """
     embed = functools.partial(network.embed, train=train)
+    if network.keyed and train:
+        embed = metajax.keyed(
+            lambda params, images, key: network.embed(params, images, train=True, key=key)
+        )
     if method == "matching":
         return metajax.matching(embed, n_way=n_way, scale=MATCHING_SCALE)
     if method == "relation":

@@ -24,7 +24,7 @@ def network_of(config: Config, key: jax.Array) -> comparing.Network:
     """A network without a head; its statistics are kept."""
     body = module_of(config, norm="running")
     variables, apply = metajax.from_linen(body, key, jnp.zeros((1, SIZE, SIZE, 3)))
-    return comparing.Network(variables, comparing.reporting(apply))
+    return comparing.Network(variables, comparing.reporting(apply), keyed=config.body == "resnet12")
 
 
 def train_and_test(run: common.Run, config: Config, *, command: str) -> str:

@@ -30,6 +30,9 @@ SIZE, WAYS = 32, 5
 SHOTS = (1, 5)
 """Of the tables' cells."""
 TRAIN_WAY, QUERY = 20, 10
+DROP, DROP_SIZE = 0.1, 2
+"""Share of what a ResNet-12's blocks give that is dropped in training, and the side of the squares,
+as published for images of 32 × 32."""
 BORDER = 4
 """Pixels around an image, before it is cropped."""
 
@@ -99,7 +102,7 @@ def module_of(config: Config, **options) -> models.Conv4 | models.ResNet12:
         return models.Conv4(features=config.features, form="pool", **options)
     widths = [config.features * width // 64 for width in (64, 160, 320, 640)]
     options.pop("head_init", None)
-    return models.ResNet12(features=tuple(widths), **options)
+    return models.ResNet12(features=tuple(widths), drop=DROP, drop_size=DROP_SIZE, **options)
 
 
 def plain(data: ClassData, n_way: int, k_shot: int, query: int) -> Sampler:

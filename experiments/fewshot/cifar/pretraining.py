@@ -70,9 +70,14 @@ def train_and_test(run: common.Run, config: Config, *, command: str) -> str:
     _, key_batches, _ = comparing.keys_of(config)
     variables, apply = _network(config, n_classes=len(data["train"].counts))
     sample = image_sampler(data["train"], BATCH)
+    classify = apply
+    if config.body == "resnet12":
+        classify = metajax.keyed(
+            lambda params, images, key, **options: apply(params, images, key=key, **options)
+        )
     # The batch's statistics normalise, so that it isn't shared between devices.
     trainer = metajax.meta_trainer(
-        lm.supervised(losses.cross_entropy(apply, mutable=["batch_stats"])),
+        lm.supervised(losses.cross_entropy(classify, mutable=["batch_stats"])),
         muon(warmup_cosine(config.rate, config.steps)),
         changed(sample) if config.augment else sample,
         meta_batch=1,

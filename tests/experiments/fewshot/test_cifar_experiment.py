@@ -44,9 +44,12 @@ def tiny(out, *options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["prototypical", "metaoptnet"])
-def test_a_tiny_comparison(tmp_path, small, capsys, method):
+@pytest.mark.parametrize(
+    ("method", "body"), [("metaoptnet", "conv4"), ("prototypical", "resnet12")]
+)
+def test_a_tiny_comparison(tmp_path, small, capsys, method, body):
     options = ["--method", method, "--train-way", "5", "--k-shot", "5", "--query", "3"]
+    options += ["--body", body]
     result = tiny(tmp_path / "run", *options)
     table = (tmp_path / "run" / "table.md").read_text()
     assert table in capsys.readouterr().out
@@ -54,7 +57,8 @@ def test_a_tiny_comparison(tmp_path, small, capsys, method):
     assert [split for name, split in small if name == "fc100"] == ["train", "validation", "test"]
     (row,) = result["rows"]
     assert (row["task"], row["query"], row["transductive"]) == ("5-way 5-shot", 15, False)
-    assert result["schedule"].startswith("four convolutions, 4 channels; ours: Muon")
+    network = {"conv4": "four convolutions", "resnet12": "ResNet-12"}[body]
+    assert result["schedule"].startswith(f"{network}, 4 channels; ours: Muon")
     assert result["training"]["query per class"] == 3
 
 
@@ -86,8 +90,9 @@ def test_every_learner_by_gradients_fits_its_network(small, method, body):
 
 
 @pytest.mark.slow
-def test_a_tiny_linear_probe(tmp_path, small):
-    result = tiny(tmp_path / "run", "--method", "linear-probe")
+@pytest.mark.parametrize("body", ["conv4", "resnet12"])
+def test_a_tiny_linear_probe(tmp_path, small, body):
+    result = tiny(tmp_path / "run", "--method", "linear-probe", "--body", body)
     assert [row["task"] for row in result["rows"]] == ["5-way 1-shot"] * 2 + ["5-way 5-shot"] * 2
     assert result["training"]["classes"] == 20
 
