@@ -49,10 +49,16 @@ def meet(coordinator: str, count: int, index: int) -> None:
         raise RunError(problem)
 
 
+def _server(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
 def _receive(host: str, port: int, count: int, index: int, deadline: float) -> str:
     """Waits for the others as the first process; what is wrong, in words."""
     try:
-        server = socket.create_server(("", port))
+        server = _server(port)
     except OSError as error:
         said = "is in use" if error.errno == errno.EADDRINUSE else f"can't be used ({error})"
         return (
@@ -94,7 +100,7 @@ def _call(host: str, port: int, count: int, index: int, deadline: float) -> str:
     """Goes to the first process; what is wrong, in words."""
     while True:
         try:
-            with socket.create_connection((host, port), timeout=5) as connection:
+            with socket.create_connection((host.strip("[]"), port), timeout=5) as connection:
                 connection.sendall(json.dumps([index, count]).encode())
                 connection.settimeout(max(1.0, deadline + 5 - time.monotonic()))
                 said = connection.recv(1000).decode()
@@ -133,7 +139,7 @@ def watch(index: int, count: int, from_first: Callable[[Any], Any]) -> None:
         count: how many there are.
         from_first: gives all the first process's value.
     """
-    server = socket.create_server(("", 0)) if index == 0 else None
+    server = _server(0) if index == 0 else None
     port = server.getsockname()[1] if server else 0
     address: Mapping[str, Any] = from_first({"host": socket.gethostname(), "port": port})
     connections: dict[int, socket.socket] = {}
