@@ -42,17 +42,15 @@ def open_to_read(path: Path) -> io.BufferedReader:
     """
     try:
         # Opened without waiting: a pipe that nobody writes to would wait for ever.
-        file = os.fdopen(os.open(path, _READ), "rb")
+        descriptor = os.open(path, _READ)
     except FileNotFoundError:
         raise FileError(f"{path} is missing.") from None
-    except IsADirectoryError:
-        raise FileError(f"{path} can't be read: it is no file.") from None
     except (OSError, ValueError) as error:
         raise FileError(f"{path} can't be read: {error}.") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise FileError(f"{path} can't be read: it is no file.")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 _BINARY = getattr(os, "O_BINARY", 0)  # these three aren't on every system

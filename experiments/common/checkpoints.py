@@ -190,7 +190,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 return
             self._orbax.save(unfinished, args=ocp.args.StandardSave(dict(content)))
             if self._run is not None:
-                note = owner(self._run) | {"metrics": metrics.digest(self._metrics, step)}
+                note = owner(self._run) | {"metrics": metrics.digest(self._metrics)}
                 write_atomically(unfinished / _OWNER, json.dumps(note) + "\n")
             write_digests(unfinished)
             unfinished.rename(path)

@@ -15,7 +15,7 @@ from experiments.common import processes
 from experiments.common.config import RunError
 from experiments.common.disk import writing
 from metajax.errors import FileError
-from metajax.files import open_to_append, read_text, write_atomically
+from metajax.files import open_to_append, read_bytes, read_text, write_atomically
 
 MOST_BYTES = 1 << 32
 """The most that a metrics file may have."""
@@ -53,10 +53,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def digest(path: Path, step: int) -> str:
-    """SHA-256 of a metrics file's lines up to a step, as they should be written."""
-    kept = "".join(_line(record) for record in read_metrics(path) if record["step"] <= step)
-    return hashlib.sha256(kept.encode()).hexdigest()
+def digest(path: Path, step: int | None = None) -> str:
+    """SHA-256 of a metrics file, or of its lines up to a step; of nothing where there is none."""
+    content = read_bytes(path, MOST_BYTES) if path.exists() else b""
+    if step is not None:
+        lines = content.splitlines(keepends=True)
+        records = read_metrics(path)
+        content = b"".join(
+            line for line, record in zip(lines, records, strict=False) if record["step"] <= step
+        )
+    return hashlib.sha256(content).hexdigest()
 
 
 def drop_after(path: Path, step: int) -> list[dict[str, Any]]:
