@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -95,12 +96,22 @@ def test_the_programs_of_the_language_models_page(run):
 
 @pytest.mark.slow
 def test_ones_own_model_proposer_and_verifier_in_under_forty_lines(run):
-    (program,) = programs(DOCS / "self-evolution.md")
+    program, _ = programs(DOCS / "self-evolution.md")
     body = program[program.index("problem =") :]
     assert len([line for line in body.splitlines() if line.strip()]) < 40
     names, printed = run([program])
     assert int(names["state"].round) == 2
     assert printed.startswith("1 ")
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap isn't installed")
+def test_a_checker_in_a_sandbox_of_others(run):
+    _, program = programs(DOCS / "self-evolution.md")
+    check = run([program])[0]["check"]
+    body = "def add(a, b):\n    return a {} b"
+    assert [check("", body.format(sign)) for sign in "+-"] == [1, 0]
+    for answer in ("while True: pass", "import os; os._exit(0)", "text = 'a' * 2**31"):
+        assert check("", answer) == 0
 
 
 def test_the_docs_list_every_learner():

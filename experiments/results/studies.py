@@ -65,6 +65,23 @@ STUDIES = {
         "[trials](omniglot-table/trials.md).",
         (("omniglot-table/table.png", "ours beside the papers'"),),
     ),
+    "cifar-table": Study(
+        "CIFAR-FS: learners beside their papers",
+        ("cifar-table/table.json",),
+        tables.learners,
+        "`make cifar-fs`: accuracy in % on 5-way tasks of the test classes with 15 query images a "
+        "class, with the 95 % interval over episodes; each query image is predicted by itself. "
+        "Training images are cropped, mirrored and changed in colour on the device. Each "
+        "training's own figures are in the folder `cifar-table`; `unchecked` was quoted from "
+        "memory.",
+        (
+            ("cifar-table/table.png", "ours beside the papers'"),
+            (
+                "cifar-table/cifar-fs-conv4-prototypical-1shot-seed0/training.png",
+                "training of the Prototypical Network",
+            ),
+        ),
+    ),
     "sinusoid": Study(
         "MAML on sinusoid regression",
         ("sinusoid/**/result.json",),
