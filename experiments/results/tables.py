@@ -167,10 +167,17 @@ def strings(found: Found) -> list[str]:
     return lines[1:]
 
 
+MOST_ROUNDS = 20
+"""A column each fits the page."""
+
+
 def _rounds(path: Path) -> list[str]:
-    """What was kept in each round, and whether the gate took it."""
+    """What was kept in each round, and whether the gate took it; of many, how often it did."""
     text = (FOLDER / path.parent / "rounds.jsonl").read_text(encoding="utf-8")
     records = [json.loads(line) for line in text.splitlines()]
+    if len(records) > MOST_ROUNDS:
+        accepted = sum(bool(record["accepted"]) for record in records[1:])
+        return [f"Of {len(records) - 1} rounds the gate took {accepted}."]
     columns = {"round": ["levels", "kept, %", "right of the kept, %", "accepted"]}
     for record in records:
         if record["step"]:
