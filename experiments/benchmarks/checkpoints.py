@@ -180,6 +180,7 @@ def prepare(folder: Path) -> None:
     """Leaves what a run of few-shot learning has after 60,000 meta-steps."""
     state = few_shot().state
     run = long_run(folder)
+    run = run._replace(config=dataclasses.replace(run.config, resume=False))
     common.create(run)
     every = DONE // LINES
     with common.MetricsLog(folder) as log:

@@ -99,6 +99,7 @@ def train(kind: Kind, folder: Path, steps: int, marks_file: Path, log: Path) -> 
         checkpoint_every=30,
     )
     run = common.open_run("soak", config)
+    common.create(run)
     ended = {"few-shot": few_shot, "language": language, "evolution": evolution}[kind](run, marks)
     outcome = ended | {"environment": common.environment()}
     write_atomically(folder / "outcome.json", json.dumps(outcome))

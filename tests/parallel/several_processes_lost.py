@@ -9,15 +9,20 @@ from jax.experimental import multihost_utils
 from experiments import common
 from experiments.common import partners, processes
 
-partners.MEETING, partners.SILENCE, partners.BEAT = (float(word) for word in sys.argv[4:7])
-coordinator, count, index = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-config = common.DistributedConfig(
-    steps=1, distributed=True, coordinator=coordinator, processes=count, process_id=index
-)
 
-
-def main():
-    common.connect(config)
+def main(coordinator, count, index):
+    config = common.DistributedConfig(
+        steps=1,
+        distributed=True,
+        coordinator=coordinator,
+        processes=int(count),
+        process_id=int(index),
+    )
+    try:
+        common.connect(config)
+    except common.RunError as error:
+        print(f"process {index}: error: {error}", file=sys.stderr)
+        sys.exit(2)
     print("met", flush=True)
     with processes.ending_together():
         for number in range(10_000):
@@ -25,8 +30,6 @@ def main():
             time.sleep(0.1)
 
 
-try:
-    main()
-except common.RunError as error:
-    print(f"process {index}: error: {error}", file=sys.stderr)
-    sys.exit(2)
+if __name__ == "__main__":
+    partners.MEETING, partners.SILENCE, partners.BEAT = map(float, sys.argv[4:7])
+    main(*sys.argv[1:4])

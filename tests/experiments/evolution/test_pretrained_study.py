@@ -279,7 +279,7 @@ def fewer_tokens(folder):
     [
         (shutil.rmtree, {}, "checkpoint: .* is no folder"),
         (no_end, {}, "checkpoint: end must be given: the tokenizer names no token"),
-        (no_tokenizer, {}, r"checkpoint: .* has no tokenizer\.json"),
+        (no_tokenizer, {}, r"checkpoint: .*tokenizer\.json is missing"),
         (no_digits, {}, "checkpoint: write must give prompts that the tokenizer keeps"),
         (fewer_tokens, {}, "checkpoint: vocab_size must be at least the tokenizer's 98, got 5"),
         (short, {}, "takes 64 tokens; with levels=3 and shots=8 up to"),
