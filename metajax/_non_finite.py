@@ -49,7 +49,9 @@ class Means(NamedTuple):
 
 def watched(policy: NonFinite) -> Literal["mark", "leave out"] | None:
     """What ``task_means`` is to do with a bad task."""
-    return {"raise": "mark", "skip": "leave out"}.get(policy or "")  # pyright: ignore
+    if policy == "skip":
+        return "leave out"
+    return "mark" if policy == "raise" else None
 
 
 def check(policy: Any) -> None:

@@ -25,6 +25,9 @@ __all__ = [
 
 MOST_BYTES = 1 << 28
 """The most that a file may have which is read at once."""
+_BINARY = getattr(os, "O_BINARY", 0)  # these three aren't on every system
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def open_to_read(path: Path) -> io.BufferedReader:
@@ -42,7 +45,7 @@ def open_to_read(path: Path) -> io.BufferedReader:
     """
     try:
         # Opened without waiting: a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, _READ)
+        descriptor = os.open(path, os.O_RDONLY | _BINARY | _NO_WAIT)
     except FileNotFoundError:
         raise FileError(f"{path} is missing.") from None
     except (OSError, ValueError) as error:
@@ -51,12 +54,6 @@ def open_to_read(path: Path) -> io.BufferedReader:
         os.close(descriptor)
         raise FileError(f"{path} can't be read: it is no file.")
     return os.fdopen(descriptor, "rb")
-
-
-_BINARY = getattr(os, "O_BINARY", 0)  # these three aren't on every system
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_READ = os.O_RDONLY | _BINARY | _NO_WAIT
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -106,11 +103,10 @@ def read_json(path: Path, most: int = 1 << 26) -> Any:
         ...     read_json(Path(folder) / "a.json")
         {'r': 8}
     """
+    text = read_text(path, most)
     try:
-        return json.loads(read_text(path, most))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, FileError):
-            raise
         raise FileError(f"{path} isn't JSON: {error}.") from error
 
 

@@ -95,7 +95,7 @@ part lora 90 "${bench}.lora" --cells 8x64-answers --tasks 2 --peer-tasks 1 --ste
 part evolve-gemma-shape 120 experiments.evolution.pretrained --random gemma3-270m --verifier vote --agreement 0.25 \
   --proposer program --gate none --rounds 2 --round-steps 24 --rows 8 --micro-batch 8 --outside-prompts 64 --control no \
   --out "${out}/evolve-gemma-shape" -- --random tiny --rounds 1 --round-steps 2 --proposals 16 --held-out 16 --test-prompts 4
-[[ -z "${CHECKPOINT:-}" ]] || part evolve-stories 120 experiments.evolution.stories --checkpoint "${CHECKPOINT}" \
+[[ -z "${CHECKPOINT:-}" ]] || part evolve-stories 120 experiments.evolution.stories --checkpoint "${CHECKPOINT}" --rounds 12 \
   --out "${out}/evolve-stories" -- --rounds 1 --round-steps 2 --proposals 4 --samples 2 --batch 6 --stories 8 --imitated 8 \
   --test-prompts 8 --validation 8 --held-out 8
 exit "${status}"

@@ -186,7 +186,7 @@ def evolve_and_control(
     longest: int,
     vocab_size: int,
     scores: ScoresOf,
-    control: Callable[[int], ev.Update],
+    control: Callable[[int], ev.Update] | None = None,
     control_scores: bool = False,
     frozen: str | None = None,
 ) -> Outcome:
@@ -201,7 +201,8 @@ def evolve_and_control(
         longest: tokens of the longest text.
         vocab_size: number of tokens.
         scores: of a model's parameters, after each round.
-        control: ``control(rounds) -> Update``, which learns from real data alone.
+        control: ``control(rounds) -> Update``, which learns from real data alone; without one
+            there is no control.
         control_scores: whether the control is scored after each round's updates too.
         frozen: as for ``follow``.
     """
@@ -216,7 +217,7 @@ def evolve_and_control(
     )
     followed = follow(run, loop, state, scores=scores, frozen=frozen)
     learned = sum(record.get("seconds_update") is not None for record in followed.records)
-    if config.control == "no" or not learned:
+    if control is None or config.control == "no" or not learned:
         return Outcome(base, followed, None, [])
     records = [{"step": 0, **scores(base.params)}] if control_scores else []
 

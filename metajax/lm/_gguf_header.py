@@ -45,12 +45,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         ImportError: gguf isn't installed.
     """
     gguf = import_extra("gguf", extra="lm")
+    with checkpoint_errors():
+        file = open_to_read(path)
     try:
-        with checkpoint_errors(), open_to_read(path) as file:
+        with file:
             data = np.memmap(file, mode="r").view(np.ndarray)
         return _Header(data, gguf).content()
-    except CheckpointError:
-        raise
     except (ValueError, OSError, OverflowError, RecursionError, struct.error) as error:
         raise CheckpointError(f"{path} is no GGUF file, or is cut short: {error}.") from error
 

@@ -30,20 +30,33 @@ _UNSUPPORTED = (
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """Whether a whole name matches. A stranger's pattern could keep Python's own engine busy for
-    ever, which goes back and tries again; RE2 doesn't, and has no look-around for it."""
+def _compiled(pattern: str) -> Any:
+    """A pattern in RE2. Python's own engine goes back and tries again, for which a stranger's
+    pattern could keep it busy for ever; RE2 doesn't, and has no look-around."""
     re2 = import_extra("re2", extra="lm")
     options = re2.Options()
     options.log_errors = False
-    return re2.compile(pattern, options).fullmatch(name) is not None
+    return re2.compile(pattern, options)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a whole name matches."""
+    return _compiled(pattern).fullmatch(name) is not None
+
+
+def _ending_with(pattern: str) -> str:
+    """The pattern of names that end with what a pattern matches."""
+    return rf"(.*\.)?({pattern})"
 
 
 def _is_pattern(value: Any) -> bool:
+    if not TEXT.holds(value):
+        return False
     try:
-        return TEXT.holds(value) and _matches(rf"(.*\.)?({value})", "") in (True, False)
+        _compiled(_ending_with(value))
     except (import_extra("re2", extra="lm").error, UnicodeError):
         return False
+    return True
 
 
 _MODULES = Kind(
@@ -122,7 +135,7 @@ class AdapterConfig:
 
     def _first_match(self, field: str, module: str, default: Any) -> Any:
         for pattern, value in self._patterns[field].items():
-            if _matches(rf"(.*\.)?({pattern})", module):
+            if _matches(_ending_with(pattern), module):
                 return value
         return default
 

@@ -387,7 +387,7 @@ class TestLoadErrors:
 
     @pytest.mark.parametrize("field", ["target_modules", "rank_pattern"])
     def test_a_pattern_without_end(self, folder, field):
-        """Python's own engine would try for years."""
+        """Python's own engine wouldn't come to an end."""
         fields = json.loads((folder / FILES[0]).read_text())
         endless = r"([a-z_.0-9]+)+!"
         fields[field] = {endless: 4} if field == "rank_pattern" else endless

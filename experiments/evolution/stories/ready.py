@@ -49,10 +49,6 @@ class Ready(NamedTuple):
         )  # fmt: skip
         return fluency.fluent(checked, self.likelihood, self.limit)
 
-    def fluent(self, stories: list[list[int]]) -> np.ndarray:
-        """Which stories are likely enough under the base: bools ``[n]``."""
-        return self.likelihood(stories) >= self.limit
-
     def perplexity(self, params: Any) -> float:
         """On the base's stories."""
         return fluency.perplexity(self.losses(params, self.back))

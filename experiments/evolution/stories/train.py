@@ -197,7 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         longest=setup.problem.prompt_length(1) + config.longest,
         vocab_size=setup.problem.vocab_size,
         scores=lambda params: validation(params) | ready.perplexities(params),
-        control=lambda rounds: loop.update,
     )
     evolved = outcome.followed.state.train.params
     lm.save_pretrained(run.path / "model", setup.model.config, evolved)
