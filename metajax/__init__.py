@@ -1,5 +1,7 @@
 """Meta-learning in JAX: adaptation as a pure function, and what stands on it."""
 
+import importlib.metadata
+
 from metajax import losses
 from metajax.adapt import AdaptInfo, adapt
 from metajax.check import Check, LearnerReport, Slope, check_gradient, check_learner
@@ -56,7 +58,10 @@ from metajax.trainer import Trainer, TrainState, meta_trainer
 from metajax.trees import combine, partition
 from metajax.types import Batch, Episode, MaskedBatch, Sampler
 
-__version__ = "0.1.0"
+try:
+    __version__ = importlib.metadata.version("metajax")
+except importlib.metadata.PackageNotFoundError:
+    __version__ = "0+unknown"  # read from a folder that isn't installed
 
 __all__ = [
     "AdaptInfo",
