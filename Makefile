@@ -14,7 +14,7 @@ GEMMA_INSTALLED := $(VENV)/.gemma-installed
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 # `make install PINS=` takes the newest of what pyproject.toml admits.
-PINS := -c constraints.txt
+PINS ?= -c constraints.txt
 
 # A variable becomes a flag only when it is given, so every default stays in the experiment.
 # All other options go in ARGS: make evolve ARGS='--task reverse'.
