@@ -160,7 +160,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing metajax and its tools into $(VENV) (once; a few minutes) ..."
 	@'$(PYTHON)' -m venv $(VENV)
 	@$(PIP) install --upgrade 'pip>=25.1'  # the first that knows --group
-	@$(PIP) install $(PINS) -e '.[experiments,lm,tensorboard]' --group dev
+	@$(PIP) install $(PINS) -e '.[experiments,export,lm,tensorboard]' --group dev
 	@touch $@
 
 $(PARITY_INSTALLED): $(INSTALLED)

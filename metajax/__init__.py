@@ -15,6 +15,7 @@ from metajax.errors import (
     ServerError,
 )
 from metajax.evaluate import Scores, evaluate, evaluate_episodes, evaluator
+from metajax.export import export
 from metajax.interop import from_linen, from_nnx
 from metajax.keys import is_keyed, keyed
 from metajax.learners import (
@@ -101,6 +102,7 @@ __all__ = [
     "evaluate",
     "evaluate_episodes",
     "evaluator",
+    "export",
     "first_order",
     "from_linen",
     "from_nnx",

@@ -259,7 +259,7 @@ class _LossGivenSupport:
     def predict_given_support(
         self, params: Params, support: PyTree, inputs: jax.Array, *key: jax.Array
     ) -> jax.Array:
-        unlabelled = MaskedBatch(inputs, jnp.zeros(len(inputs), jnp.int32))
+        unlabelled = MaskedBatch(inputs, jnp.zeros(inputs.shape[0], jnp.int32))
         return self._logits(params, as_masked(support), unlabelled, key)
 
     def _logits(

@@ -62,5 +62,5 @@ def _joined(first: MaskedBatch, second: MaskedBatch) -> jax.Array | None:
     """The mask of two batches, one after the other; None if all examples are real."""
     if first.mask is None and second.mask is None:
         return None
-    of = lambda batch: jnp.ones(len(batch.inputs), bool) if batch.mask is None else batch.mask
+    of = lambda batch: jnp.ones(batch.inputs.shape[0], bool) if batch.mask is None else batch.mask
     return jnp.concatenate([of(first).astype(bool), of(second).astype(bool)])

@@ -57,7 +57,7 @@ def matching(
 
     def score(params, support, query):
         features, name = support.features, "embed"
-        examples = len(features), len(query)
+        examples = features.shape[0], query.shape[0]
         if full_context is not None:
             name = "full_context"
             both = full_context(
@@ -70,7 +70,7 @@ def matching(
                 )
             features, query = both
         _checks.one_width(name, features, query)
-        if (len(features), len(query)) != examples:
+        if (features.shape[0], query.shape[0]) != examples:
             raise ArgumentError(
                 f"{name} must return features of {examples[0]} support and {examples[1]} query "
                 f"examples, got shapes {features.shape} and {query.shape}."

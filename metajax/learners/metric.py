@@ -128,9 +128,9 @@ def metric_learner(
         _checks.one_shape(known.inputs, query.inputs)
         both, mask = jnp.concatenate([known.inputs, query.inputs]), masks._joined(known, query)
         output = keys._call("embed", embed, key, network(adapted.params), both, mask=mask)
-        features, changed = _features(output, len(both))
+        features, changed = _features(output, both.shape[0])
         shots = len(known.inputs)
-        halves = _rows(features, 0, shots), _rows(features, shots, len(both))
+        halves = _rows(features, 0, shots), _rows(features, shots, both.shape[0])
         support = Support.of(halves[0], known, n_way)
         compared = score(adapted.params, support, halves[1], **masks._option(score, query.mask))
         logits, changed_too = _with_changes("score", compared)
@@ -147,7 +147,7 @@ def metric_learner(
 
     def predict(adapted: Remembered, support: PyTree, inputs: Any, *, key=None) -> jax.Array:
         del support  # it is remembered
-        query = MaskedBatch(inputs, jnp.zeros(len(inputs), jnp.int32))
+        query = MaskedBatch(inputs, jnp.zeros(inputs.shape[0], jnp.int32))
         logits, classes, _ = compare(adapted, query, key)
         return jnp.where(classes, logits, losses.lowest(logits.dtype))
 

@@ -57,7 +57,8 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
 
     def score(params, support, query, mask=None):
         sums = jnp.tensordot(support.members, support.features, axes=(0, 0))
-        shape = (len(query), n_way, *query.shape[1:])
+        examples = query.shape[0]
+        shape = (examples, n_way, *query.shape[1:])
         pairs = jnp.concatenate(
             [jnp.broadcast_to(sums[None], shape), jnp.broadcast_to(query[:, None], shape)], axis=-1
         )
@@ -66,12 +67,12 @@ def relation(embed: Embed, relate: Relate, *, n_way: int) -> Learner:
         options = masks._option(relate, mask)
         output = relate(params, pairs.reshape(-1, *pairs.shape[2:]), **options)
         relations, changed = _with_changes("relate", output)
-        if relations.shape != (len(query) * n_way,):
+        if relations.shape != (examples * n_way,):
             raise ArgumentError(
-                f"relate must return a relation for each of {len(query) * n_way} pairs, got shape "
+                f"relate must return a relation for each of {examples * n_way} pairs, got shape "
                 f"{relations.shape}."
             )
-        return relations.reshape(len(query), n_way), changed
+        return relations.reshape(examples, n_way), changed
 
     def outcome(
         relations: jax.Array, targets: jax.Array, mask: jax.Array | None, classes: jax.Array

@@ -235,6 +235,19 @@ def test_the_meta_gradient_is_the_mean_of_the_tasks_gradients(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, mean)
 
 
+@pytest.mark.parametrize("name", each)
+def test_an_exported_program_predicts_the_same_for_any_number_of_inputs(name):
+    learner, params = build(name), toy.init_params()
+    params = learner.init(params)
+    support, query, _ = sampler(name)(jax.random.key(0))
+    program = metajax.export(learner, params, support, query.inputs, platforms=["cpu"])
+    adapted, _ = jax.jit(learner.adapt)(params, support)
+    expected = jax.jit(learner.predict)(adapted, support, query.inputs)
+    for number in (len(query.inputs), 2):
+        found = program.call(tuple(support), query.inputs[:number])
+        np.testing.assert_allclose(found, expected[:number], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_training_improves_and_compiles_once(name):
