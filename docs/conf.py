@@ -64,7 +64,7 @@ add_module_names = False
 
 
 LISTS = {"decisions/README": "*", "results/README": "**"}
-"""Pages that list all pages below them, which GitHub shows as well and knows no table of contents."""
+"""Pages that list those below them. GitHub shows them too, and knows no table of contents."""
 
 
 def adapt_to_site(app, name, source):
