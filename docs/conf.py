@@ -4,6 +4,7 @@
 """
 
 import importlib.metadata
+import os
 import pathlib
 import re
 
@@ -67,23 +68,46 @@ LISTS = {"decisions/README": "*", "results/README": "**"}
 """Pages that list those below them. GitHub shows them too, and knows no table of contents."""
 
 
-def adapt_to_site(app, name, source):
-    """Links to files that are no pages lead to the repository, and lists get their pages."""
-    folder = (DOCS / name).parent
+def with_links(text, *, written_in, page, source):
+    """A text whose links lead to pages of this site, to the other language's, or to the repository.
 
-    def outside(match):
-        target = (folder / match[1]).resolve()
-        page = target.suffix in {".md", ".png"} and target.is_relative_to(DOCS)
-        if page or not target.exists():
-            return match[0]
-        kind = "tree" if target.is_dir() else "blob"
-        path = target.relative_to(ROOT).as_posix()
-        return f"]({REPOSITORY}/{kind}/main/{path}{match[2] or ''})"
+    Args:
+        text: Markdown.
+        written_in: the folder of its file.
+        page: the folder of the page that shows it.
+        source: the folder of the pages of its language.
+    """
 
-    source[0] = re.sub(r"\]\(((?!\w+:)[^)#\s]+)(#[^)\s]*)?\)", outside, source[0])
+    def lead(match):
+        words, target, anchor = match[1], (written_in / match[2]).resolve(), match[3] or ""
+        if not target.exists():
+            return match[0]  # Sphinx says so
+        if target.suffix not in {".md", ".png"} or not target.is_relative_to(DOCS):
+            kind = "tree" if target.is_dir() else "blob"
+            address = f"{REPOSITORY}/{kind}/main/{target.relative_to(ROOT).as_posix()}{anchor}"
+            return f"[{words}]({address})"
+        path = os.path.relpath(target, page)
+        if (source.name == "zh") == target.is_relative_to(DOCS / "zh"):
+            return f"[{words}]({path}{anchor})"
+        return f'<a href="{path.removesuffix(".md")}.html{anchor}">{words}</a>'
+
+    return re.sub(r"\[([^\]]*)\]\(((?!\w+:)[^)#\s]+)(#[^)\s]*)?\)", lead, text)
+
+
+def on_page(app, name, content):
+    """A page's own text, and the list of the pages below it."""
+    folder, source = (pathlib.Path(app.srcdir) / name).parent, pathlib.Path(app.srcdir)
+    content[0] = with_links(content[0], written_in=folder, page=folder, source=source)
     if name in LISTS:
-        source[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{LISTS[name]}\n```\n"
+        content[0] += f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{LISTS[name]}\n```\n"
+
+
+def on_include(app, path, name, content):
+    """README's parts, which are written in the folder above."""
+    page, source = (pathlib.Path(app.srcdir) / name).parent, pathlib.Path(app.srcdir)
+    content[0] = with_links(content[0], written_in=ROOT, page=page, source=source)
 
 
 def setup(app):
-    app.connect("source-read", adapt_to_site)
+    app.connect("source-read", on_page)
+    app.connect("include-read", on_include)
