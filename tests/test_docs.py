@@ -188,6 +188,32 @@ def test_every_public_function_has_an_example():
     assert without <= WITHOUT_EXAMPLE
 
 
+def test_the_reference_has_every_public_name_once():
+    """Under its name in ``metajax`` where it has one, else in the module that is closest."""
+    listed = [
+        name
+        for page in (ROOT / "docs" / "reference").glob("*.md")
+        for name in re.findall(r"^\.\. auto\w+:: ([\w.]+)", text(page), re.M)
+    ]
+    assert len(set(listed)) == len(listed)
+    assert [name for name in listed if not hasattr(*divided(name))] == []
+    have = {id(getattr(*divided(name))) for name in listed}
+    modules = [importlib.import_module(name) for name in (*MODULES, "metajax.lm.lora")]
+    missing = [
+        f"{module.__name__}.{name}"
+        for module in modules
+        if module.__name__.startswith("metajax")
+        for name in module.__all__
+        if not inspect.ismodule(getattr(module, name)) and id(getattr(module, name)) not in have
+    ]
+    assert missing == []
+
+
+def divided(name):
+    module, _, attribute = name.rpartition(".")
+    return importlib.import_module(module), attribute
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_all_names_in_all_exist_and_stand_once(module):
     found = importlib.import_module(module)

@@ -14,7 +14,7 @@ ORDER = (
     *("types", "errors", "_extras", "_checks", "_marks", "masks", "keys", "trees", "files"),
     *("losses", "modes"),
     *("_inner_update", "adapt", "interop", "learners", "parallel", "_samplers", "_non_finite"),
-    *("_task_means", "meta_gradient", "trainer", "evaluate", "export"),
+    *("_task_means", "meta_gradient", "trainer", "evaluate", "export", "__main__"),
     *("models", "data", "lm", "evolve", "check"),
 )
 """The parts of metajax: each may import those before it."""

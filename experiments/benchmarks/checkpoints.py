@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 import metajax
 from experiments import common
@@ -230,7 +229,7 @@ def measure_all(config: Config, cases: dict[str, Callable[[], Case]]) -> dict[st
     rows = []
     with (
         tempfile.TemporaryDirectory(dir=config.out) as parent,
-        tqdm.tqdm(total=len(cases) + config.resumes, unit="part") as bar,
+        common.progress("parts", 0, len(cases) + config.resumes, unit="part") as bar,
     ):
         for number, (name, build) in enumerate(cases.items()):
             folder = Path(parent) / str(number)

@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tqdm
-
 from experiments import common
 from experiments.benchmarks import determinism
 from experiments.benchmarks.report import provenance, write
@@ -106,7 +104,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
     cases = list(itertools.product(config.networks, config.dtypes))
     with (
         tempfile.TemporaryDirectory() as name,
-        tqdm.tqdm(total=len(cases) * (1 + len(config.settings)), unit="run") as bar,
+        common.progress("runs", 0, len(cases) * (1 + len(config.settings)), unit="run") as bar,
     ):
         base, other = Path(name) / "base", Path(name) / "other"
         for network, dtype in cases:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from experiments import common
 from experiments.benchmarks.workload import Compilation, Program, relative_error
@@ -105,7 +104,7 @@ def interleaved(
 
         memory[program.name] = peak_memory_increase(warm_up)
     seconds: dict[str, list[float]] = {program.name: [] for program in programs}
-    with tqdm.tqdm(total=rounds * len(programs), unit="turn", leave=False) as bar:
+    with common.progress("turns", 0, rounds * len(programs), unit="turn") as bar:
         for done in range(rounds):
             for program in programs:
                 name = program.name

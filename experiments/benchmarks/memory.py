@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tqdm
 from matplotlib.figure import Figure
 
 import metajax
@@ -67,7 +66,7 @@ def measure_all(config: Config, modes: dict[str, Any]) -> dict[str, Any]:
 
     by_steps, by_tasks = [], []
     total = len(modes) * (len(config.inner_steps) + 2 * len(config.tasks))
-    with tqdm.tqdm(total=total, unit="program") as bar:
+    with common.progress("programs", 0, total, unit="program") as bar:
         for name, mode in modes.items():
             for steps in config.inner_steps:
                 workload = Workload(

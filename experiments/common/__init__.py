@@ -15,7 +15,7 @@ from experiments.common.fit import Fitted, NonFiniteError, fit
 from experiments.common.folder import Run, create, open_run
 from experiments.common.metrics import MetricsLog, read_metrics
 from experiments.common.processes import connect, show
-from experiments.common.progress import Stop, progress, stop_requests
+from experiments.common.progress import Stop, finish, progress, stop_requests
 from experiments.common.report import Report, Row, environment, format_table, write_report
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "connect",
     "create",
     "environment",
+    "finish",
     "fit",
     "format_table",
     "guard",

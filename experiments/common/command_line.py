@@ -7,6 +7,8 @@ import inspect
 import logging
 import shlex
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +47,10 @@ def parse(
     200
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    running = getattr(sys.modules["__main__"], "__spec__", None)
     options: dict[str, Any] = {"config": (tyro.conf.FlagCreatePairsOff,)}
+    if running is not None:
+        options["prog"] = f"python -m {running.name.removesuffix('.__main__')}"
     if preset is not None:
         # Twice: first the options that choose the defaults, then all of them.
         choosing = [word for word in words if word not in ("-h", "--help")]
@@ -56,6 +61,7 @@ def parse(
         except ArgumentError as error:  # tyro shows those of a dataclass alone
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+    description = f"{description.rstrip()}\n\n--debug shows where in the code an error began."
     config = tyro.cli(kind, args=words, description=description, **options)
     keep_compiled(getattr(config, "compilation_cache", "none"))
     return config
@@ -116,10 +122,15 @@ def _defaults(config: Any, preset: Callable[..., Any] | None) -> Mapping[str, An
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Runs a script's main function; errors a user can mend are shown without a traceback.
+    """Runs a script's main function; an error is one line, without a traceback.
 
-    What metajax logs (what ``tasks_per_chunk="auto"`` picked, say) is shown too.
+    The traceback of an error that no user can mend is kept in a file. With ``--debug`` among the
+    words of the command line all are shown. What metajax logs (what ``tasks_per_chunk="auto"``
+    picked, say) is shown too.
     """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
     # Tracing a program makes many small objects, none of them garbage for long: a collector that
     # runs seldom, and passes over what was imported, saves a fifth of the time to the first step.
     gc.freeze()
@@ -129,11 +140,23 @@ def guard(main: Callable[[], None]) -> None:
     try:
         with ending_together():
             main()
-    except MetajaxError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        sys.exit(f"error: {error}. Mend that, then go on with --resume; what was written is kept")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # what read the output has gone, such as head
+        sys.stdout = None
+        sys.exit(141)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, MetajaxError):
+            sys.exit(f"error: {error}")
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            sys.exit(
+                f"error: {error}. Mend that, then go on with --resume; what was written is kept"
+            )
+        kept = Path(tempfile.mkdtemp(prefix="metajax-")) / "error.txt"
+        kept.write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(
+            f"error: {type(error).__name__}: {error}\nThis shouldn't happen. Where it began is in "
+            f"{kept}; --debug shows it. Please report it."
+        )

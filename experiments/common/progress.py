@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import tqdm
@@ -14,19 +15,60 @@ from experiments.common import processes
 from experiments.common.folder import Run
 
 
+class _Lines:
+    """A stream into a log file: each state of a bar is a line of its own."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
 def progress(name: str, step: int, steps: int, *, unit: str = "step") -> Any:
     """A bar with a rate and the time that is left.
+
+    On a terminal it moves. In a log file there is a line every 30 seconds. A line has 80 columns
+    where the terminal has no more: a long name is cut then, and the bar goes before the numbers do.
 
     >>> with progress("rounds", 0, 2, unit="round") as bar:
     ...     _ = bar.update(2)
     """
-    # Into a log file, a line now and then; on a terminal, a bar that moves.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
+    terminal = sys.stderr.isatty()
     width = min(shutil.get_terminal_size().columns, 110)
+    numbers = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return tqdm.tqdm(
-        total=steps, initial=step, desc=name, unit=unit, mininterval=interval, ncols=width,
+        total=steps,
+        initial=step,
+        desc=name if len(name) <= width // 4 else name[: width // 4 - 1] + "…",
+        unit=unit,
+        mininterval=0.1 if terminal else 30.0,
+        ncols=width,
+        bar_format=None if terminal and width > 100 else "{desc}: " + numbers,
+        file=sys.stderr if terminal else _Lines(sys.stderr),
         disable=not processes.first(),
-    )  # fmt: skip
+    )
+
+
+def finish(path: Path, *shown: str, then: str) -> None:
+    """Shows what a run found, where everything is, and what can be done next.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "table.md").touch()
+    ...     finish(Path(folder), "99 %", then="make demo")  # doctest: +ELLIPSIS
+    <BLANKLINE>
+    99 %
+    Everything is in ...: table.md
+    Next: make demo
+    """
+    files = sorted(file.name for file in path.iterdir() if file.suffix in {".md", ".png", ".txt"})
+    lines = (*shown, f"Everything is in {path}: {', '.join(files)}", f"Next: {then}")
+    processes.show("\n" + "\n".join(lines))
 
 
 def _say(message: str) -> None:

@@ -106,16 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         training={"seed": config.seed},
         command=common.command("experiments.fewshot.demo", config),
     )
-    common.show(f"\n{table}")
-    common.show(
-        f"Look at {run.path / 'episode.png'}: a task, its five images, and what MAML made of it."
-    )
-    common.show(f"Also in {run.path}: training.png, inner_steps.png, metrics.jsonl, checkpoints/.")
-    common.show(
-        "Go on with: make omniglot (the paper's data and numbers), make sinusoid, or your own"
-    )
-    common.show(
-        "data: metajax.data.from_folder takes a folder with a subfolder of images for each class."
+    common.finish(
+        run.path,
+        table,
+        then="episode.png shows a task and what MAML made of it. make omniglot has the paper's "
+        "data and\nnumbers; metajax.data.from_folder takes your own images.",
     )
 
 

@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "trained on all tasks": (learner(TEST_STEPS, rate), joint.state.params),
         },
     )
-    print(f"\n{table}\nEverything is in {run.path}; see fit.png.")
+    common.finish(run.path, table, then="fit.png shows a task. make demo classifies images.")
 
 
 def draw_fit(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from experiments import common
 from experiments.fewshot.table_plan import Config, Table, Training
 from experiments.fewshot.table_report import lines_of, write_table
 from metajax.files import read_json
@@ -49,4 +50,5 @@ def make_missing(config: Config, table: Table) -> None:
         print(f"\nTraining {number} of {len(missing)}: {training.folder}", flush=True)
         make(training, config)
         written()
-    print(f"\n{written()}\nEverything is in {config.out}.")
+    then = "The same command with other --methods, --cells or --seeds goes on from here."
+    common.finish(config.out, written(), then=then)

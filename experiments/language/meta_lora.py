@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "order, a learned rate for each leaf",
         },
     )
-    print(f"\n{table}\nEverything is in {run.path}.")
+    common.finish(run.path, table, then="make test-time-training adapts without meta-training.")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     samples = answers(config, base)
     write_atomically(run.path / "answers.txt", samples)
-    print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
+    common.finish(run.path, samples, table, then="make meta-lora meta-trains where factors start.")
 
 
 if __name__ == "__main__":

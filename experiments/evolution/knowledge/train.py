@@ -215,4 +215,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for question in people.questions(person, wording)
         ]
         study.learned("questions by a program", [lines_of(by_program)])
-    print(f"\n{report.write(run, setup)}\nEverything is in {run.path}.")
+    then = "--resume goes on where parts are missing. questions.txt has what the model wrote."
+    common.finish(run.path, report.write(run, setup), then=then)

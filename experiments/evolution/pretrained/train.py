@@ -319,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts=facts(setup, loop),
         base="worked examples",
     )
-    print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
+    then = "The adapter there is read by peft and by lm.load_adapters. --family takes other tasks."
+    common.finish(run.path, samples, table, then=then)
 
 
 def columns(setup: Setup, tested: dict[str, dict[str, float]]) -> dict[str, list[str]]:

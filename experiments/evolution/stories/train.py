@@ -218,4 +218,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts=facts(ready, loop, base),
         base="the checkpoint",
     )
-    print(f"\n{table}\nEverything is in {run.path}.")
+    common.finish(run.path, table, then="docs/self-evolution.md says what to make of it.")

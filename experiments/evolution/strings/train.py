@@ -237,4 +237,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else "each task once",
         },
     )
-    print(f"\n{samples}\n{table}\nEverything is in {run.path}.")
+    common.finish(run.path, samples, table, then="docs/self-evolution.md says what to make of it.")

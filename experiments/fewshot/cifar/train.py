@@ -34,4 +34,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make = pretraining.train_and_test
     else:
         make = comparison.train_and_test
-    print(f"\n{make(run, config, command=command)}\nEverything is in {run.path}.")
+    table = make(run, config, command=command)
+    common.finish(run.path, table, then="make cifar-fs has all learners in one table.")

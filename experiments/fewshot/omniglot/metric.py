@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
         command=common.command("experiments.fewshot.omniglot.metric", config, preset=preset),
     )
-    print(f"\n{table}\nEverything is in {run.path}.")
+    common.finish(run.path, table, then="make omniglot-table has all learners in one table.")
 
 
 if __name__ == "__main__":

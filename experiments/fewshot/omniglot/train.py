@@ -240,4 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             },
             command=common.command("experiments.fewshot.omniglot", config, preset=preset),
         )
-        common.show(f"\n{table}\nEverything is in {part.path}.")
+        common.finish(
+            part.path, table, then="make omniglot-metric trains a learner by comparison beside it."
+        )

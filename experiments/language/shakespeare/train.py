@@ -140,4 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_atomically(run.path / "result.json", json.dumps(result, indent=2) + "\n")
     table = table_of(config, result)
     write_atomically(run.path / "table.md", table)
-    print(f"\n{samples[0]}\n\n{table}\nEverything is in {run.path}; see samples.txt.")
+    common.finish(run.path, samples[0], table, then="samples.txt has more. --data takes any text.")

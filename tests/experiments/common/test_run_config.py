@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import logging
+import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -80,9 +82,41 @@ def test_guard_shows_no_traceback_for_a_full_disk():
         common.guard(main)
 
 
-def test_guard_leaves_bugs_alone():
-    with pytest.raises(ZeroDivisionError):
+def test_guard_keeps_a_bugs_traceback_in_a_file():
+    with pytest.raises(SystemExit) as stop:
         common.guard(lambda: 1 / 0)
+    assert stop.value.code.startswith("error: ZeroDivisionError: division by zero\n")
+    kept = Path(re.search(r"in (\S+);", stop.value.code)[1])
+    assert "in test_guard_keeps" not in stop.value.code
+    assert "lambda: 1 / 0" in kept.read_text(encoding="utf-8")
+    kept.unlink()
+
+
+def test_debug_shows_every_traceback(monkeypatch):
+    def main():
+        assert "--debug" not in sys.argv
+        raise common.RunError("out: not empty")
+
+    for failing, error in ((main, common.RunError), (lambda: 1 / 0, ZeroDivisionError)):
+        monkeypatch.setattr(sys, "argv", ["study", "--debug"])
+        with pytest.raises(error):
+            common.guard(failing)
+
+
+def test_a_bar_fits_80_columns_and_a_log_file(capsys):
+    """Not a terminal: each state is a line, none longer, and none without its numbers."""
+    name = "cifar-fs-conv4-prototypical-5shot-and-more"
+    with common.progress(name, 0, 8000) as bar:
+        bar.start_t -= 1000  # seconds
+        bar.set_postfix(loss="1.2345")
+        bar.update(8000)
+    printed = capsys.readouterr().err
+    assert "\r" not in printed
+    lines = printed.splitlines()
+    assert lines
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].startswith("cifar-fs-conv4-prot…: 100% 8000/8000 [16:40<00:00")
+    assert "loss=1.2345" in lines[-1]
 
 
 def test_guard_lets_metajax_say_what_it_chose(caplog):
