@@ -99,7 +99,7 @@ def test_the_sdist_holds_what_git_knows_and_its_tests_run(built, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_link_of_the_packages_page_is_absolute(built, tmp_path):
+def test_the_packages_page_is_readme_with_absolute_links(built, tmp_path):
     run(sys.executable, "-m", "zipfile", "-e", built("*.whl"), tmp_path, cwd=tmp_path)
     (metadata,) = tmp_path.glob("*.dist-info/METADATA")
     links = re.findall(r"\]\(([^)\s]+)\)", metadata.read_text(encoding="utf-8"))
@@ -107,6 +107,7 @@ def test_every_link_of_the_packages_page_is_absolute(built, tmp_path):
     source = PROJECT["project"]["urls"]["Source"]
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
     assert f"{source}/blob/main/docs/performance.md" in links
+    assert programs(metadata) == programs(README)
 
 
 def test_a_folder_that_is_not_installed_has_no_version(monkeypatch):
