@@ -86,15 +86,8 @@ def test_the_sdist_holds_what_git_knows_and_its_tests_run(built, tmp_path):
     unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
     known = run("git", "ls-files", cwd=ROOT).splitlines()
     assert [name for name in known if not (unpacked / name).exists()] == []
-    tests = ("test_structure.py", "test_docs.py", "test_package.py", "test_keys.py")
-    command = (
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "not slow",
-        *(f"tests/{name}" for name in tests),
-    )
+    tests = [f"tests/test_{name}.py" for name in ("structure", "docs", "package", "keys")]
+    command = (sys.executable, "-m", "pytest", "-m", "not slow", *tests)
     assert " passed" in run(*command, cwd=unpacked, PYTHONPATH=str(unpacked))
 
 
