@@ -159,7 +159,9 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _changed_metrics(self, step: int) -> str:
         """What is wrong with the lines of metrics before a checkpoint, if anything is."""
-        then = read_json(self.path(step) / _OWNER)["metrics"]
+        then = read_json(self.path(step) / _OWNER).get("metrics")
+        if then is None:
+            return f"{self.path(step)} is of another version of metajax, and can't tell lost lines"
         if metrics.digest(self._metrics, step) == then:
             return ""
         return (

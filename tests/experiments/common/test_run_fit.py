@@ -19,6 +19,7 @@ from toy_trainer import ToyConfig, ToyTrainer, toy_state, toy_trainer
 
 import metajax
 from experiments import common
+from experiments.common.disk import write_digests
 
 
 def fit(config, trainer=None, **options):
@@ -286,6 +287,18 @@ def test_lines_of_metrics_that_are_lost_are_said_at_resume(tmp_path):
     fit(ToyConfig(out=tmp_path / "a", steps=20))
     (tmp_path / "a" / "metrics.jsonl").unlink()
     with pytest.warns(UserWarning, match=r"metrics.jsonl isn't what was written up to step 20"):
+        fit(ToyConfig(out=tmp_path / "a", steps=20, resume=True))
+
+
+def test_a_checkpoint_that_says_nothing_of_metrics_is_taken_with_a_word(tmp_path):
+    """As an earlier version wrote it."""
+    fit(ToyConfig(out=tmp_path / "a", steps=20))
+    checkpoint = tmp_path / "a" / "checkpoints" / "20"
+    note = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    del note["metrics"]
+    (checkpoint / "run.json").write_text(json.dumps(note), encoding="utf-8")
+    write_digests(checkpoint)
+    with pytest.warns(UserWarning, match="checkpoints/20 is of another version of metajax"):
         fit(ToyConfig(out=tmp_path / "a", steps=20, resume=True))
 
 
