@@ -25,7 +25,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results notebooks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -135,6 +135,9 @@ soak: $(INSTALLED) ## kill a training 100 times, and check that nothing is lost
 
 results: $(INSTALLED) ## make the tables of docs/results from the JSON files there
 	$(RUN) -m experiments.results
+
+notebooks: $(INSTALLED) ## make the tutorials' notebooks for Colab from their pages
+	$(RUN) docs/notebooks.py
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
