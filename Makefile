@@ -29,7 +29,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo docs test test-all test-ci test-shipped lint package omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo docs notebooks test test-all test-ci test-shipped lint package omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -150,6 +150,9 @@ docs: $(DOCS_INSTALLED) ## build the site into docs/_build/html; the tutorials a
 
 results: $(INSTALLED) ## make the tables of docs/results from the JSON files there
 	$(RUN) -m experiments.results
+
+notebooks: $(DOCS_INSTALLED) ## make the tutorials' notebooks for Colab from their pages
+	$(RUN) docs/notebooks.py
 
 clean: ## remove .venv and the tools' caches (runs/ stays)
 	rm -rf $(VENV) build dist docs/_build .pytest_cache .ruff_cache .hypothesis

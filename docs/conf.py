@@ -50,6 +50,7 @@ suppress_warnings = ["myst.header"]  # README's parts begin below the first leve
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_build" / "tutorials")
 nb_execution_timeout = 300
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 

@@ -44,7 +44,7 @@ def programs(page):
 
 def code(page):
     """Every line of a code block, and every code span."""
-    blocks = re.findall(r"```\w*\n(.*?)```", page, re.DOTALL)
+    blocks = re.findall(r"```[^`\n]*\n(.*?)```", page, re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
     return lines + [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
@@ -57,7 +57,8 @@ def anchors(page):
 
 
 def broken_links(file):
-    for link in re.findall(r"\]\(([^)\s]+)\)", text(file)):
+    prose = re.sub(r"```.*?```", "", text(file), flags=re.DOTALL)  # f[0](x) is no link
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
         path, _, anchor = link.partition("#")
         target = (file.parent / path) if path else file
         if re.match(r"\w+:", link):
