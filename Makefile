@@ -144,7 +144,7 @@ soak: $(INSTALLED) ## kill a training 100 times, and check that nothing is lost
 	$(RUN) -m experiments.benchmarks.soak $(OPTIONS)
 
 docs: $(DOCS_INSTALLED) ## build the site into docs/_build/html; the tutorials are run
-	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build/html
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -c docs -D language=zh_CN \
 		-D html_theme_options.source_directory=docs/zh/ docs/zh docs/_build/html/zh
 

@@ -180,7 +180,7 @@ STUDIES = {
     ),
     "benchmarks": Study(
         "Benchmarks",
-        ("bench/meta_step.json", "bench/*.json", "bench/*/*.json", "soak/soak.json"),
+        ("bench/meta_step.json", "bench/*.json", "bench/*/*.json", "soak/*.json"),
         tables.benchmarks,
         "`make bench`, `make bench-memory`, `make bench-transformer`, `make bench-lm`, "
         "`make bench-checkpoints`, `make soak`, `python -m experiments.benchmarks.devices` and "

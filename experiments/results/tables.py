@@ -244,14 +244,13 @@ def benchmarks(found: Found) -> list[str]:
         "lora": lora.table,
         "parity": parity.table,
         "checkpoints": checkpoints.report,
-        "soak": soak.table,
         "streaming": streaming.table,
         "devices": _devices,
         "determinism": _determinism,
     }
     lines: list[str] = []
     for path, result in found.items():
-        table = tables[path.stem](result)
+        table = (soak.table if path.parent.name == "soak" else tables[path.stem])(result)
         text = table if isinstance(table, str) else "\n".join(table)
         where = [*path.parent.parts[1:], path.stem]  # such as large-vocabulary, lora
         lines += ["", f"## {', '.join(where)}", "", re.sub("^# (.*)", r"\1:", text).strip()]
