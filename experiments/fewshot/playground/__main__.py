@@ -1,0 +1,111 @@
+"""A page to draw on: one example of each of two to five classes, then a drawing to recognise.
+
+python -m experiments.fewshot.playground serves it at http://127.0.0.1:8000 and shows what MAML says
+before its adaptation and after each inner step, beside a Prototypical Network. The first time it
+trains the two; they are kept in a folder under runs/ and found again. A training that was stopped
+goes on by itself.
+
+They are trained on characters drawn from fonts (no download), or on Omniglot where --data, or
+METAJAX_OMNIGLOT, names its folder, or --data-set omniglot asks for it.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import metajax
+from experiments import common
+from experiments.common.folder import ROOT
+from experiments.fewshot.playground import models
+from experiments.fewshot.playground.program import compiled
+from metajax.data import ClassData, glyphs, omniglot
+from metajax.errors import ArgumentError
+
+
+def _data_set() -> Literal["glyphs", "omniglot"]:
+    return "omniglot" if os.environ.get("METAJAX_OMNIGLOT") else "glyphs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.RunConfig):
+    """Options of the playground; the run folder has one folder for each model."""
+
+    steps: int = 800
+    """Meta-steps of MAML's training; the Prototypical Network, which learns faster, takes a third
+    of them."""
+    host: str = "127.0.0.1"
+    """Where the server listens; 0.0.0.0 lets other machines draw too."""
+    port: int = 8000
+    """The server's port; 0 takes a free one."""
+    data_set: Literal["glyphs", "omniglot"] = dataclasses.field(default_factory=_data_set)
+    """What the models are trained on: characters drawn from fonts, or Omniglot."""
+    data: Path | None = None
+    """Folder with Omniglot's zip files, or with them unpacked; as for omniglot itself."""
+
+    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"host", "port", "data"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data is not None and self.data_set != "omniglot":
+            object.__setattr__(self, "data_set", "omniglot")
+        if not 0 <= self.port < 1 << 16:
+            raise ArgumentError(f"port must be from 0 to 65535; got {self.port}")
+
+
+def load(config: Config, split: Any) -> ClassData:
+    """A split of the data that the models are trained on."""
+    return omniglot(split, folder=config.data) if config.data_set == "omniglot" else glyphs(split)
+
+
+def description_of(config: Config, found: dict[str, models.Trained]) -> dict[str, Any]:
+    """What the page is told of the models."""
+    data = models.DATA_SETS[config.data_set]
+    scores = " and ".join(
+        f"{models.TITLES[name]} for {each.rows[0]['mean']:.0f} %" for name, each in found.items()
+    )
+    return {
+        "image": {"side": data.side, "width": data.width},
+        "models": [{"name": name, "title": models.TITLES[name]} for name in found],
+        "facts": f"Both were trained on {data.title}. In tasks of five new ones, one example of"
+        f" each, {scores} of the drawings are recognised.",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains the models where they aren't there, compiles their program, and serves the page."""
+    try:
+        from experiments.fewshot.playground import server
+    except ImportError as error:
+        raise common.RunError(
+            f"the page needs the extra: pip install 'metajax[playground]' ({error})"
+        ) from error
+    metajax.use_every_core()
+    config = common.parse(Config, arguments, __doc__ or "")
+    with server.listen(config.host, config.port) as listening:
+        out = config.out or ROOT / f"playground-{config.data_set}"
+        found = {
+            name: models.trained(
+                name,
+                config,
+                out / name,
+                functools.cache(functools.partial(load, config)),
+                data_set=config.data_set,
+                command=common.command("experiments.fewshot.playground", config),
+            )
+            for name in models.TITLES
+        }
+        host, port = listening.getsockname()[:2]
+        print("Compiling ...", flush=True)
+        answer = compiled(found)
+        app = server.app_of(answer, description_of(config, found))
+        print(
+            f"Draw at http://{host}:{port} (Ctrl-C ends it). The models are in {out}.", flush=True
+        )
+        server.serve(app, listening)
+
+
+if __name__ == "__main__":
+    common.guard(main)
