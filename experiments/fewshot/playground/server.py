@@ -55,8 +55,10 @@ def app_of(answer: Answer, description: Mapping[str, Any]) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/api/models", models),
-            Route("/api/answer", answered, methods=["POST"]),
+            Mount(
+                "/api",
+                routes=[Route("/models", models), Route("/answer", answered, methods=["POST"])],
+            ),
             Mount("/", StaticFiles(directory=PAGE, html=True)),
         ],
         exception_handlers={HTTPException: refused},

@@ -164,8 +164,10 @@ async function ask() {
   }
 }
 
-function say(text) {
+/** What to do next; or, ``heard`` by a screen reader alone, what the cards show. */
+function say(text, heard = false) {
   find("problem").hidden = true;
+  find("status").classList.toggle("heard", heard);
   find("status").hidden = false;
   if (find("status").textContent !== text) find("status").textContent = text;
 }
@@ -224,7 +226,7 @@ function showAnswer(found, examples) {
     return card;
   });
   find("models").replaceChildren(...cards);
-  say(`${verdicts.join(". ")}.`);
+  say(`${verdicts.join(". ")}.`, true);
 }
 
 // Start

@@ -1,0 +1,108 @@
+"""A traced function in operations that ONNX has."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+Array = jax.Array
+
+
+def in_plain_operations(traced: core.ClosedJaxpr) -> Callable[..., list[Array]]:
+    """The same function, with what jax2onnx 0.17 can't take in other operations.
+
+    The gradient of a strided slice pads between elements, that of a label's logit adds at an index,
+    and metajax's Winograd convolution is a primitive of its own.
+
+    Example:
+        >>> traced = jax.make_jaxpr(jax.grad(lambda x: x[::2].sum()))(jnp.zeros(3))
+        >>> in_plain_operations(traced)(jnp.zeros(3))[0].tolist()
+        [1.0, 0.0, 1.0]
+    """
+    return lambda *inputs: _run(traced.jaxpr, traced.consts, inputs)
+
+
+def _run(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Array]:
+    values: dict[Any, Any] = {}
+    values |= zip(jaxpr.constvars, consts, strict=True)
+    values |= zip(jaxpr.invars, inputs, strict=True)
+    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
+    for equation in jaxpr.eqns:
+        results = _operation(
+            equation.primitive, [read(atom) for atom in equation.invars], equation.params
+        )
+        values |= zip(equation.outvars, results, strict=True)
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _operation(
+    primitive: core.Primitive, inputs: list[Any], params: Mapping[str, Any]
+) -> Sequence[Array]:
+    inner = params.get("jaxpr") or params.get("call_jaxpr")
+    match primitive.name:
+        case "scan":
+            return _scan(inputs, params)
+        case _ if isinstance(inner, core.ClosedJaxpr):  # of a function that was called
+            return _run(inner.jaxpr, inner.consts, inputs)
+        case _ if isinstance(inner, core.Jaxpr):
+            return _run(inner, [], inputs)
+        case "optimization_barrier":
+            return inputs
+        case "pad":
+            return [_pad(*inputs, params["padding_config"])]
+        case "scatter-add":
+            return [_add_at(*inputs, params["dimension_numbers"])]
+        case "dot_general" if all(np.ndim(each) == 2 for each in inputs):
+            return [_product(*inputs, params["dimension_numbers"])]
+        case "metajax_convolve":
+            names = ("NHWC", "HWIO", "NHWC")
+            return [lax.conv_general_dilated(*inputs, (1, 1), "SAME", dimension_numbers=names)]
+    results = primitive.bind(*inputs, **params)
+    return results if primitive.multiple_results else [results]
+
+
+def _scan(inputs: list[Any], params: Mapping[str, Any]) -> list[Array]:
+    inner, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+    consts, carry, rows = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
+
+    def step(carry: list[Array], row: list[Array]) -> tuple[list[Array], list[Array]]:
+        results = _run(inner.jaxpr, inner.consts, [*consts, *carry, *row])
+        return results[:carried], results[carried:]
+
+    carry, stacked = lax.scan(step, carry, rows, length=params["length"], reverse=params["reverse"])
+    return [*carry, *stacked]
+
+
+def _pad(array: Array, value: Array, config: Sequence[tuple[int, int, int]]) -> Array:
+    """``lax.pad`` without padding between elements: rows of the value, side by side with them."""
+    for axis, (_, _, between) in enumerate(config):
+        if between:
+            wider = lax.expand_dims(array, [axis + 1])
+            empty = list(wider.shape)
+            empty[axis + 1] = between
+            wider = lax.concatenate([wider, lax.broadcast(value, empty)], axis + 1)
+            shape = list(array.shape)
+            shape[axis] *= 1 + between
+            array = lax.slice_in_dim(lax.reshape(wider, shape), 0, shape[axis] - between, axis=axis)
+    return lax.pad(array, value, [(low, high, 0) for low, high, _ in config])
+
+
+def _product(left: Array, right: Array, numbers: Any) -> Array:
+    """The product of two matrices, with transpositions as operations of their own."""
+    ((along_left,), (along_right,)), _ = numbers
+    left = left if along_left == 1 else lax.transpose(left, (1, 0))
+    right = right if along_right == 0 else lax.transpose(right, (1, 0))
+    return lax.dot(left, right)
+
+
+def _add_at(array: Array, indices: Array, updates: Array, numbers: Any) -> Array:
+    """``scatter-add`` of one element to each row, as in the gradient of a label's logit."""
+    if array.ndim != 2 or numbers.inserted_window_dims != (1,) or updates.size != len(array):
+        raise NotImplementedError(f"another scatter-add: {numbers}")
+    column = lax.reshape(indices, (indices.size, 1))  # one for each row, or the same for all
+    at = column == jnp.arange(array.shape[1])
+    return array + jnp.where(at, lax.reshape(updates, (len(array), 1)), 0)
