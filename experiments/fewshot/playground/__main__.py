@@ -7,6 +7,9 @@ goes on by itself.
 
 They are trained on characters drawn from fonts (no download), or on Omniglot where --data, or
 METAJAX_OMNIGLOT, names its folder, or --data-set omniglot asks for it.
+
+--static FOLDER writes the page for any web server, with nothing to run behind it: the browser
+adapts by itself. make playground-static brings what that needs.
 """
 
 import dataclasses
@@ -45,12 +48,25 @@ class Config(common.RunConfig):
     data: Path | None = None
     """Folder with Omniglot's zip files, or with them unpacked; as for omniglot itself."""
 
-    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {"host", "port", "data"}
+    static: Path | None = None
+    """Write the page and its models into this folder in place of serving it."""
+    runtime: Path | None = None
+    """onnxruntime-web's folder dist, which --static copies from."""
+
+    may_differ: ClassVar[frozenset[str]] = common.RunConfig.may_differ | {
+        "host",
+        "port",
+        "data",
+        "static",
+        "runtime",
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data is not None and self.data_set != "omniglot":
             object.__setattr__(self, "data_set", "omniglot")
+        if (self.static is None) != (self.runtime is None):
+            raise ArgumentError("static and runtime go together: give both, or neither")
         if not 0 <= self.port < 1 << 16:
             raise ArgumentError(f"port must be from 0 to 65535; got {self.port}")
 
@@ -60,50 +76,56 @@ def load(config: Config, split: Any) -> ClassData:
     return omniglot(split, folder=config.data) if config.data_set == "omniglot" else glyphs(split)
 
 
-def description_of(config: Config, found: dict[str, models.Trained]) -> dict[str, Any]:
+def description_of(config: Config, ready: dict[str, models.Trained]) -> dict[str, Any]:
     """What the page is told of the models."""
     data = models.DATA_SETS[config.data_set]
     scores = " and ".join(
-        f"{models.TITLES[name]} for {each.rows[0]['mean']:.0f} %" for name, each in found.items()
+        f"{models.TITLES[name]} for {each.rows[0]['mean']:.0f} %" for name, each in ready.items()
     )
     return {
         "image": {"side": data.side, "width": data.width},
-        "models": [{"name": name, "title": models.TITLES[name]} for name in found],
+        "models": [{"name": name, "title": models.TITLES[name]} for name in ready],
         "facts": f"Both were trained on {data.title}. In tasks of five new ones, one example of"
         f" each, {scores} of the drawings are recognised.",
     }
 
 
+def found(config: Config, out: Path) -> dict[str, models.Trained]:
+    """The models in the run folder, trained before where they aren't there."""
+    options = {
+        "data_set": config.data_set,
+        "command": common.command("experiments.fewshot.playground", config),
+    }
+    cached = functools.cache(functools.partial(load, config))
+    return {
+        name: models.trained(name, config, out / name, cached, **options) for name in models.TITLES
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains the models where they aren't there, compiles their program, and serves the page."""
+    metajax.use_every_core()
+    config = common.parse(Config, arguments, __doc__ or "")
+    out = config.out or ROOT / f"playground-{config.data_set}"
     try:
+        if config.static is not None and config.runtime is not None:
+            from experiments.fewshot.playground import static
+
+            ready = found(config, out)
+            static.write(config.static, ready, description_of(config, ready), config.runtime)
+            print(f"The page is in {config.static}; python -m http.server serves it, say.")
+            return
         from experiments.fewshot.playground import server
     except ImportError as error:
         raise common.RunError(
             f"the page needs the extra: pip install 'metajax[playground]' ({error})"
         ) from error
-    metajax.use_every_core()
-    config = common.parse(Config, arguments, __doc__ or "")
-    with server.listen(config.host, config.port) as listening:
-        out = config.out or ROOT / f"playground-{config.data_set}"
-        found = {
-            name: models.trained(
-                name,
-                config,
-                out / name,
-                functools.cache(functools.partial(load, config)),
-                data_set=config.data_set,
-                command=common.command("experiments.fewshot.playground", config),
-            )
-            for name in models.TITLES
-        }
-        host, port = listening.getsockname()[:2]
+    with server.listen(config.host, config.port) as listening:  # before the training's minutes
+        ready = found(config, out)
         print("Compiling ...", flush=True)
-        answer = compiled(found)
-        app = server.app_of(answer, description_of(config, found))
-        print(
-            f"Draw at http://{host}:{port} (Ctrl-C ends it). The models are in {out}.", flush=True
-        )
+        app = server.app_of(compiled(ready), description_of(config, ready))
+        address = "http://{}:{}".format(*listening.getsockname()[:2])
+        print(f"Draw at {address} (Ctrl-C ends it). The models are in {out}.", flush=True)
         server.serve(app, listening)
 
 

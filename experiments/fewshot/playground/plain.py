@@ -78,16 +78,15 @@ def _scan(inputs: list[Any], params: Mapping[str, Any]) -> list[Array]:
 
 
 def _pad(array: Array, value: Array, config: Sequence[tuple[int, int, int]]) -> Array:
-    """``lax.pad`` without padding between elements: rows of the value, side by side with them."""
+    """``lax.pad`` whose padding between elements is padding along an axis of its own."""
     for axis, (_, _, between) in enumerate(config):
         if between:
-            wider = lax.expand_dims(array, [axis + 1])
-            empty = list(wider.shape)
-            empty[axis + 1] = between
-            wider = lax.concatenate([wider, lax.broadcast(value, empty)], axis + 1)
+            after = [(0, 0, 0)] * (array.ndim + 1)
+            after[axis + 1] = (0, between, 0)
             shape = list(array.shape)
             shape[axis] *= 1 + between
-            array = lax.slice_in_dim(lax.reshape(wider, shape), 0, shape[axis] - between, axis=axis)
+            array = lax.pad(lax.expand_dims(array, [axis + 1]), value, after)
+            array = lax.slice_in_dim(lax.reshape(array, shape), 0, shape[axis] - between, axis=axis)
     return lax.pad(array, value, [(low, high, 0) for low, high, _ in config])
 
 
