@@ -76,7 +76,7 @@ def load(config: Config, split: Any) -> ClassData:
     return omniglot(split, folder=config.data) if config.data_set == "omniglot" else glyphs(split)
 
 
-def description_of(config: Config, ready: dict[str, models.Trained]) -> dict[str, Any]:
+def description_of(config: Config, ready: dict[models.Name, models.Trained]) -> dict[str, Any]:
     """What the page is told of the models."""
     data = models.DATA_SETS[config.data_set]
     scores = " and ".join(
@@ -90,7 +90,7 @@ def description_of(config: Config, ready: dict[str, models.Trained]) -> dict[str
     }
 
 
-def found(config: Config, out: Path) -> dict[str, models.Trained]:
+def found(config: Config, out: Path) -> dict[models.Name, models.Trained]:
     """The models in the run folder, trained before where they aren't there."""
     options = {
         "data_set": config.data_set,

@@ -27,7 +27,7 @@ INNER_STEPS = 3
 TRAIN_WAY = 20
 QUERY = 5
 TEST_EPISODES = 400
-TITLES = {"maml": "MAML", "prototypical": "Prototypical Network"}
+TITLES: dict[Name, str] = {"maml": "MAML", "prototypical": "Prototypical Network"}
 
 
 class Model(NamedTuple):

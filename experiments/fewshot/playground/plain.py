@@ -1,7 +1,7 @@
 """A traced function in operations that ONNX has."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,15 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 
 
 def in_plain_operations(traced: core.ClosedJaxpr) -> Callable[..., list[Array]]:
     """The same function, with what jax2onnx 0.17 can't take in other operations.
 
     The gradient of a strided slice pads between elements, that of a label's logit adds at an index,
-    and metajax's Winograd convolution is a primitive of its own.
-
-    Example:
-        >>> traced = jax.make_jaxpr(jax.grad(lambda x: x[::2].sum()))(jnp.zeros(3))
-        >>> in_plain_operations(traced)(jnp.zeros(3))[0].tolist()
-        [1.0, 0.0, 1.0]
+    metajax's Winograd convolution is a primitive of its own, and a product along first axes gets
+    operands that don't fit inside a loop.
     """
     return lambda *inputs: _run(traced.jaxpr, traced.consts, inputs)
 
@@ -53,14 +49,17 @@ def _operation(
         case "optimization_barrier":
             return inputs
         case "pad":
-            return [_pad(*inputs, params["padding_config"])]
+            return [_pad(inputs, params["padding_config"])]
         case "scatter-add":
-            return [_add_at(*inputs, params["dimension_numbers"])]
+            return [_add_at(inputs, params["dimension_numbers"])]
         case "dot_general" if all(np.ndim(each) == 2 for each in inputs):
-            return [_product(*inputs, params["dimension_numbers"])]
+            return [_product(inputs, params["dimension_numbers"])]
         case "metajax_convolve":
+            images, kernel = inputs
             names = ("NHWC", "HWIO", "NHWC")
-            return [lax.conv_general_dilated(*inputs, (1, 1), "SAME", dimension_numbers=names)]
+            return [
+                lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=names)
+            ]
     results = primitive.bind(*inputs, **params)
     return results if primitive.multiple_results else [results]
 
@@ -77,8 +76,9 @@ def _scan(inputs: list[Any], params: Mapping[str, Any]) -> list[Array]:
     return [*carry, *stacked]
 
 
-def _pad(array: Array, value: Array, config: Sequence[tuple[int, int, int]]) -> Array:
+def _pad(inputs: Sequence[Array], config: Sequence[tuple[int, int, int]]) -> Array:
     """``lax.pad`` whose padding between elements is padding along an axis of its own."""
+    array, value = inputs
     for axis, (_, _, between) in enumerate(config):
         if between:
             after = [(0, 0, 0)] * (array.ndim + 1)
@@ -90,16 +90,18 @@ def _pad(array: Array, value: Array, config: Sequence[tuple[int, int, int]]) -> 
     return lax.pad(array, value, [(low, high, 0) for low, high, _ in config])
 
 
-def _product(left: Array, right: Array, numbers: Any) -> Array:
+def _product(inputs: Sequence[Array], numbers: Any) -> Array:
     """The product of two matrices, with transpositions as operations of their own."""
+    left, right = inputs
     ((along_left,), (along_right,)), _ = numbers
     left = left if along_left == 1 else lax.transpose(left, (1, 0))
     right = right if along_right == 0 else lax.transpose(right, (1, 0))
     return lax.dot(left, right)
 
 
-def _add_at(array: Array, indices: Array, updates: Array, numbers: Any) -> Array:
+def _add_at(inputs: Sequence[Array], numbers: Any) -> Array:
     """``scatter-add`` of one element to each row, as in the gradient of a label's logit."""
+    array, indices, updates = inputs
     if array.ndim != 2 or numbers.inserted_window_dims != (1,) or updates.size != len(array):
         raise NotImplementedError(f"another scatter-add: {numbers}")
     column = lax.reshape(indices, (indices.size, 1))  # one for each row, or the same for all

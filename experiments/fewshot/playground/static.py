@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend import core
 
 from experiments.common import RunError
 from experiments.common.disk import writing
@@ -29,6 +31,7 @@ def onnx_of(models: Mapping[str, Trained]) -> Any:
     Its inputs are ``examples`` and ``query`` (float32, 0 to 255) and ``count`` (int32); its outputs
     have the models' names.
     """
+    logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)  # its own examples lack libraries
     import jax2onnx  # slow, and needed here alone
 
     answer = answer_of({name: each.learner for name, each in models.items()})
@@ -41,13 +44,15 @@ def onnx_of(models: Mapping[str, Trained]) -> Any:
     traced = jax.make_jaxpr(lambda *inputs: answer(params, *inputs))(*shapes)
     # Once more, since jax2onnx changes functions of jax.numpy that metajax calls when it traces.
     plain = jax.make_jaxpr(in_plain_operations(traced))(*shapes)
-    model = jax2onnx.to_onnx(
-        jax.extend.core.jaxpr_as_fun(plain),
-        inputs=shapes,
-        model_name="playground",
-        input_names=list(INPUTS),
-        output_names=sorted(models),  # as JAX orders a dict
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it asks for float64 and does without
+        model = jax2onnx.to_onnx(
+            core.jaxpr_as_fun(plain),
+            inputs=shapes,
+            model_name="playground",
+            input_names=list(INPUTS),
+            output_names=sorted(models),  # as JAX orders a dict
+        )
     _drop_unused(model.graph)
     return model
 
@@ -79,7 +84,6 @@ def write(
     missing = [name for name in RUNTIME if not (runtime / name).is_file()]
     if missing:
         raise RunError(f"runtime: {runtime} has no {missing[0]}; make playground-static gets it")
-    logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)  # its own examples lack libraries
     model = onnx_of(models).SerializeToString()
     page = read_text(PAGE / "index.html").replace("./server.js", "./browser.js")
     with writing(folder):

@@ -167,9 +167,7 @@ def test_what_is_wrong_is_shown_and_the_page_goes_on(page):
     page.unroute("**/api/answer")
     page.route("**/api/answer", lambda route: route.abort())
     draw(page, "query", ring(0.01))
-    page.wait_for_function(
-        "document.querySelector('#problem').innerText.includes('Start it again')"
-    )
+    page.get_by_text("Start it again").wait_for()
     page.unroute("**/api/answer")
     draw(page, "query", ring(0.02))
     answered(page)
