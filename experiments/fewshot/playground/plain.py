@@ -46,8 +46,6 @@ def _operation(
             return _run(inner.jaxpr, inner.consts, inputs)
         case _ if isinstance(inner, core.Jaxpr):
             return _run(inner, [], inputs)
-        case "optimization_barrier":
-            return inputs
         case "pad":
             return [_pad(inputs, params["padding_config"])]
         case "scatter-add":

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.fewshot.playground.models import MOST, SIZE, Trained
+from experiments.fewshot.playground.models import MOST, SIZE, Name, Trained
 from metajax import losses
 from metajax.learners import Learner
 from metajax.types import MaskedBatch, Params
 
 
-def answer_of(learners: Mapping[str, Learner]) -> Callable[..., dict[str, jax.Array]]:
+def answer_of(learners: Mapping[Name, Learner]) -> Callable[..., dict[str, jax.Array]]:
     """``answer(params, examples, count, query)``: each learner's probabilities of the classes.
 
     One program serves two to five classes: those from ``count`` on are padding, which MAML's loss,
@@ -28,7 +28,7 @@ def answer_of(learners: Mapping[str, Learner]) -> Callable[..., dict[str, jax.Ar
     """
 
     def answer(
-        params: Mapping[str, Params], examples: jax.Array, count: jax.Array, query: jax.Array
+        params: Mapping[Name, Params], examples: jax.Array, count: jax.Array, query: jax.Array
     ) -> dict[str, jax.Array]:
         classes = jnp.arange(MOST) < count
         support = MaskedBatch(_inputs(examples), jnp.arange(MOST), classes, classes)
@@ -51,7 +51,7 @@ def _inputs(drawings: jax.Array) -> jax.Array:
     return drawings.astype(jnp.float32)[..., None] / 255
 
 
-def compiled(models: Mapping[str, Trained]) -> Callable[..., dict[str, np.ndarray]]:
+def compiled(models: Mapping[Name, Trained]) -> Callable[..., dict[str, np.ndarray]]:
     """``answer(examples, count, query)`` of trained models, compiled before the first question."""
     params = jax.device_put({name: each.params for name, each in models.items()})
     program = jax.jit(answer_of({name: each.learner for name, each in models.items()}))

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from experiments.common import RunError
 from experiments.common.disk import writing
-from experiments.fewshot.playground.models import MOST, SIZE, Trained
+from experiments.fewshot.playground.models import MOST, SIZE, Name, Trained
 from experiments.fewshot.playground.plain import in_plain_operations
 from experiments.fewshot.playground.program import answer_of
 from metajax.files import read_text, write_atomically
@@ -25,7 +25,7 @@ RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thre
 """The files of onnxruntime-web that the page needs."""
 
 
-def onnx_of(models: Mapping[str, Trained]) -> Any:
+def onnx_of(models: Mapping[Name, Trained]) -> Any:
     """``program.answer_of`` of trained models as an ONNX model.
 
     Its inputs are ``examples`` and ``query`` (float32, 0 to 255) and ``count`` (int32); its outputs
@@ -68,7 +68,7 @@ def _drop_unused(graph: Any) -> None:
 
 
 def write(
-    folder: Path, models: Mapping[str, Trained], description: Mapping[str, Any], runtime: Path
+    folder: Path, models: Mapping[Name, Trained], description: Mapping[str, Any], runtime: Path
 ) -> None:
     """Writes the page, the models and onnxruntime-web into a folder that any server can serve.
 

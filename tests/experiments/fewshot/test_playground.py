@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from experiments import common
-from experiments.fewshot import networks
 from experiments.fewshot.playground import __main__ as playground
 from experiments.fewshot.playground import models, program
 
@@ -24,18 +23,8 @@ PAGE = pathlib.Path(server.__file__).parent / "page"
 
 
 @pytest.fixture(scope="module")
-def small():
-    """Both models with few features and random parameters."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "conv4", functools.partial(networks.conv4, features=4))
-        patch.setattr(models, "network_of", functools.partial(models.network_of, features=4))
-        made = {name: models.model_of(name, jax.random.key(0)) for name in models.TITLES}
-    return {name: models.Trained(each.learner, each.params, []) for name, each in made.items()}
-
-
-@pytest.fixture(scope="module")
-def answer(small):
-    return program.compiled(small)
+def answer(untrained):
+    return program.compiled(untrained)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +48,7 @@ def question(count=3, seed=0):
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_padding_counts_nowhere(small, answer, count):
+def test_padding_counts_nowhere(untrained, answer, count):
     """Neither what stands in the place of a missing class, nor a head without its output."""
     *examples, query = drawings(count + 1)
     padded = lambda fill: np.concatenate([examples, np.full((5 - count, 28, 28), fill, np.uint8)])
@@ -72,10 +61,10 @@ def test_padding_counts_nowhere(small, answer, count):
         np.testing.assert_allclose(rows, other[name], atol=1e-6)
 
 
-def test_five_classes_are_what_the_learner_predicts(small, answer):
+def test_five_classes_are_what_the_learner_predicts(untrained, answer):
     """The last row, without a mask: MAML adapts as in its own evaluation."""
     *examples, query = drawings(6)
-    learner, params, _ = small["maml"]
+    learner, params, _ = untrained["maml"]
     as_inputs = lambda images: np.asarray(images, np.float32)[..., None] / 255
     support = (as_inputs(examples), np.arange(5))
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from experiments import common
-from experiments.fewshot import networks
 from experiments.fewshot.playground import models, program, static
 from experiments.fewshot.playground.plain import in_plain_operations
 
@@ -22,16 +21,6 @@ RUNTIME = (
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
-@pytest.fixture(scope="module")
-def small():
-    """Both models with few features and random parameters."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks, "conv4", functools.partial(networks.conv4, features=4))
-        patch.setattr(models, "network_of", functools.partial(models.network_of, features=4))
-        made = {name: models.model_of(name, jax.random.key(0)) for name in models.TITLES}
-    return {name: models.Trained(each.learner, each.params, []) for name, each in made.items()}
-
-
 def task(count):
     """Random strokes, as the page gives them to either program."""
     rng = np.random.default_rng(count)
@@ -39,20 +28,20 @@ def task(count):
     return images[:5] * (np.arange(5) < count)[:, None, None], np.int32(count), images[5]
 
 
-def answers(small):
-    answer = program.answer_of({name: each.learner for name, each in small.items()})
-    params = {name: each.params for name, each in small.items()}
+def answers(untrained):
+    answer = program.answer_of({name: each.learner for name, each in untrained.items()})
+    params = {name: each.params for name, each in untrained.items()}
     return jax.jit(lambda *inputs: answer(params, *inputs))
 
 
 @pytest.mark.ci
 @pytest.mark.slow
-def test_plain_operations_compute_the_same(small):
+def test_plain_operations_compute_the_same(untrained):
     """And have nothing left of what ONNX has not."""
-    traced = jax.make_jaxpr(answers(small))(*task(3))
+    traced = jax.make_jaxpr(answers(untrained))(*task(3))
     plain = in_plain_operations(traced)
     found = jax.jit(plain)(*task(3))
-    wanted = jax.tree.leaves(answers(small)(*task(3)))
+    wanted = jax.tree.leaves(answers(untrained)(*task(3)))
     for each, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(each, other, atol=1e-6)
     text = str(jax.make_jaxpr(plain)(*task(3)))
@@ -61,7 +50,7 @@ def test_plain_operations_compute_the_same(small):
     ]
 
 
-def test_winograd_is_a_convolution(small):
+def test_winograd_is_a_convolution(untrained):
     """With 64 features it is taken on a CPU; with the four above it isn't."""
     key = jax.random.key(0)
     model = models.model_of("prototypical", key)
@@ -80,22 +69,22 @@ def test_another_scatter_is_refused():
         in_plain_operations(traced)(np.zeros((3, 4), np.float32))
 
 
-def test_a_missing_runtime_is_named(small, tmp_path):
+def test_a_missing_runtime_is_named(untrained, tmp_path):
     with pytest.raises(common.RunError, match=r"has no ort\.wasm\.min\.mjs; make"):
-        static.write(tmp_path / "site", small, {}, tmp_path)
+        static.write(tmp_path / "site", untrained, {}, tmp_path)
     assert not (tmp_path / "site").exists()
 
 
 @pytest.mark.slow
-def test_onnx_gives_the_numbers_of_jax(small):
+def test_onnx_gives_the_numbers_of_jax(untrained):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    model = static.onnx_of(small).SerializeToString()
+    model = static.onnx_of(untrained).SerializeToString()
     session = runtime.InferenceSession(model, options)
     for count in range(2, 6):
-        wanted = answers(small)(*task(count))
+        wanted = answers(untrained)(*task(count))
         feed = dict(zip(static.INPUTS, map(np.asarray, task(count)), strict=True))
         found = session.run(sorted(wanted), feed)
         for name, rows in zip(sorted(wanted), found, strict=True):
@@ -116,7 +105,7 @@ def served(folder):
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium isn't installed")
 @pytest.mark.skipif(not RUNTIME.exists(), reason="make playground-static gets onnxruntime-web")
-def test_the_browser_gives_the_numbers_of_jax(small, tmp_path):
+def test_the_browser_gives_the_numbers_of_jax(untrained, tmp_path):
     pytest.importorskip("jax2onnx")
     sync_api = pytest.importorskip("playwright.sync_api")
     description = {
@@ -124,7 +113,7 @@ def test_the_browser_gives_the_numbers_of_jax(small, tmp_path):
         "models": [{"name": name, "title": title} for name, title in models.TITLES.items()],
         "facts": "They are not trained.",
     }
-    static.write(tmp_path, small, description, RUNTIME)
+    static.write(tmp_path, untrained, description, RUNTIME)
     with served(tmp_path) as address, sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
@@ -136,6 +125,6 @@ def test_the_browser_gives_the_numbers_of_jax(small, tmp_path):
             found = page.evaluate(
                 "async (asked) => (await import('./browser.js')).answer(...asked)", asked
             )
-            for name, rows in answers(small)(*task(count)).items():
+            for name, rows in answers(untrained)(*task(count)).items():
                 np.testing.assert_allclose(found[name], rows[:, :count], atol=1e-4)
         browser.close()
