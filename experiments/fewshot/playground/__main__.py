@@ -83,14 +83,13 @@ def load(config: Config, split: Any) -> ClassData:
 def description_of(config: Config, ready: dict[models.Name, models.Trained]) -> dict[str, Any]:
     """What the page is told of the models."""
     data = models.DATA_SETS[config.data_set]
-    scores = " and ".join(
-        f"{models.TITLES[name]} for {each.rows[0]['mean']:.0f} %" for name, each in ready.items()
-    )
+    maml, prototypical = (f"{ready[name].rows[0]['mean']:.0f} %" for name in models.TITLES)
     return {
         "image": {"side": data.side, "width": data.width},
         "models": [{"name": name, "title": models.TITLES[name]} for name in ready],
-        "facts": f"Both were trained on {data.title}. In tasks of five new ones, one example of"
-        f" each, {scores} of the drawings are recognised.",
+        "facts": f"Both were trained on {data.title}. In tasks of five new ones, with one example"
+        f" of each, MAML recognises {maml} of the drawings, and the Prototypical Network"
+        f" {prototypical}.",
     }
 
 

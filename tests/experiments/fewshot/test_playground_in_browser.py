@@ -157,7 +157,7 @@ def test_undo_clear_remove_add_and_samples(page):
 
 
 def test_what_is_wrong_is_shown_and_the_page_goes_on(page):
-    assert "Draw an example of class A and B and C" in page.inner_text("#status")
+    assert "Draw examples of the classes A, B, and C." in page.inner_text("#status")
     draw_classes(page)
     spoil = lambda route: route.continue_(post_data='{"examples": [], "query": []}')
     page.route("**/api/answer", spoil)

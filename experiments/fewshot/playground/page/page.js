@@ -140,11 +140,12 @@ async function ask() {
   }
   const missing = state.classes.flatMap((drawing, index) => (drawing.length ? [] : [nameOf(index)]));
   if (missing.length || !state.query.length) {
+    const removable = state.classes.length > LEAST, list = new Intl.ListFormat("en");
     find("models").replaceChildren();
     find("time").textContent = "";
-    say(missing.length
-      ? `Draw an example of class ${missing.join(" and ")}${state.classes.length > LEAST ? ", or remove it" : ""}.`
-      : "Draw something to recognise.");
+    say(missing.length > 1 ? `Draw examples of the classes ${list.format(missing)}.`
+      : missing.length ? `Draw an example of class ${missing[0]}${removable ? ", or remove it" : ""}.`
+        : "Draw something to recognise.");
     return;
   }
   asking = true;
