@@ -120,8 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         from experiments.fewshot.playground import server
     except ImportError as error:
+        target = "playground" if config.static is None else "playground-static"
         raise common.RunError(
-            f"the page needs the extra: pip install 'metajax[playground]' ({error})"
+            f"the page needs libraries that make {target} installs ({error})"
         ) from error
     with server.listen(config.host, config.port) as listening:  # before the training's minutes
         ready = found(config, out)
