@@ -12,6 +12,9 @@ PARITY_INSTALLED := $(VENV)/.parity-installed
 PACKAGE_INSTALLED := $(VENV)/.package-installed
 GEMMA_INSTALLED := $(VENV)/.gemma-installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
+PLAYGROUND_INSTALLED := $(VENV)/.playground-installed
+STATIC_INSTALLED := $(VENV)/.playground-static-installed
+ONNXRUNTIME_WEB := $(VENV)/onnxruntime-web
 PYTEST := $(RUN) -m pytest -n 2 --dist worksteal
 PIP := $(RUN) -m pip --disable-pip-version-check --quiet
 # `make install PINS=` takes the newest of what pyproject.toml admits.
@@ -29,7 +32,7 @@ OPTIONS = \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-parity demo docs notebooks test test-all test-ci test-shipped lint package omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
+.PHONY: help install install-parity demo docs notebooks test test-all test-ci test-shipped lint package playground playground-static omniglot omniglot-metric omniglot-table cifar-fs fc100 cross-domain sinusoid data-weighting shakespeare test-time-training meta-lora evolve evolve-knowledge evolve-paper evolve-pretrained evolve-programs evolve-stories bench bench-memory bench-transformer bench-checkpoints bench-lm soak results clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -46,6 +49,13 @@ install-parity: $(PARITY_INSTALLED)
 
 demo: $(INSTALLED) ## meta-train on embedded glyphs: minutes, no download
 	$(RUN) -m experiments.fewshot.demo $(OPTIONS)
+
+playground: $(PLAYGROUND_INSTALLED) ## draw classes on a page, and see what MAML makes of another drawing
+	$(RUN) -m experiments.fewshot.playground $(OPTIONS)
+
+playground-static: $(STATIC_INSTALLED) ## the same page for any web server: the browser adapts (SITE=<folder>; needs npm)
+	$(RUN) -m experiments.fewshot.playground --static '$(or $(SITE),runs/playground-static)' \
+		--runtime $(ONNXRUNTIME_WEB)/node_modules/onnxruntime-web/dist $(OPTIONS)
 
 test: $(INSTALLED) $(if $(PARITY),$(PARITY_INSTALLED)) ## run the tests that aren't slow, and the docstrings' examples
 	$(PYTEST) -m 'not slow' $(ARGS)
@@ -190,6 +200,20 @@ $(GEMMA_INSTALLED): $(INSTALLED)
 $(DOCS_INSTALLED): $(INSTALLED)
 	@echo "Installing Sphinx and its extensions into $(VENV) (once) ..."
 	@$(PIP) install $(PINS) --group docs
+	@touch $@
+
+$(PLAYGROUND_INSTALLED): $(INSTALLED)
+	@echo "Installing Starlette and uvicorn, which serve the page, into $(VENV) (once) ..."
+	@$(PIP) install $(PINS) -e '.[playground]'
+	@touch $@
+
+# Without what jax2onnx asks for: its Orbax is older than ours, and its examples need the rest.
+$(STATIC_INSTALLED): $(PLAYGROUND_INSTALLED)
+	@command -v npm >/dev/null 2>&1 || { \
+		echo "make: npm was not found; it gets onnxruntime-web. It comes with Node.js." >&2; exit 1; }
+	@echo "Installing jax2onnx and onnxruntime-web into $(VENV) (once) ..."
+	@$(PIP) install $(PINS) --no-deps --group static
+	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(ONNXRUNTIME_WEB) onnxruntime-web@1.30.0
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED)

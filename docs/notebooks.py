@@ -12,6 +12,7 @@ import jupytext
 import nbformat
 
 TUTORIALS = Path(__file__).parent / "tutorials"
+PAGES = sorted(set(TUTORIALS.glob("*.md")) - {TUTORIALS / "index.md"})
 ADDRESS = "https://github.com/metajax/metajax/blob/main/docs/tutorials/"
 
 
@@ -28,5 +29,5 @@ def notebook(page: Path) -> str:
 
 
 if __name__ == "__main__":
-    for page in sorted(TUTORIALS.glob("*.md")):
+    for page in PAGES:
         page.with_suffix(".ipynb").write_text(notebook(page), encoding="utf-8")

@@ -8,11 +8,10 @@ import pytest
 jupytext = pytest.importorskip("jupytext")
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
-PAGES = sorted((DOCS / "tutorials").glob("*.md"))
-
 spec = importlib.util.spec_from_file_location("notebooks", DOCS / "notebooks.py")
 notebooks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(notebooks)
+PAGES = notebooks.PAGES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -61,7 +61,7 @@ def network_of(
     def apply_with(params: Params, images: jax.Array, **options: Any) -> Any:
         return by_support.apply({"params": params}, images, **options)
 
-    return Network(params, apply, apply_with)
+    return Network(params, apply, metajax.masked(apply_with))
 
 
 def inner_options(network: Network, *, transductive: bool = True) -> dict[str, Any]:

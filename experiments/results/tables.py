@@ -252,7 +252,7 @@ def benchmarks(found: Found) -> list[str]:
     for path, result in found.items():
         table = (soak.table if path.parent.name == "soak" else tables[path.stem])(result)
         text = table if isinstance(table, str) else "\n".join(table)
-        where = [*path.parent.parts[1:], path.stem]  # such as large-vocabulary, lora
+        where = [part for part in path.with_suffix("").parts if part != "bench"]  # soak, language
         lines += ["", f"## {', '.join(where)}", "", re.sub("^# (.*)", r"\1:", text).strip()]
     return lines[1:]
 
