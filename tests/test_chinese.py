@@ -1,4 +1,4 @@
-"""The Chinese pages say what the English ones say: the same code, and headings of the same levels."""
+"""The Chinese pages say what the English ones say: the same code, and headings alike."""
 
 import pathlib
 import re
