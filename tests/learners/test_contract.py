@@ -235,7 +235,12 @@ def test_the_meta_gradient_is_the_mean_of_the_tasks_gradients(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, mean)
 
 
-@pytest.mark.parametrize("name", each)
+EXPORTED = {"maml", "imaml", "prototypical", "matching", "relation", "r2d2"}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in EXPORTED else pytest.param(n, marks=pytest.mark.slow) for n in ALL]
+)
 def test_an_exported_program_predicts_the_same_for_any_number_of_inputs(name):
     learner, params = build(name), toy.init_params()
     params = learner.init(params)

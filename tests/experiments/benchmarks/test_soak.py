@@ -8,9 +8,10 @@ from experiments import common
 from experiments.benchmarks import soak
 
 
-@pytest.mark.ci
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["few-shot", "language", "evolution"])
+@pytest.mark.parametrize(
+    "trainer", [pytest.param("few-shot", marks=pytest.mark.ci), "language", "evolution"]
+)
 def test_a_few_kills_lose_nothing(tmp_path, trainer):
     config = soak.Config(
         trainer=trainer, kills=3, kills_per_run=3, seed=4, steps=60, out=tmp_path / "soak"

@@ -73,7 +73,13 @@ def test_a_tiny_adaptation(tmp_path, small):
 
 @pytest.mark.parametrize(
     ("method", "body"),
-    [*((method, "conv4") for method in get_args(config.Adapting)), ("anil", "resnet12")],
+    [
+        *(
+            pytest.param(each, "conv4", marks=pytest.mark.slow)
+            for each in get_args(config.Adapting)
+        ),
+        ("anil", "resnet12"),
+    ],
 )
 def test_every_learner_by_gradients_fits_its_network(small, method, body):
     options = dataclasses.replace(config.preset(method, body), features=4)
