@@ -13,7 +13,7 @@ from metajax.data._omniglot import omniglot, omniglot_alphabets
 from metajax.data._split_files import from_splits
 from metajax.data._tfds import DataNotFoundError
 from metajax.data.arrays import from_arrays, from_folder, select_classes, split_classes
-from metajax.data.augment import random_colours, random_flips, random_shifts
+from metajax.data.augment import random_affine, random_colours, random_flips, random_shifts
 from metajax.data.episodes import ClassData, Rotations, episode_sampler
 from metajax.data.padding import pad_episodes
 from metajax.data.sinusoid import sinusoid_sampler
@@ -37,6 +37,7 @@ __all__ = [
     "omniglot",
     "omniglot_alphabets",
     "pad_episodes",
+    "random_affine",
     "random_colours",
     "random_flips",
     "random_shifts",

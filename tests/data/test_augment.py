@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 import metajax
-from metajax.data import random_colours, random_flips, random_shifts
-from metajax.data.augment import _Colours
+from metajax.data import random_affine, random_colours, random_flips, random_shifts
+from metajax.data.augment import _Affine, _Colours
 
 
 def images(count, size=6, border=2):
@@ -129,3 +129,41 @@ def test_augmented_samplers_of_a_pytree_are_pytrees():
     both = random_colours(random_flips(sample))
     assert len(jax.tree.leaves(both)) == len(jax.tree.leaves(sample))
     assert both(jax.random.key(0)).support.inputs.shape == (2, 6, 6, 3)
+
+
+def test_an_affine_change_is_scipys():
+    """Pixels are read through the map that was drawn; SciPy reads through the same one."""
+    ndimage = pytest.importorskip("scipy.ndimage")
+    before = images(20).astype(np.float32)
+    change = _Affine(turn=0.5, shear=0.3, scale=0.2, pixels=2.0)
+    keys = jax.random.split(jax.random.key(3), len(before))
+    after = change(jax.random.key(3), jnp.asarray(before))
+    unchanged = 0
+    for key, old, new in zip(keys, before, after, strict=True):
+        matrix, shift = (np.asarray(part, np.float64) for part in change._draw(key))
+        centre = (np.array(old.shape[:2]) - 1) / 2
+        offset = centre + shift - matrix @ centre
+        expected = ndimage.affine_transform(
+            old[..., 0], matrix, offset, order=1, mode="grid-constant"
+        )
+        np.testing.assert_allclose(new[..., 0], expected, atol=2e-4)
+        unchanged += np.allclose(new, old)
+    assert unchanged < 6
+
+
+def test_nothing_is_changed_by_zero_and_channels_alike():
+    before = np.repeat(images(10), 3, axis=-1).astype(np.float32)
+    sample = lambda key: episode_of(before)
+    still = random_affine(sample, degrees=0, shear=0, scale=0, pixels=0)(jax.random.key(0))
+    np.testing.assert_allclose(still.query.inputs, before, atol=1e-6)
+    moved = random_affine(sample)(jax.random.key(0)).support.inputs
+    np.testing.assert_array_equal(moved[..., 0], moved[..., 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"degrees": 200}, "degrees"), ({"scale": 1.0}, "scale"), ({"shear": -1}, "shear")],
+)
+def test_affine_numbers_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        random_affine(lambda key: episode_of(images(2)), **options)
