@@ -9,8 +9,8 @@ network of its own. --k-shot gives the shots of training and test, and --protoco
 published schedule of Prototypical Networks: Adam at 1e-3, halved every 2,000 episodes.
 
 --split lake is Lake's challenge: training on alphabets of the background set alone, and test tasks
-of 20 characters of one alphabet of the evaluation set. Its training images are distorted at random.
-The usual split trains on 236 characters of the evaluation set.
+of 20 characters of one alphabet of the evaluation set. The usual split trains on 236 characters of
+the evaluation set.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from experiments.fewshot import comparing, target_domain
 from experiments.fewshot.omniglot.networks import Method, network_of
 from experiments.fewshot.omniglot.published import BY_COMPARISON, LAKE, NOTHING
 from experiments.fewshot.schedules import muon, warmup_cosine
-from metajax.data import ClassData, episode_sampler, omniglot, random_affine
+from metajax.data import ClassData, episode_sampler, omniglot
 
 QUERY_IN_TRAINING = 5
 TEST_WAYS = (5, 20)
@@ -82,11 +82,6 @@ def sampler(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sam
     return episode_sampler(data, n_way=n_way, k_shot=k_shot, query=query, rotations="as_classes")
 
 
-def distorted(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
-    """The same, with every image turned, sheared, scaled and shifted a little."""
-    return random_affine(sampler(data, n_way, k_shot, query))
-
-
 def within_alphabets(data: ClassData, n_way: int, k_shot: int, query: int) -> metajax.Sampler:
     """Episodes of characters of one alphabet each, as they are written."""
     alphabets = np.unique([name.split("/")[0] for name in data.names], return_inverse=True)[1]
@@ -120,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description=description,
             optimizer=optimizer,
             data=data,
-            sample=distorted if lake else sampler,
+            sample=sampler,
             test_sample=within_alphabets if lake else sampler,
             query=QUERY_IN_TRAINING,
             ways=TEST_WAYS[-1:] if lake else TEST_WAYS,
