@@ -97,6 +97,9 @@ def command(module: str, config: Any, *, preset: Callable[..., Any] | None = Non
     >>> sizes = dataclasses.make_dataclass("Sizes", [("tasks", tuple, (1, 4)), ("timed", int, 3)])
     >>> command("experiments.sizes", sizes(tasks=(2, 8)))
     'python -m experiments.sizes --tasks 2 8'
+    >>> data = dataclasses.make_dataclass("Data", [("data", str, "omniglot")])
+    >>> command("experiments.data", data(__file__))
+    'python -m experiments.data --data command_line.py'
     """
     words = ["python", "-m", module]
     defaults = _defaults(config, preset)
@@ -107,6 +110,8 @@ def command(module: str, config: Any, *, preset: Callable[..., Any] | None = Non
         if value == defaults[field.name] or isinstance(value, Path) or field.name in omitted:
             continue
         words.append("--" + field.name.replace("_", "-"))
+        if isinstance(value, str) and "/" in value and Path(value).exists():
+            value = Path(value).name  # where it lies on this machine is no part of the run
         if value is not True:
             words += map(str, value if isinstance(value, tuple) else (value,))
     return shlex.join(words)

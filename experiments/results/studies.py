@@ -82,6 +82,25 @@ STUDIES = {
             ),
         ),
     ),
+    "lake": Study(
+        "Lake's challenge: within an alphabet, after training on the background set alone",
+        ("lake/**/result.json",),
+        tables.few_shot,
+        "`make omniglot-metric ARGS='--split lake'`: 25 alphabets of the background set train, 5 "
+        "validate, and a task has 20 characters of one alphabet of the evaluation set. In "
+        "`distorted` the training images were turned, sheared, scaled and shifted at random.",
+    ),
+    "cross-domain": Study(
+        "Across domains: learners on images of another kind",
+        ("cross-domain/table.json",),
+        tables.learners,
+        "`make cross-domain ARGS='--cyrillic FILE'`: models trained on Omniglot, tested on 5-way "
+        "tasks of 42 handwritten Cyrillic letters, images as they are, 15 query images a class, "
+        "with the 95 % interval over episodes. Beside them is the nearest class mean of the pixels. "
+        "Transductive figures are by the statistics of the query batch; for the others each query "
+        "image is predicted by itself.",
+        (("cross-domain/table.png", "learners, and pixels"),),
+    ),
     "sinusoid": Study(
         "MAML on sinusoid regression",
         ("sinusoid/**/result.json",),
