@@ -96,7 +96,7 @@ STUDIES = {
         tables.learners,
         "`make cross-domain ARGS='--cyrillic FILE'`: models trained on Omniglot, tested on 5-way "
         "tasks of 42 handwritten Cyrillic letters, images as they are, 15 query images a class, "
-        "with the 95 % interval over episodes. Beside them is the nearest class mean of the pixels. "
+        "with the 95 % interval over episodes. Beside them is the nearest class mean of pixels. "
         "Transductive figures are by the statistics of the query batch; for the others each query "
         "image is predicted by itself.",
         (("cross-domain/table.png", "learners, and pixels"),),
