@@ -32,7 +32,7 @@ def onnx_of(models: Mapping[Name, Trained]) -> Any:
     have the models' names.
     """
     logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)  # its own examples lack libraries
-    import jax2onnx  # slow, and needed here alone
+    import jax2onnx  # slow, and needed here alone  # pyright: ignore[reportMissingImports]
 
     answer = answer_of({name: each.learner for name, each in models.items()})
     params = {name: each.params for name, each in models.items()}
