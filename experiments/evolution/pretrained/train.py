@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts=facts(setup, loop),
         base="worked examples",
     )
-    then = "The adapter there is read by peft and by lm.load_adapters. --family takes other tasks."
+    then = "peft and lm.load_adapters read adapters/. --family takes other tasks."
     common.finish(run.path, samples, table, then=then)
 
 
