@@ -96,6 +96,7 @@ def test_the_programs_of_the_how_to_pages(page, run):
         assert int(names["state"].step) == 20
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_the_programs_of_the_language_models_page(run):
     """One after another, each with imports of its own, as the page says."""
@@ -105,6 +106,7 @@ def test_the_programs_of_the_language_models_page(run):
     assert printed
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 def test_ones_own_model_proposer_and_verifier_in_under_forty_lines(run):
     program, _ = programs(DOCS / "self-evolution.md")
